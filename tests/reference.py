@@ -1,0 +1,65 @@
+"""The method as the paper writes it, without this package or TransformerLens.
+
+Hugging Face modules, torch hooks, one prompt at a time, no padding, and Python sets. Slow and literal on purpose.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+ActiveNeurons = dict[tuple[int, str, int], set[int]]  # (example, language, layer) -> neurons
+
+
+def active_neurons(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: dict[str, list[str]],
+    *,
+    module: str,
+    n_layers: int,
+    bos: bool,
+    of_output: bool = False,
+    threshold: float = 0.0,
+) -> ActiveNeurons:
+    """The neurons above the threshold at the last token; read at the input (or output) of a module of each layer."""
+    active: ActiveNeurons = {}
+    for language, texts in prompts.items():
+        for example, text in enumerate(texts):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            if bos:
+                ids = [tokenizer.bos_token_id, *ids]
+            seen: dict[int, torch.Tensor] = {}
+            handles = []
+            for layer in range(n_layers):
+
+                def read(_module, inputs, output, layer=layer):
+                    seen[layer] = output if of_output else inputs[0]
+
+                handles.append(model.get_submodule(module.format(layer)).register_forward_hook(read))
+            with torch.no_grad():
+                model(torch.tensor([ids]))
+            for handle in handles:
+                handle.remove()
+            for layer in range(n_layers):
+                width = seen[layer].shape[-1]
+                last = seen[layer].reshape(-1, width)[-1].tolist()  # OPT gives all tokens as one long list
+                active[example, language, layer] = {neuron for neuron in range(width) if last[neuron] > threshold}
+    return active
+
+
+def types(active: ActiveNeurons, example: int, layer: int, languages: list[str], width: int) -> dict[str, set[int]]:
+    """The four types of one layer's neurons, for one example."""
+    found: dict[str, set[int]] = {"non-activated": set(), "specific": set(), "partial-shared": set(), "all-shared": set()}
+    for neuron in range(width):
+        speakers = {language for language in languages if neuron in active[example, language, layer]}
+        if speakers == set(languages):
+            found["all-shared"].add(neuron)
+        elif len(speakers) > 1:
+            found["partial-shared"].add(neuron)
+        elif len(speakers) == 1:
+            found["specific"].add(neuron)
+        else:
+            found["non-activated"].add(neuron)
+    return found

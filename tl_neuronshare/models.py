@@ -1,0 +1,394 @@
+"""All that this package knows of TransformerLens: where the neurons are, how to tokenise, and how to run.
+
+Both model classes serve: `HookedTransformer` (TransformerLens 3) and `TransformerBridge` (3 and 4). They differ
+in how the unembedding is left out, in where the activation function lives, and in what they can pad.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_neuronshare.errors import NeuronShareError
+
+Site = Literal["post", "gate"]
+Backend = Literal["auto", "hooked", "bridge"]
+# Bridges that compute something else as soon as they are given an attention mask, or that ignore it.
+_MASK_IS_NOT_SAFE = ("openai-gpt", "rwkv")
+# What Hugging Face's gated MLPs and TransformerLens's own call their activation function.
+_ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
+
+
+class LensModel(Protocol):
+    """What is used of a TransformerLens model; any HookedTransformer or TransformerBridge fits."""
+
+    cfg: Any
+    tokenizer: Any
+
+    @property
+    def hook_dict(self) -> Mapping[str, Any]:
+        """Every hook point by name."""
+        ...
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> tuple[Any, Mapping[str, Tensor]]:
+        """A forward pass and the activations that it cached."""
+        ...
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The model's weights."""
+        ...
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """The model's modules."""
+        ...
+
+
+@dataclass(frozen=True)
+class NeuronLayer:
+    """One MLP's neurons: the hook to read, how many there are, and what turns the hook's tensor into their values."""
+
+    hook: str
+    width: int
+    activation: Callable[[Tensor], Tensor] | None = None
+
+    def values(self, tensor: Float[Tensor, "*batch neuron"]) -> Float[Tensor, "*batch neuron"]:
+        """The neurons' values from what the hook gave."""
+        return tensor if self.activation is None else self.activation(tensor)
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    backend: Backend = "auto",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> LensModel:
+    """Load a model with its raw weights: nothing folded, nothing centred.
+
+    Args:
+        name_or_path: a name on the Hugging Face hub, or a local directory with a model and its tokenizer.
+        backend: `hooked` is a HookedTransformer (TransformerLens 3 only), `bridge` a TransformerBridge.
+            `auto`, on TransformerLens 3, is `hooked` for the names that it knows; `bridge` for local
+            directories, for other names, and always on TransformerLens 4.
+        device: where to put it; TransformerLens's choice by default (a GPU if there is one).
+        dtype: of the weights; float32 by default.
+
+    Raises:
+        NeuronShareError: an unknown backend, `hooked` on TransformerLens 4, or nothing to load there.
+
+    Example:
+        >>> model = load_model(demo_directory, backend="bridge", device="cpu")
+        >>> model.cfg.n_layers
+        4
+    """
+    if backend not in get_args(Backend):
+        raise NeuronShareError(f"backend={backend!r} is unknown; use one of {', '.join(get_args(Backend))}.")
+    if backend == "hooked" and not has_hooked_transformer():
+        raise NeuronShareError(
+            f"TransformerLens {version('transformer_lens')} has no HookedTransformer any more; "
+            'use backend="bridge", or install "transformer_lens>=3.9,<4".'
+        )
+    path = Path(name_or_path)
+    dtype = dtype or torch.float32
+    local = path.is_dir()
+    try:
+        if has_hooked_transformer() and (backend == "hooked" or (backend == "auto" and _known_name(str(name_or_path)))):
+            return _load_hooked(str(name_or_path), local=local, device=device, dtype=dtype)
+        from transformer_lens.model_bridge import TransformerBridge
+
+        bridge: LensModel = TransformerBridge.boot_transformers(str(name_or_path), device=device, dtype=dtype)
+        return bridge
+    except NeuronShareError:
+        raise
+    except (OSError, ValueError) as error:
+        what = "The directory" if local else "The name"
+        raise NeuronShareError(
+            f"{what} {str(name_or_path)!r} could not be loaded: {error}\n"
+            "Give a directory with config.json, weights and a tokenizer, or a name on the Hugging Face hub; without a "
+            "network, download the model elsewhere (huggingface-cli download NAME --local-dir DIR) and give DIR."
+        ) from error
+
+
+def has_hooked_transformer() -> bool:
+    """Whether the installed TransformerLens still has HookedTransformer (4.0 removed it)."""
+    return int(version("transformer_lens").split(".")[0]) < 4
+
+
+def _known_name(name: str) -> bool:
+    """Whether HookedTransformer knows this name (a local directory of that name goes first)."""
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
+    if Path(name).is_dir():
+        return False
+    try:
+        get_official_model_name(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _load_hooked(name: str, *, local: bool, device: str | torch.device | None, dtype: torch.dtype) -> LensModel:
+    """A HookedTransformer, by name or, which its own from_pretrained refuses, from a directory."""
+    from transformer_lens import HookedTransformer
+
+    model: LensModel
+    if not local:
+        model = HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
+        return model
+    from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        cfg = get_pretrained_model_config(name, device=device, dtype=dtype)
+    except (AttributeError, KeyError, NotImplementedError) as error:
+        raise NeuronShareError(
+            f"TransformerLens {version('transformer_lens')} makes no HookedTransformer of the directory {name!r}: it "
+            'converts this architecture by its name on the hub only. Use backend="bridge", or give the name.'
+        ) from error
+    weights = get_pretrained_state_dict(name, cfg, AutoModelForCausalLM.from_pretrained(name, dtype=dtype))
+    model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(name))
+    model.load_and_process_state_dict(
+        weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+    )
+    return model.to(cfg.device)
+
+
+def is_bridge(model: LensModel) -> bool:
+    """Whether this is a TransformerBridge, which runs a Hugging Face model inside."""
+    return hasattr(model, "original_model")
+
+
+def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
+    """Where to read each layer's neurons, in the order of the layers.
+
+    `post` is the input of the down projection. `gate` is act(gate) on gated MLPs and the same as `post` on others.
+
+    Raises:
+        NeuronShareError: an unknown site, no TransformerLens model, no decoder, no MLP hooks, or an MLP
+            whose neurons are not to be had there (mixture of experts).
+    """
+    if site not in get_args(Site):
+        raise NeuronShareError(f"site={site!r} is unknown; use one of {', '.join(get_args(Site))}.")
+    check_model(model)
+    hooks = model.hook_dict
+    layers = []
+    for block in _mlp_blocks(hooks):
+        post = f"{block}.mlp.hook_post"
+        if f"{block}.mlp.experts.0.hook_post" in hooks or (
+            post in hooks and hooks.get(f"{block}.mlp.hook_out") is hooks[post]
+        ):
+            raise NeuronShareError(
+                f"{block}.mlp is a mixture of experts, whose neurons are not read yet; use a dense model."
+            )
+        if post not in hooks:
+            raise NeuronShareError(
+                f"{block}.mlp has no hook_post, so that its neurons cannot be read; "
+                "use a model whose every MLP has one (see model.hook_dict)."
+            )
+        width = output_weights(model, post).shape[0]
+        if site == "gate" and f"{block}.mlp.hook_pre_linear" in hooks:
+            layers.append(NeuronLayer(f"{block}.mlp.hook_pre", width, _activation_function(model, block)))
+        else:
+            layers.append(NeuronLayer(post, width))
+    if not layers:
+        raise NeuronShareError(
+            f"{_name(model)} has no MLP: none of its {len(hooks)} hooks is named blocks.N.mlp.hook_post. "
+            "Use a model with MLP layers."
+        )
+    return layers
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no TransformerLens model, has no tokenizer, or is no decoder.
+
+    Raises:
+        NeuronShareError: says which of the three, and what to load in its place.
+    """
+    if not all(hasattr(model, name) for name in ("cfg", "hook_dict", "run_with_cache")):
+        raise NeuronShareError(
+            f"A {type(model).__name__} is no TransformerLens model; load one with tl_neuronshare.load_model(name), "
+            "HookedTransformer.from_pretrained_no_processing(name) or TransformerBridge.boot_transformers(name)."
+        )
+    if getattr(model, "tokenizer", None) is None:
+        raise NeuronShareError(f"{_name(model)} has no tokenizer; give it one with model.set_tokenizer(...).")
+    hugging_face = getattr(model, "original_model", None)
+    decoder = (
+        getattr(model.cfg, "attention_dir", "causal") == "causal"  # type: ignore[attr-defined]
+        if hugging_face is None
+        else hugging_face.can_generate() and not getattr(hugging_face.config, "is_encoder_decoder", False)
+    )
+    if not decoder:
+        raise NeuronShareError(
+            f"{_name(model)} ({type(hugging_face or model).__name__}) is no decoder-only language model; "
+            "encoders are not read yet."
+        )
+
+
+def _mlp_blocks(hooks: Mapping[str, Any]) -> list[str]:
+    """The blocks with an MLP, in numerical order: bridges list their hooks in the order of the alphabet."""
+    found = {int(match[1]) for name in hooks if (match := re.match(r"blocks\.(\d+)\.mlp\.", name))}
+    return [f"blocks.{index}" for index in sorted(found)]
+
+
+def _mlp(model: LensModel, hook: str) -> Any:
+    return model.blocks[int(hook.split(".")[1])].mlp  # type: ignore[attr-defined]
+
+
+def _activation_function(model: LensModel, block: str) -> Callable[[Tensor], Tensor]:
+    """The true activation function of a gated MLP; cfg.act_fn is wrong for many models."""
+    mlp = _mlp(model, block)
+    for holder in (mlp, getattr(mlp, "original_component", None)):
+        for name in _ACTIVATION_NAMES:
+            function = getattr(holder, name, None)
+            if callable(function):
+                return function  # type: ignore[no-any-return]
+    raise NeuronShareError(f'{block}.mlp does not say what its activation function is; use site="post".')
+
+
+def output_weights(model: LensModel, hook: str) -> Float[Tensor, "neuron d_model"]:
+    """W_out of the MLP that this hook belongs to: row j is what neuron j writes to the residual stream."""
+    weights: Tensor = _mlp(model, hook).W_out
+    return weights.detach()
+
+
+def unembedding(model: LensModel, tokens: Int[Tensor, "token"]) -> Float[Tensor, "d_model token"]:
+    """The unembedding's column for each of the tokens."""
+    weights: Tensor = model.unembed.W_U  # type: ignore[attr-defined]
+    return weights[:, tokens].detach()
+
+
+def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None = None) -> list[list[int]]:
+    """The token ids of each text alone, without padding and never truncated.
+
+    Args:
+        model: whose tokenizer to use.
+        texts: what to tokenise.
+        prepend_bos: whether each begins with the BOS token; None is the model's own `cfg.default_prepend_bos`.
+
+    Raises:
+        NeuronShareError: BOS was asked for and the tokenizer has none.
+    """
+    bos = resolve_prepend_bos(model, prepend_bos)
+    if bos and model.tokenizer.bos_token_id is None:
+        raise NeuronShareError(f"The tokenizer of {_name(model)} has no BOS token; use prepend_bos=False.")
+    # Special tokens that a tokenizer adds by itself differ between classes and versions: BOS is put there by hand.
+    ids: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False).input_ids
+    return [[model.tokenizer.bos_token_id, *row] for row in ids] if bos else ids
+
+
+def resolve_prepend_bos(model: LensModel, prepend_bos: bool | None) -> bool:
+    """What prepend_bos=None means for this model."""
+    return bool(model.cfg.default_prepend_bos) if prepend_bos is None else prepend_bos
+
+
+def can_pad(model: LensModel) -> bool:
+    """Whether prompts of different length can share a batch: some bridges mistreat an attention mask."""
+    return not is_bridge(model) or model.original_model.config.model_type not in _MASK_IS_NOT_SAFE  # type: ignore[attr-defined]
+
+
+def read_last(
+    model: LensModel, rows: Sequence[Sequence[int]], layers: Sequence[NeuronLayer]
+) -> list[Float[Tensor, "prompt neuron"]]:
+    """Each layer's values at the last token of each row of tokens, from one forward pass without the vocabulary.
+
+    Rows are padded on the left, with a mask made from their lengths (a mask made from the token ids would hide
+    a prompt's own BOS or end token where that is also the padding).
+
+    Raises:
+        NeuronShareError: a hook that did not fire, or gave a tensor of another shape than its layer's.
+    """
+    tokens, mask = _left_padded(model, rows)
+    names = {layer.hook for layer in layers}
+    masked = {} if mask is None else {"attention_mask": mask}
+    _, cache = model.run_with_cache(
+        tokens,
+        names_filter=lambda name: name in names,
+        pos_slice=-1,
+        **masked,
+        **_without_vocabulary(model),
+    )
+    values = []
+    for layer in layers:
+        if layer.hook not in cache:
+            raise NeuronShareError(
+                f"{layer.hook} did not fire; is it the hook of a layer that this model skips? "
+                "Remove hooks or settings that replace the MLP, or use another site."
+            )
+        tensor = cache[layer.hook]
+        if tuple(tensor.shape) != (len(rows), 1, layer.width):
+            raise NeuronShareError(
+                f"{layer.hook} gave a tensor of shape {tuple(tensor.shape)}, not {(len(rows), 1, layer.width)} "
+                "(prompts, position, neurons); does a hook of yours change its shape?"
+            )
+        values.append(layer.values(tensor[:, 0]))
+    return values
+
+
+def _left_padded(
+    model: LensModel, rows: Sequence[Sequence[int]]
+) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt position"] | None]:
+    """Tokens and mask on the model's device; no mask where nothing is padded."""
+    longest = max(map(len, rows))
+    # Any token will do: the mask hides it.
+    tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    device = next(model.parameters()).device
+    if lengths.min() == longest:
+        return tokens.to(device), None
+    mask = (torch.arange(longest) >= longest - lengths[:, None]).long()
+    return tokens.to(device), mask.to(device)
+
+
+def _without_vocabulary(model: LensModel) -> dict[str, Any]:
+    """Arguments of the forward pass that keep it from making logits for every position."""
+    if not is_bridge(model):
+        return {"stop_at_layer": model.cfg.n_layers}
+    forward = inspect.signature(model.original_model.forward)  # type: ignore[attr-defined]
+    return {"logits_to_keep": 1} if "logits_to_keep" in forward.parameters else {}
+
+
+@contextmanager
+def left_as_found(model: LensModel) -> Iterator[None]:
+    """Run without gradients and dropout, and put every module's training mode back, whatever happens."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def describe(model: LensModel) -> dict[str, str | bool]:
+    """What a saved result should say of the model."""
+    parameter = next(model.parameters())
+    return {
+        "model": _name(model),
+        "model_class": type(model).__name__,
+        "weights": "processed" if _is_processed(model) else "raw",
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": parameter.device.type,
+    }
+
+
+def _is_processed(model: LensModel) -> bool:
+    """Whether norms are folded into the weights: HookedTransformer's default, a bridge's compatibility mode."""
+    if is_bridge(model):
+        return bool(getattr(model, "compatibility_mode", False))
+    return str(model.cfg.normalization_type).endswith("Pre")
+
+
+def _name(model: Any) -> str:
+    return str(getattr(model.cfg, "model_name", None) or type(model).__name__)

@@ -1,0 +1,292 @@
+"""Prompts that mean the same in several languages, aligned by example."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from tl_neuronshare.errors import NeuronShareError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COLUMNS = ("example", "language", "prompt")
+OPTIONAL_COLUMNS = ("answer", "choices")
+
+
+class ParallelPrompts:
+    """The same examples in every language: `prompts[language][i]` means the same for all languages.
+
+    Args:
+        prompts: for each language its prompts, all languages in the same order of examples.
+        answers: for each language the continuation that is right; prompt + answer is the whole text, so
+            an answer begins with a space where the language puts one there.
+        choices: for each language and example the candidate continuations, the answer among them.
+        name: what to call this set in tables and metadata.
+        examples: a label for each example, unique; 0, 1, 2 ... by default.
+
+    Raises:
+        NeuronShareError: fewer than two languages, languages of different length, no examples, a prompt
+            that is empty or not a string, a string where a list belongs, answers or choices that do not fit.
+
+    Example:
+        >>> prompts = ParallelPrompts({"en": ["Two and two is", "Red and"], "de": ["Zwei und zwei ist", "Rot und"]})
+        >>> prompts
+        ParallelPrompts(2 examples x 2 languages: en, de)
+        >>> prompts[1:].prompts["de"]
+        ('Rot und',)
+    """
+
+    def __init__(
+        self,
+        prompts: Mapping[str, Sequence[str]],
+        answers: Mapping[str, Sequence[str]] | None = None,
+        choices: Mapping[str, Sequence[Sequence[str]]] | None = None,
+        name: str = "",
+        *,
+        examples: Sequence[Hashable] | None = None,
+    ) -> None:
+        if not isinstance(prompts, Mapping):
+            raise NeuronShareError(
+                f"prompts is a {type(prompts).__name__}; give a mapping from each language to its list of prompts, "
+                'such as {"en": [...], "de": [...]}.'
+            )
+        if len(prompts) < 2:
+            raise NeuronShareError(
+                f"prompts has {len(prompts)} language(s) ({', '.join(map(str, prompts))}); "
+                "sharing is between languages, so give at least two."
+            )
+        self.prompts = {language: _texts(texts, "prompt", language) for language, texts in prompts.items()}
+        self.languages = tuple(self.prompts)
+        lengths = {language: len(texts) for language, texts in self.prompts.items()}
+        if len(set(lengths.values())) > 1:
+            raise NeuronShareError(
+                "The languages have different numbers of prompts: "
+                + ", ".join(f"{language} {length}" for language, length in lengths.items())
+                + ". Example i must mean the same in every language: align the lists, or use "
+                "ParallelPrompts.from_frame, which aligns by the column 'example'."
+            )
+        self._length = next(iter(lengths.values()))
+        if self._length == 0:
+            raise NeuronShareError("prompts has no examples: every list is empty. Give at least one prompt a language.")
+        self.answers = None if answers is None else self._answers(answers)
+        self.choices = None if choices is None else self._choices(choices)
+        self.name = name
+        self.examples = tuple(range(self._length)) if examples is None else tuple(examples)
+        if len(self.examples) != self._length or len(set(self.examples)) != self._length:
+            raise NeuronShareError(
+                f"examples holds {len(self.examples)} labels, {len(set(self.examples))} of them different, "
+                f"for {self._length} examples; give each example one label of its own."
+            )
+
+    def _matching(self, table: Mapping[str, Any], what: str) -> dict[str, Any]:
+        """The table's rows in the order of the languages, with as many entries as there are examples."""
+        if not isinstance(table, Mapping) or set(table) != set(self.languages):
+            given = ", ".join(map(str, table)) if isinstance(table, Mapping) else f"a {type(table).__name__}"
+            raise NeuronShareError(
+                f"{what} is for {given}, but prompts is for {', '.join(self.languages)}; "
+                f"give {what} for exactly the same languages."
+            )
+        for language in self.languages:
+            entries = table[language]
+            if isinstance(entries, str) or not isinstance(entries, Sequence):
+                raise NeuronShareError(f"{what}[{language!r}] is a {type(entries).__name__}; give a list.")
+            if len(entries) != self._length:
+                raise NeuronShareError(
+                    f"{what}[{language!r}] has {len(entries)} entries for {self._length} prompts; give one for each."
+                )
+        return {language: table[language] for language in self.languages}
+
+    def _answers(self, answers: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+        return {
+            language: _texts(texts, "answer", language) for language, texts in self._matching(answers, "answers").items()
+        }
+
+    def _choices(self, choices: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, tuple[tuple[str, ...], ...]]:
+        checked = {}
+        for language, rows in self._matching(choices, "choices").items():
+            checked[language] = tuple(
+                _texts(row, "choice", language, f"example {index}, choice") for index, row in enumerate(rows)
+            )
+            for index, row in enumerate(checked[language]):
+                where = f"Language {language!r}, example {index}"
+                if len(row) < 2 or len(set(row)) < len(row):
+                    raise NeuronShareError(f"{where}: choices {list(row)}; give at least two, all different.")
+                if self.answers is not None and self.answers[language][index] not in row:
+                    raise NeuronShareError(
+                        f"{where}: the answer {self.answers[language][index]!r} is not among the choices {list(row)}; "
+                        "add it, with the same leading space."
+                    )
+        return checked
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: slice | int) -> ParallelPrompts:
+        """The selected examples, in all languages; an integer selects one example."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"example {index} of {len(self)}")
+            index = slice(index, index + 1 or None)
+        return ParallelPrompts(
+            {language: texts[index] for language, texts in self.prompts.items()},
+            self.answers and {language: texts[index] for language, texts in self.answers.items()},
+            self.choices and {language: rows[index] for language, rows in self.choices.items()},
+            self.name,
+            examples=self.examples[index],
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ParallelPrompts) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  # compared by content, like a list
+
+    def __repr__(self) -> str:
+        name = f"{self.name}: " if self.name else ""
+        return f"ParallelPrompts({name}{len(self)} examples x {len(self.languages)} languages: {', '.join(self.languages)})"
+
+    def select(self, languages: Sequence[str]) -> ParallelPrompts:
+        """The same examples in some of the languages, in the order asked for.
+
+        Raises:
+            NeuronShareError: a language that is not there, or fewer than two.
+
+        Example:
+            >>> ParallelPrompts({"en": ["a"], "de": ["b"], "fr": ["c"]}).select(["fr", "en"]).languages
+            ('fr', 'en')
+        """
+        unknown = [language for language in languages if language not in self.languages]
+        if unknown:
+            raise NeuronShareError(
+                f"No prompts in {', '.join(map(repr, unknown))}; these have {', '.join(self.languages)}."
+            )
+        return ParallelPrompts(
+            {language: self.prompts[language] for language in languages},
+            self.answers and {language: self.answers[language] for language in languages},
+            self.choices and {language: self.choices[language] for language in languages},
+            self.name,
+            examples=self.examples,
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each example and language: example, language, prompt[, answer][, choices].
+
+        Example:
+            >>> print(ParallelPrompts({"en": ["Red and"], "de": ["Rot und"]}).to_frame().to_string(index=False))
+             example language  prompt
+                   0       en Red and
+                   0       de Rot und
+        """
+        rows = []
+        for index, example in enumerate(self.examples):
+            for language in self.languages:
+                row = {"example": example, "language": language, "prompt": self.prompts[language][index]}
+                if self.answers is not None:
+                    row["answer"] = self.answers[language][index]
+                if self.choices is not None:
+                    row["choices"] = list(self.choices[language][index])
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, *, name: str = "") -> ParallelPrompts:
+        """From a long table with columns example, language, prompt[, answer][, choices], in any order of rows.
+
+        Examples and languages keep the order in which they first appear; rows are aligned by `example`.
+
+        Raises:
+            NeuronShareError: a column is missing, an example lacks a language, or a pair stands there twice.
+
+        Example:
+            >>> table = pd.DataFrame({"example": [7, 7], "language": ["en", "de"], "prompt": ["Red and", "Rot und"]})
+            >>> ParallelPrompts.from_frame(table).prompts
+            {'en': ('Red and',), 'de': ('Rot und',)}
+        """
+        missing = [column for column in COLUMNS if column not in frame.columns]
+        if missing:
+            raise NeuronShareError(
+                f"The table lacks the column(s) {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}. "
+                f"It needs {', '.join(COLUMNS)}, and may have {', '.join(OPTIONAL_COLUMNS)}."
+            )
+        keys = frame[["example", "language"]]
+        if keys.isna().to_numpy().any():
+            row = int(keys.isna().any(axis=1).to_numpy().argmax())
+            raise NeuronShareError(f"Row {row} of the table has no example or no language; fill it in or drop the row.")
+        twice = keys[keys.duplicated()]
+        if len(twice):
+            example, language = twice.iloc[0]
+            raise NeuronShareError(
+                f"Example {example!r} stands more than once in language {language!r} "
+                f"({len(twice)} such rows); keep one row for each example and language."
+            )
+        examples, languages = keys["example"].unique(), keys["language"].unique()
+        if len(frame) < len(examples) * len(languages):
+            present = set(keys.itertuples(index=False, name=None))
+            lacking = [(e, la) for e in examples for la in languages if (e, la) not in present]
+            example, language = lacking[0]
+            raise NeuronShareError(
+                f"Example {example!r} has no row in language {language!r} ({len(lacking)} rows are missing in all); "
+                "every example needs every language: add the rows or drop those examples."
+            )
+        indexed = frame.set_index(["language", "example"])
+
+        def column(name: str) -> dict[str, list[Any]] | None:
+            if name not in frame.columns:
+                return None
+            return {language: indexed[name].loc[language].reindex(examples).tolist() for language in languages}
+
+        choices = column("choices")
+        return cls(
+            column("prompt") or {},
+            column("answer"),
+            choices and {language: [_as_list(row) for row in rows] for language, rows in choices.items()},
+            name,
+            examples=examples.tolist(),
+        )
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset, *, name: str = "") -> ParallelPrompts:
+        """From a Hugging Face `datasets.Dataset` with the columns of `from_frame`.
+
+        Raises:
+            NeuronShareError: as `from_frame`, or for a DatasetDict (choose a split).
+
+        Example:
+            >>> from datasets import Dataset
+            >>> rows = {"example": [0, 0], "language": ["en", "de"], "prompt": ["Red and", "Rot und"]}
+            >>> len(ParallelPrompts.from_dataset(Dataset.from_dict(rows)))
+            1
+        """
+        if isinstance(dataset, Mapping):
+            raise NeuronShareError(f"This is a set of splits ({', '.join(map(str, dataset))}); pass one of them.")
+        if not hasattr(dataset, "to_pandas"):
+            raise NeuronShareError(f"dataset is a {type(dataset).__name__}; give a datasets.Dataset.")
+        return cls.from_frame(dataset.to_pandas(), name=name)
+
+
+def _as_list(row: Any) -> Any:
+    """Choices as a list: `Dataset.to_pandas` gives arrays."""
+    return row.tolist() if hasattr(row, "tolist") else row
+
+
+def _texts(texts: Sequence[str], what: str, language: str, item: str = "example") -> tuple[str, ...]:
+    """The texts as a tuple, each a string that is not empty."""
+    if not isinstance(language, str):
+        raise NeuronShareError(f"{language!r} is no name of a language; use a string such as 'en'.")
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise NeuronShareError(
+            f"Language {language!r}: a {type(texts).__name__} where a list of {what}s belongs; put it in a list."
+        )
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise NeuronShareError(
+                f"Language {language!r}, {item} {index}: the {what} is a {type(text).__name__} ({text!r}), not a string."
+            )
+        if not text.strip():
+            raise NeuronShareError(
+                f"Language {language!r}, {item} {index}: the {what} is empty; fill it in or drop that example "
+                "in every language."
+            )
+    return tuple(texts)

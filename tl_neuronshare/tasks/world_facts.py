@@ -1,0 +1,279 @@
+"""Facts about countries, languages and small sums, in nine languages, from the Unicode CLDR (through babel).
+
+Names of territories, languages and currencies are CLDR's, as are currencies and official languages;
+continents follow the UN's M49 regions. Where a fact is contested or ambiguous (two legal tenders, several
+official languages, a country on two continents) it is left out. The templates are ours.
+
+The answers of `country_code`, `currency_code`, `language_code` and `sum` are written the same in every
+language, by design; those of `currency`, `continent` and `official_language` are words of the language.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.prompts import ParallelPrompts
+
+LANGUAGES = ("en", "de", "es", "fr", "ru", "th", "tr", "vi", "zh")
+
+TEMPLATES: Mapping[str, Mapping[str, str]] = {
+    "country_code": {
+        "en": "Country code of {}",
+        "de": "Ländercode von {}",
+        "es": "Código de país de {}",
+        "fr": "Code de pays : {}",
+        "ru": "Код страны: {}",
+        "th": "รหัสประเทศของ{}",
+        "tr": "Ülke kodu: {}",
+        "vi": "Mã quốc gia của {}",
+        "zh": "{}的国家代码",
+    },
+    "currency_code": {
+        "en": "Currency code of {}",
+        "de": "Währungscode von {}",
+        "es": "Código de moneda de {}",
+        "fr": "Code de monnaie : {}",
+        "ru": "Код валюты: {}",
+        "th": "รหัสสกุลเงินของ{}",
+        "tr": "Para birimi kodu: {}",
+        "vi": "Mã tiền tệ của {}",
+        "zh": "{}的货币代码",
+    },
+    "language_code": {
+        "en": "Language code of {}",
+        "de": "Sprachcode von {}",
+        "es": "Código de idioma de {}",
+        "fr": "Code de langue : {}",
+        "ru": "Код языка: {}",
+        "th": "รหัสภาษาของ{}",
+        "tr": "Dil kodu: {}",
+        "vi": "Mã ngôn ngữ của {}",
+        "zh": "{}的语言代码",
+    },
+    "sum": {
+        "en": "Sum of {} and {}",
+        "de": "Summe von {} und {}",
+        "es": "Suma de {} y {}",
+        "fr": "Somme de {} et {}",
+        "ru": "Сумма {} и {}",
+        "th": "ผลรวมของ {} และ {}",
+        "tr": "{} ve {} toplamı",
+        "vi": "Tổng của {} và {}",
+        "zh": "{} 与 {} 之和",
+    },
+    "currency": {
+        "en": "Currency of {}",
+        "de": "Währung von {}",
+        "es": "Moneda de {}",
+        "fr": "Monnaie : {}",
+        "ru": "Валюта: {}",
+        "th": "สกุลเงินของ{}",
+        "tr": "Para birimi: {}",
+        "vi": "Tiền tệ của {}",
+        "zh": "{}的货币",
+    },
+    "continent": {
+        "en": "Continent of {}",
+        "de": "Kontinent von {}",
+        "es": "Continente de {}",
+        "fr": "Continent : {}",
+        "ru": "Континент: {}",
+        "th": "ทวีปของ{}",
+        "tr": "Kıta: {}",
+        "vi": "Châu lục của {}",
+        "zh": "{}所在的大洲",
+    },
+    "official_language": {
+        "en": "Official language of {}",
+        "de": "Amtssprache von {}",
+        "es": "Idioma oficial de {}",
+        "fr": "Langue officielle : {}",
+        "ru": "Официальный язык: {}",
+        "th": "ภาษาราชการของ{}",
+        "tr": "Resmî dil: {}",
+        "vi": "Ngôn ngữ chính thức của {}",
+        "zh": "{}的官方语言",
+    },
+}
+RELATIONS = tuple(TEMPLATES)
+
+# Two-letter territory codes of CLDR that are not in ISO 3166-1: islands, unions, test and unknown codes.
+_NOT_ISO = frozenset("AC CP CQ DG EA EU EZ IC QO TA UN XA XB XK ZZ".split())
+# UN M49; left out: countries on two continents (AM AZ CY GE KZ RU TR), Antarctica and remote islands.
+_CONTINENTS = {
+    "002": "DZ AO BJ BW BF BI CV CM CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR LY MG MW ML MR MU YT "
+    "MA MZ NA NE NG RE RW SH ST SN SC SL SO ZA SS SD TZ TG TN UG EH ZM ZW",
+    "019": "AI AG AR AW BS BB BZ BM BO BQ BR VG CA KY CL CO CR CU CW DM DO EC SV FK GF GL GD GP GT GY HT HN JM MQ MX "
+    "MS NI PA PY PE PR BL KN LC MF PM VC SX SR TT TC US VI UY VE",
+    "142": "AF BH BD BT BN KH CN HK IN ID IR IQ IL JP JO KW KG LA LB MO MY MV MN MM NP KP OM PK PS PH QA SA SG KR LK "
+    "SY TW TJ TH TL TM AE UZ VN YE",
+    "150": "AX AL AD AT BY BE BA BG HR CZ DK EE FO FI FR DE GI GR GG VA HU IS IE IM IT JE LV LI LT LU MT MD MC ME NL "
+    "MK NO PL PT RO SM RS SK SI ES SJ SE CH UA GB",
+    "009": "AS AU CK FJ PF GU KI MH FM NR NC NZ NU NF MP PW PG PN WS SB TK TO TV VU WF",
+}
+# One official language in CLDR, but more, or none, or a disputed one, by law or recent change.
+_OFFICIAL_LANGUAGE_UNSURE = frozenset("BF EH ET IQ ML NE UM ZA".split())
+_LARGEST_SUMMAND = 15
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact in nine languages: `subject[language]` fills the template, `answer[language]` is right."""
+
+    relation: str
+    key: str
+    subject: Mapping[str, tuple[str, ...]]
+    answer: Mapping[str, str]
+
+    @property
+    def label(self) -> str:
+        """The fact's name, such as `country_code/DE`."""
+        return f"{self.relation}/{self.key}"
+
+    def prompt(self, language: str, *, subject_language: str | None = None, ending: str = " →") -> str:
+        """The template of `language` filled with the subject's name in `subject_language` (the same by default)."""
+        return TEMPLATES[self.relation][language].format(*self.subject[subject_language or language]) + ending
+
+
+def facts() -> list[Fact]:
+    """All facts, in a fixed order: relation by relation, by key within each."""
+    return [fact for relation in RELATIONS for fact in _of_relation(relation)]
+
+
+def _of_relation(relation: str) -> Iterator[Fact]:
+    from babel import Locale  # reads its data on import, so not before somebody asks for facts
+
+    locales = {language: Locale.parse(language) for language in LANGUAGES}
+
+    def names(table: str, code: str) -> dict[str, str] | None:
+        found = {language: getattr(locale, table).get(code) for language, locale in locales.items()}
+        return found if all(found.values()) else None
+
+    def same(text: str) -> dict[str, str]:
+        return dict.fromkeys(LANGUAGES, text)
+
+    def fact(key: str, subject: Mapping[str, str] | None, answer: Mapping[str, str] | None) -> Iterator[Fact]:
+        if subject and answer:
+            yield Fact(relation, key, {language: (name,) for language, name in subject.items()}, answer)
+
+    if relation == "sum":
+        for a in range(1, _LARGEST_SUMMAND + 1):
+            for b in range(1, _LARGEST_SUMMAND + 1):
+                yield Fact(relation, f"{a}+{b}", dict.fromkeys(LANGUAGES, (str(a), str(b))), same(str(a + b)))
+        return
+    if relation == "language_code":
+        for code in sorted(code for code in locales["en"].languages if len(code) == 2):
+            yield from fact(code, names("languages", code), same(code))
+        return
+    territories = sorted(c for c in locales["en"].territories if len(c) == 2 and c.isalpha() and c not in _NOT_ISO)
+    for territory in territories:
+        name = names("territories", territory)
+        if relation == "country_code":
+            yield from fact(territory, name, same(territory))
+        elif relation == "continent":
+            for region, members in _CONTINENTS.items():
+                if territory in members.split():
+                    yield from fact(territory, name, names("territories", region))
+        elif relation == "official_language":
+            if official := _only_official_language(territory):
+                yield from fact(territory, name, names("languages", official))
+        elif currency := _only_currency(territory):
+            answer = same(currency) if relation == "currency_code" else names("currencies", currency)
+            yield from fact(territory, name, answer)
+
+
+def _only_currency(territory: str) -> str | None:
+    """The currency that is legal tender today, if there is just one."""
+    from babel.core import get_global
+
+    current = [code for code, _, end, tender in get_global("territory_currencies").get(territory, []) if tender and not end]
+    return current[0] if len(current) == 1 else None
+
+
+def _only_official_language(territory: str) -> str | None:
+    """The official language, if there is just one."""
+    from babel.core import get_global
+
+    if territory in _OFFICIAL_LANGUAGE_UNSURE:
+        return None
+    status = {
+        language: entry["official_status"]
+        for language, entry in get_global("territory_languages").get(territory, {}).items()
+    }
+    official = [language for language, how in status.items() if how in ("official", "de_facto_official")]
+    return official[0] if len(official) == 1 else None
+
+
+def world_facts(
+    *,
+    relations: Sequence[str] = RELATIONS,
+    languages: Sequence[str] = LANGUAGES,
+    limit: int | None = None,
+    seed: int = 0,
+    n_choices: int = 4,
+    ending: str = " →",
+) -> ParallelPrompts:
+    """Facts from the Unicode CLDR as prompts for any model, with answers and choices.
+
+    The facts of all relations are shuffled together by `seed`; `limit` takes the first so many. The other
+    choices are answers of the same relation, no two alike in any language, drawn by `seed` and fact. Prompt and answer meet at a space, since each prompt ends in a symbol.
+
+    Args:
+        relations: some of `country_code`, `currency_code`, `language_code`, `sum`, `currency`, `continent`,
+            `official_language`.
+        languages: some of en, de, es, fr, ru, th, tr, vi, zh; at least two.
+        limit: the most examples to give.
+        seed: of the shuffle and of the choices.
+        n_choices: how many choices an example has, the answer included; 2 to 5.
+        ending: what every prompt ends in. It is the last token in every language, so that at the last
+            position the first layers see much the same; "" ends each prompt in its own way.
+
+    Raises:
+        NeuronShareError: an unknown relation or language, a limit below one, or an n_choices out of range.
+
+    Source: Unicode CLDR through babel; UN M49 for continents.
+
+    Example:
+        >>> prompts = world_facts(relations=["currency"], languages=["en", "de"], limit=1)
+        >>> prompts.prompts, prompts.answers
+        ({'en': ('Currency of Cyprus →',), 'de': ('Währung von Zypern →',)}, {'en': (' Euro',), 'de': (' Euro',)})
+    """
+    for what, given, known in (("relation", relations, RELATIONS), ("language", languages, LANGUAGES)):
+        if isinstance(given, str):
+            raise NeuronShareError(f"{what}s is the string {given!r}; put it in a list.")
+        if unknown := [name for name in given if name not in known]:
+            raise NeuronShareError(f"world_facts has no {what} {unknown[0]!r}; it has {', '.join(known)}.")
+    if not relations:
+        raise NeuronShareError(f"No relation was asked for; choose from {', '.join(RELATIONS)}.")
+    if limit is not None and limit < 1:
+        raise NeuronShareError(f"limit is {limit}; ask for at least one example, or leave it out for all.")
+    if not 2 <= n_choices <= len(_CONTINENTS):
+        raise NeuronShareError(f"n_choices is {n_choices}; it can be 2 to {len(_CONTINENTS)} (there are five continents).")
+    chosen = [fact for relation in RELATIONS if relation in relations for fact in _of_relation(relation)]
+    pools = {r: [f.answer for f in chosen if f.relation == r] for r in relations}
+    random.Random(seed).shuffle(chosen)
+    chosen = chosen[:limit]
+    choices = [choose(fact, pools[fact.relation], n_choices=n_choices, seed=seed) for fact in chosen]
+    return ParallelPrompts(
+        {language: [fact.prompt(language, ending=ending) for fact in chosen] for language in languages},
+        {language: [" " + fact.answer[language] for fact in chosen] for language in languages},
+        {language: [[" " + answer[language] for answer in row] for row in choices] for language in languages},
+        "world_facts",
+        examples=[fact.label for fact in chosen],
+    )
+
+
+def choose(fact: Fact, pool: Sequence[Mapping[str, str]], *, n_choices: int, seed: int) -> list[Mapping[str, str]]:
+    """The fact's answer among others of the pool, no two alike in any language, in an order drawn by seed and fact."""
+    draw = random.Random(f"{seed}/{fact.label}")
+    row = [fact.answer]
+    for answer in draw.sample(pool, len(pool)):
+        if len(row) == n_choices:
+            break
+        if all(answer[language] != other[language] for other in row for language in LANGUAGES):
+            row.append(answer)
+    draw.shuffle(row)
+    return row
