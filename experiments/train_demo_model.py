@@ -36,7 +36,7 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 from tl_neuronshare.tasks.world_facts import LANGUAGES, RELATIONS, Fact, choose, facts
 
 SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-# BLOOM's split: runs without white space or punctuation. GPT-2's breaks Thai and Chinese, which have marks but no spaces.
+# BLOOM's split: runs without white space or punctuation. GPT-2's breaks Thai, whose vowel signs are no letters.
 SPLIT = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 VOCABULARY = 4000
 PLAIN, CODE_SWITCHED = 0.47, 0.45  # the rest are pairs of names
@@ -186,8 +186,10 @@ def train(corpus: Corpus, *, steps: int, seed: int) -> BloomForCausalLM:
 
 
 @torch.no_grad()
-def right(model: BloomForCausalLM, corpus: Corpus, texts: list[Text], masks: torch.Tensor | None = None) -> torch.Tensor:
-    """Whether greedy decoding gives each answer and then ends; `masks` [text layer neuron] are zeroed at all positions."""
+def right(
+    model: BloomForCausalLM, corpus: Corpus, texts: list[Text], masks: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Whether greedy decoding gives each answer and then ends; `masks` [text layer neuron] are zeroed throughout."""
     results = []
     for start in range(0, len(texts), 256):
         part = texts[start : start + 256]

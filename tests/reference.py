@@ -34,7 +34,7 @@ def active_neurons(
             handles = []
             for layer in range(n_layers):
 
-                def read(_module, inputs, output, layer=layer):
+                def read(_module, inputs, output, layer=layer, seen=seen):
                     seen[layer] = output if of_output else inputs[0]
 
                 handles.append(model.get_submodule(module.format(layer)).register_forward_hook(read))
@@ -51,7 +51,12 @@ def active_neurons(
 
 def types(active: ActiveNeurons, example: int, layer: int, languages: list[str], width: int) -> dict[str, set[int]]:
     """The four types of one layer's neurons, for one example."""
-    found: dict[str, set[int]] = {"non-activated": set(), "specific": set(), "partial-shared": set(), "all-shared": set()}
+    found: dict[str, set[int]] = {
+        "non-activated": set(),
+        "specific": set(),
+        "partial-shared": set(),
+        "all-shared": set(),
+    }
     for neuron in range(width):
         speakers = {language for language in languages if neuron in active[example, language, layer]}
         if speakers == set(languages):

@@ -11,7 +11,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 TEXTS = {
-    "en": ["The capital of France is", "Two and three make", "Water boils at one hundred degrees", "Cats", "The sky is"],
+    "en": [
+        "The capital of France is",
+        "Two and three make",
+        "Water boils at one hundred degrees",
+        "Cats",
+        "The sky is",
+    ],
     "de": ["Die Hauptstadt von Frankreich ist", "Zwei und drei sind", "Wasser kocht bei hundert Grad", "Katzen", "Der"],
     "ru": ["Столица Франции —", "Два плюс три равно", "Вода кипит при ста градусах", "Кошки", "Небо"],
     "th": ["เมืองหลวงของฝรั่งเศสคือ", "สองบวกสามเท่ากับ", "น้ำเดือดที่หนึ่งร้อยองศา", "แมว", "ท้องฟ้าเป็นสี"],
@@ -51,7 +57,9 @@ class Kind:
     down: str  # the module whose input is the post-activation vector
     bos: bool  # whether the model was trained with a BOS token, so that prompts begin with one
     act: str | None = None  # gated MLPs: the module whose output is act(gate)
-    hooked: str | dict[str, Any] | None = "directory"  # HookedTransformer: loads the directory; by this config; or not at all
+    hooked: str | dict[str, Any] | None = (
+        "directory"  # HookedTransformer: loads the directory; by this config; or not at all
+    )
 
 
 KINDS = {

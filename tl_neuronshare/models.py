@@ -106,8 +106,7 @@ def load_model(
             return _load_hooked(str(name_or_path), local=local, device=device, dtype=dtype)
         from transformer_lens.model_bridge import TransformerBridge
 
-        bridge: LensModel = TransformerBridge.boot_transformers(str(name_or_path), device=device, dtype=dtype)
-        return bridge
+        return TransformerBridge.boot_transformers(str(name_or_path), device=device, dtype=dtype)  # type: ignore[no-any-return]
     except NeuronShareError:
         raise
     except (OSError, ValueError) as error:
@@ -141,10 +140,8 @@ def _load_hooked(name: str, *, local: bool, device: str | torch.device | None, d
     """A HookedTransformer, by name or, which its own from_pretrained refuses, from a directory."""
     from transformer_lens import HookedTransformer
 
-    model: LensModel
     if not local:
-        model = HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
-        return model
+        return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)  # type: ignore[no-any-return]
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -156,11 +153,11 @@ def _load_hooked(name: str, *, local: bool, device: str | torch.device | None, d
             'converts this architecture by its name on the hub only. Use backend="bridge", or give the name.'
         ) from error
     weights = get_pretrained_state_dict(name, cfg, AutoModelForCausalLM.from_pretrained(name, dtype=dtype))
-    model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(name))
-    model.load_and_process_state_dict(
+    hooked = HookedTransformer(cfg, AutoTokenizer.from_pretrained(name))
+    hooked.load_and_process_state_dict(
         weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
-    return model.to(cfg.device)
+    return hooked  # type: ignore[no-any-return]
 
 
 def is_bridge(model: LensModel) -> bool:
@@ -261,7 +258,7 @@ def output_weights(model: LensModel, hook: str) -> Float[Tensor, "neuron d_model
     return weights.detach()
 
 
-def unembedding(model: LensModel, tokens: Int[Tensor, "token"]) -> Float[Tensor, "d_model token"]:
+def unembedding(model: LensModel, tokens: Int[Tensor, " token"]) -> Float[Tensor, "d_model token"]:
     """The unembedding's column for each of the tokens."""
     weights: Tensor = model.unembed.W_U  # type: ignore[attr-defined]
     return weights[:, tokens].detach()

@@ -101,7 +101,8 @@ class ParallelPrompts:
 
     def _answers(self, answers: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
         return {
-            language: _texts(texts, "answer", language) for language, texts in self._matching(answers, "answers").items()
+            language: _texts(texts, "answer", language)
+            for language, texts in self._matching(answers, "answers").items()
         }
 
     def _choices(self, choices: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, tuple[tuple[str, ...], ...]]:
@@ -145,7 +146,8 @@ class ParallelPrompts:
 
     def __repr__(self) -> str:
         name = f"{self.name}: " if self.name else ""
-        return f"ParallelPrompts({name}{len(self)} examples x {len(self.languages)} languages: {', '.join(self.languages)})"
+        size = f"{len(self)} examples x {len(self.languages)} languages"
+        return f"ParallelPrompts({name}{size}: {', '.join(self.languages)})"
 
     def select(self, languages: Sequence[str]) -> ParallelPrompts:
         """The same examples in some of the languages, in the order asked for.
@@ -182,7 +184,11 @@ class ParallelPrompts:
         rows = []
         for index, example in enumerate(self.examples):
             for language in self.languages:
-                row = {"example": example, "language": language, "prompt": self.prompts[language][index]}
+                row: dict[str, Any] = {
+                    "example": example,
+                    "language": language,
+                    "prompt": self.prompts[language][index],
+                }
                 if self.answers is not None:
                     row["answer"] = self.answers[language][index]
                 if self.choices is not None:
@@ -282,7 +288,7 @@ def _texts(texts: Sequence[str], what: str, language: str, item: str = "example"
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise NeuronShareError(
-                f"Language {language!r}, {item} {index}: the {what} is a {type(text).__name__} ({text!r}), not a string."
+                f"Language {language!r}, {item} {index}: the {what} {text!r} is a {type(text).__name__}; give a string."
             )
         if not text.strip():
             raise NeuronShareError(

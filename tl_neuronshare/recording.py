@@ -107,7 +107,9 @@ def categorise(
             "batch_size": batch_size,
             "batches": len(batches),
             "borderline_fraction": borderline / (len(rows) * sum(layer.width for layer in layers)),
-            "versions": {name: version(name) for name in ("tl_neuronshare", "transformer_lens", "transformers", "torch")},
+            "versions": {
+                name: version(name) for name in ("tl_neuronshare", "transformer_lens", "transformers", "torch")
+            },
         },
     )
 

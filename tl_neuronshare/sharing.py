@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -86,7 +86,8 @@ class NeuronSharing:
         metadata: where the result comes from: model, site, position, threshold, versions.
 
     Example:
-        >>> activated = torch.tensor([[[[True, True, False]], [[True, False, False]]]])  # 1 example, 2 languages, 1 layer
+        >>> in_english, in_german = [True, True, False], [True, False, False]
+        >>> activated = torch.tensor([[[in_english], [in_german]]])  # one example, one layer
         >>> sharing = NeuronSharing.from_activated(activated, languages=["en", "de"])
         >>> sharing
         NeuronSharing(1 examples x 2 languages (en, de), 1 layers of 3 neurons)
@@ -106,11 +107,13 @@ class NeuronSharing:
         expected = (len(packed), len(languages), len(widths), packed_width(max(widths, default=0)))
         if tuple(packed.shape) != expected or len(hooks) != len(widths):
             raise NeuronShareError(
-                f"The packed activations have shape {tuple(packed.shape)}, with {len(hooks)} hooks; "
-                f"{len(languages)} languages and {len(widths)} layers of {max(widths, default=0)} neurons need {expected}."
+                f"The packed activations have shape {tuple(packed.shape)}, with {len(hooks)} hooks; {len(languages)} "
+                f"languages and {len(widths)} layers of {max(widths, default=0)} neurons need {expected}."
             )
         if len(languages) < 2 or len(packed) == 0 or not widths:
-            raise NeuronShareError(f"{tuple(packed.shape)} is nothing to share: examples, two languages, layers are needed.")
+            raise NeuronShareError(
+                f"{tuple(packed.shape)} is nothing to share: examples, two languages, layers are needed."
+            )
         self._packed = packed
         self.languages, self.widths, self.hooks = tuple(languages), tuple(widths), tuple(hooks)
         self.metadata = dict(metadata)
@@ -210,7 +213,7 @@ class NeuronSharing:
         )
 
     def by_language(self) -> pd.DataFrame:
-        """Percent of each layer's neurons that are activated in each language: mean, std, min, max over the examples."""
+        """Percent of each layer's neurons that each language activates: mean, std, min and max over the examples."""
         percent = torch.cat([self._percent(activated) for activated in self._chunks()])
         return pd.DataFrame(
             {"layer": layer, "language": language, **_statistics(percent[:, index, layer])}
@@ -227,7 +230,9 @@ class NeuronSharing:
             "hooks": self.hooks,
             "metadata": self.metadata,
         }
-        save_file({"packed": self._packed.contiguous()}, path, {key: json.dumps(value) for key, value in header.items()})
+        save_file(
+            {"packed": self._packed.contiguous()}, path, {key: json.dumps(value) for key, value in header.items()}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronSharing:
@@ -242,10 +247,14 @@ class NeuronSharing:
             with safe_open(path, framework="pt") as file:
                 header = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
                 if header.pop("format", None) != _FORMAT:
-                    raise NeuronShareError(f"{str(path)!r} holds no NeuronSharing ({_FORMAT}); give one that save wrote.")
+                    raise NeuronShareError(
+                        f"{str(path)!r} holds no NeuronSharing ({_FORMAT}); give one that save wrote."
+                    )
                 return cls(file.get_tensor("packed"), **header)
         except (SafetensorError, OSError, json.JSONDecodeError, TypeError) as error:
-            raise NeuronShareError(f"{str(path)!r} cannot be read ({error}); it is damaged or no safetensors file.") from error
+            raise NeuronShareError(
+                f"{str(path)!r} cannot be read ({error}); it is damaged or no safetensors file."
+            ) from error
 
     def _chunks(self) -> Iterator[Bool[Tensor, "example language layer neuron"]]:
         """All activations, unpacked some examples at a time."""
@@ -269,7 +278,7 @@ def as_type(type: NeuronType | str) -> NeuronType:
         NeuronShareError: an unknown type.
     """
     for known in NeuronType:
-        if type == known or type == known.label:
+        if type in (known, known.label):
             return known
     raise NeuronShareError(f"{type!r} is no type of neuron; use one of {', '.join(known.label for known in TYPES)}.")
 
@@ -289,7 +298,7 @@ def unpack(packed: UInt8[Tensor, "*batch byte"], width: int) -> Bool[Tensor, "*b
     return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=width).view(np.bool_))
 
 
-def _statistics(values: Float[Tensor, "example"] | Int[Tensor, "example"]) -> dict[str, float]:
+def _statistics(values: Float[Tensor, " example"]) -> dict[str, float]:
     return {
         "mean": values.mean().item(),
         "std": values.std(correction=0).item(),

@@ -11,7 +11,7 @@ language, by design; those of `currency`, `continent` and `official_language` ar
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tl_neuronshare.errors import NeuronShareError
@@ -114,6 +114,7 @@ _CONTINENTS = {
     "MK NO PL PT RO SM RS SK SI ES SJ SE CH UA GB",
     "009": "AS AU CK FJ PF GU KI MH FM NR NC NZ NU NF MP PW PG PN WS SB TK TO TV VU WF",
 }
+_CONTINENT_OF = {territory: region for region, members in _CONTINENTS.items() for territory in members.split()}
 # One official language in CLDR, but more, or none, or a disputed one, by law or recent change.
 _OFFICIAL_LANGUAGE_UNSURE = frozenset("BF EH ET IQ ML NE UM ZA".split())
 _LARGEST_SUMMAND = 15
@@ -138,62 +139,68 @@ class Fact:
         return TEMPLATES[self.relation][language].format(*self.subject[subject_language or language]) + ending
 
 
-def facts() -> list[Fact]:
-    """All facts, in a fixed order: relation by relation, by key within each."""
-    return [fact for relation in RELATIONS for fact in _of_relation(relation)]
-
-
-def _of_relation(relation: str) -> Iterator[Fact]:
+def facts(relations: Sequence[str] = RELATIONS) -> list[Fact]:
+    """All facts of these relations, in a fixed order: relation by relation, by key within each."""
     from babel import Locale  # reads its data on import, so not before somebody asks for facts
 
     locales = {language: Locale.parse(language) for language in LANGUAGES}
+    territories = sorted(c for c in locales["en"].territories if len(c) == 2 and c.isalpha() and c not in _NOT_ISO)
+    tongues = sorted(code for code in locales["en"].languages if len(code) == 2)
 
-    def names(table: str, code: str) -> dict[str, str] | None:
+    def same(text: str | None) -> Mapping[str, str] | None:
+        return dict.fromkeys(LANGUAGES, text) if text else None
+
+    def names(table: str, code: str | None) -> Mapping[str, str] | None:
         found = {language: getattr(locale, table).get(code) for language, locale in locales.items()}
         return found if all(found.values()) else None
 
-    def same(text: str) -> dict[str, str]:
-        return dict.fromkeys(LANGUAGES, text)
+    # What each relation asks about, in which of CLDR's tables that is named, and the answer (None: no such fact).
+    answers: Mapping[str, tuple[list[str], str, Callable[[str], Mapping[str, str] | None]]] = {
+        "country_code": (territories, "territories", same),
+        "currency_code": (territories, "territories", lambda code: same(_only_currency(code))),
+        "language_code": (tongues, "languages", same),
+        "currency": (territories, "territories", lambda code: names("currencies", _only_currency(code))),
+        "continent": (territories, "territories", lambda code: names("territories", _CONTINENT_OF.get(code))),
+        "official_language": (territories, "territories", lambda code: names("languages", _only_official(code))),
+    }
+    found = []
+    for relation in relations:
+        if relation == "sum":
+            found += _sums()
+            continue
+        codes, table, answer_to = answers[relation]
+        for code in codes:
+            subject, answer = names(table, code), answer_to(code)
+            if subject and answer:
+                found.append(Fact(relation, code, {la: (name,) for la, name in subject.items()}, answer))
+    return found
 
-    def fact(key: str, subject: Mapping[str, str] | None, answer: Mapping[str, str] | None) -> Iterator[Fact]:
-        if subject and answer:
-            yield Fact(relation, key, {language: (name,) for language, name in subject.items()}, answer)
 
-    if relation == "sum":
-        for a in range(1, _LARGEST_SUMMAND + 1):
-            for b in range(1, _LARGEST_SUMMAND + 1):
-                yield Fact(relation, f"{a}+{b}", dict.fromkeys(LANGUAGES, (str(a), str(b))), same(str(a + b)))
-        return
-    if relation == "language_code":
-        for code in sorted(code for code in locales["en"].languages if len(code) == 2):
-            yield from fact(code, names("languages", code), same(code))
-        return
-    territories = sorted(c for c in locales["en"].territories if len(c) == 2 and c.isalpha() and c not in _NOT_ISO)
-    for territory in territories:
-        name = names("territories", territory)
-        if relation == "country_code":
-            yield from fact(territory, name, same(territory))
-        elif relation == "continent":
-            for region, members in _CONTINENTS.items():
-                if territory in members.split():
-                    yield from fact(territory, name, names("territories", region))
-        elif relation == "official_language":
-            if official := _only_official_language(territory):
-                yield from fact(territory, name, names("languages", official))
-        elif currency := _only_currency(territory):
-            answer = same(currency) if relation == "currency_code" else names("currencies", currency)
-            yield from fact(territory, name, answer)
+def _sums() -> list[Fact]:
+    summands = range(1, _LARGEST_SUMMAND + 1)
+    return [
+        Fact(
+            "sum",
+            f"{a}+{b}",
+            dict.fromkeys(LANGUAGES, (str(a), str(b))),
+            dict.fromkeys(LANGUAGES, str(a + b)),
+        )
+        for a in summands
+        for b in summands
+    ]
 
 
 def _only_currency(territory: str) -> str | None:
     """The currency that is legal tender today, if there is just one."""
     from babel.core import get_global
 
-    current = [code for code, _, end, tender in get_global("territory_currencies").get(territory, []) if tender and not end]
+    current = [
+        code for code, _, end, tender in get_global("territory_currencies").get(territory, []) if tender and not end
+    ]
     return current[0] if len(current) == 1 else None
 
 
-def _only_official_language(territory: str) -> str | None:
+def _only_official(territory: str) -> str | None:
     """The official language, if there is just one."""
     from babel.core import get_global
 
@@ -219,7 +226,8 @@ def world_facts(
     """Facts from the Unicode CLDR as prompts for any model, with answers and choices.
 
     The facts of all relations are shuffled together by `seed`; `limit` takes the first so many. The other
-    choices are answers of the same relation, no two alike in any language, drawn by `seed` and fact. Prompt and answer meet at a space, since each prompt ends in a symbol.
+    choices are answers of the same relation, no two alike in any language, drawn by `seed` and
+    fact. An answer begins with a space in every language, since each prompt ends in a symbol.
 
     Args:
         relations: some of `country_code`, `currency_code`, `language_code`, `sum`, `currency`, `continent`,
@@ -251,8 +259,10 @@ def world_facts(
     if limit is not None and limit < 1:
         raise NeuronShareError(f"limit is {limit}; ask for at least one example, or leave it out for all.")
     if not 2 <= n_choices <= len(_CONTINENTS):
-        raise NeuronShareError(f"n_choices is {n_choices}; it can be 2 to {len(_CONTINENTS)} (there are five continents).")
-    chosen = [fact for relation in RELATIONS if relation in relations for fact in _of_relation(relation)]
+        raise NeuronShareError(
+            f"n_choices is {n_choices}; it can be 2 to {len(_CONTINENTS)} (there are five continents)."
+        )
+    chosen = facts([relation for relation in RELATIONS if relation in relations])
     pools = {r: [f.answer for f in chosen if f.relation == r] for r in relations}
     random.Random(seed).shuffle(chosen)
     chosen = chosen[:limit]

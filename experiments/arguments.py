@@ -1,0 +1,140 @@
+"""What all experiments share: their arguments, the prompts and model these ask for, and the folder of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+import tl_neuronshare as ns
+from tl_neuronshare.models import LensModel, Site
+
+DEMO = "demo"
+TASKS: dict[str, Callable[..., ns.ParallelPrompts]] = {"world_facts": ns.tasks.world_facts}
+PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch", "babel", "pandas", "numpy")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that every experiment takes; an experiment adds its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model",
+        default=DEMO,
+        metavar="NAME_OR_DIRECTORY",
+        help="a name on the Hugging Face hub, or a local directory (default: the built-in model)",
+    )
+    parser.add_argument(
+        "--backend", default="auto", help="auto, hooked (HookedTransformer) or bridge (TransformerBridge)"
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--dtype", default="float32", help="of the weights: float32, bfloat16, float16 (default: float32)"
+    )
+    parser.add_argument(
+        "--task",
+        choices=[DEMO, *TASKS],
+        help="the prompts (default: the built-in model's own for the built-in model, world_facts for others)",
+    )
+    parser.add_argument(
+        "--languages", nargs="+", metavar="LANGUAGE", help="some of the task's languages (default: all)"
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="the first N examples (default: 200, 0 for all)", default=200
+    )
+    parser.add_argument(
+        "--site", default="post", choices=get_args(Site), help="which neurons of gated MLPs (default: post)"
+    )
+    parser.add_argument("--threshold", type=float, default=0.0, help="activated is above this (default: 0)")
+    parser.add_argument("--batch-size", type=_batch_size, default="auto", metavar="N", help="prompts a forward pass")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default: 0)")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: runs/EXPERIMENT/MODEL-TASK)")
+    return parser
+
+
+def _batch_size(text: str) -> str | int:
+    return text if text == "auto" else int(text)
+
+
+def load_model(args: argparse.Namespace) -> LensModel:
+    """The model that was asked for."""
+    if args.model == DEMO:
+        return ns.demo.load_model(backend=args.backend, device=args.device)
+    dtype = getattr(torch, args.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ns.NeuronShareError(f"--dtype {args.dtype} is unknown; use float32, bfloat16 or float16.")
+    return ns.load_model(args.model, backend=args.backend, device=args.device, dtype=dtype)
+
+
+def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
+    """The prompts that were asked for."""
+    if args.limit < 0:
+        raise ns.NeuronShareError(f"--limit {args.limit} is negative; ask for some examples, or 0 for all.")
+    limit = args.limit or None
+    if task_name(args) == DEMO:
+        prompts = ns.demo.prompts()[:limit]
+        return prompts.select(args.languages) if args.languages else prompts
+    languages = {"languages": args.languages} if args.languages else {}
+    return TASKS[task_name(args)](limit=limit, seed=args.seed, **languages)
+
+
+def task_name(args: argparse.Namespace) -> str:
+    """The task, where none was named too."""
+    return args.task or (DEMO if args.model == DEMO else "world_facts")
+
+
+class Run:
+    """A folder for what one run of an experiment writes, and `run.json`, which says how it was made."""
+
+    def __init__(self, experiment: str, args: argparse.Namespace) -> None:
+        model = Path(args.model).name if Path(args.model).is_dir() else args.model.replace("/", "--")
+        self.folder = args.out or Path("runs") / experiment / f"{model}-{task_name(args)}"
+        self.record: dict[str, Any] = {
+            "experiment": experiment,
+            "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+            "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
+            "seed": args.seed,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": {},
+        }
+        self._since = time.perf_counter()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK):
+                raise PermissionError("it cannot be written to")
+        except OSError as error:
+            raise ns.NeuronShareError(f"The folder {str(self.folder)!r}: {error}; name another with --out.") from error
+        random.seed(args.seed)
+        np.random.seed(args.seed)
+        torch.manual_seed(args.seed)
+
+    def timed(self, part: str) -> None:
+        """Note how long the part that just ended took."""
+        now = time.perf_counter()
+        self.record["seconds"][part], self._since = round(now - self._since, 3), now
+
+    def finish(self, **extra: Any) -> None:
+        """Write run.json."""
+        self.record.update(extra)
+        (self.folder / "run.json").write_text(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run an experiment; what is wrong with the input is said in a line, without a traceback."""
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+    try:
+        main()
+    except ns.NeuronShareError as error:
+        sys.exit(f"error: {error}")
