@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 import tl_neuronshare as ns
-from tl_neuronshare.models import LensModel, Site
+from tl_neuronshare.models import Backend, LensModel, Site
 
 DEMO = "demo"
+DTYPES = ("float32", "bfloat16", "float16")
 TASKS: dict[str, Callable[..., ns.ParallelPrompts]] = {"world_facts": ns.tasks.world_facts}
 PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch", "babel", "pandas", "numpy")
 
@@ -35,13 +36,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         metavar="NAME_OR_DIRECTORY",
         help="a name on the Hugging Face hub, or a local directory (default: the built-in model)",
     )
-    parser.add_argument(
-        "--backend", default="auto", help="auto, hooked (HookedTransformer) or bridge (TransformerBridge)"
-    )
+    parser.add_argument("--backend", default="auto", choices=get_args(Backend), help="TransformerLens's model class")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
-    parser.add_argument(
-        "--dtype", default="float32", help="of the weights: float32, bfloat16, float16 (default: float32)"
-    )
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: float32)")
     parser.add_argument(
         "--task",
         choices=[DEMO, *TASKS],
@@ -71,10 +68,7 @@ def load_model(args: argparse.Namespace) -> LensModel:
     """The model that was asked for."""
     if args.model == DEMO:
         return ns.demo.load_model(backend=args.backend, device=args.device)
-    dtype = getattr(torch, args.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ns.NeuronShareError(f"--dtype {args.dtype} is unknown; use float32, bfloat16 or float16.")
-    return ns.load_model(args.model, backend=args.backend, device=args.device, dtype=dtype)
+    return ns.load_model(args.model, backend=args.backend, device=args.device, dtype=getattr(torch, args.dtype))
 
 
 def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:

@@ -165,13 +165,15 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(model_type: str, config: dict[str, Any], directory: Path, *, seed: int = 0) -> Path:
+def save_model(
+    model_type: str, config: dict[str, Any], directory: Path, *, auto: type = AutoModelForCausalLM, seed: int = 0
+) -> Path:
     """A model of this kind with random weights, large enough that its neurons differ between prompts."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     ids = {f"{name}_token_id": tokenizer.bos_token_id for name in ("bos", "eos", "pad")}
     hugging_face_config = AutoConfig.for_model(model_type, **ids, **config)
-    model = AutoModelForCausalLM.from_config(hugging_face_config)
+    model = auto.from_config(hugging_face_config)
     with torch.no_grad():
         for name, weights in model.named_parameters():
             if "norm" not in name and "ln" not in name:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,7 @@ _MASK_IS_NOT_SAFE = ("openai-gpt", "rwkv")
 _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 
 
+@runtime_checkable
 class LensModel(Protocol):
     """What is used of a TransformerLens model; any HookedTransformer or TransformerBridge fits."""
 

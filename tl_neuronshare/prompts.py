@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -58,7 +58,12 @@ class ParallelPrompts:
                 f"prompts has {len(prompts)} language(s) ({', '.join(map(str, prompts))}); "
                 "sharing is between languages, so give at least two."
             )
-        self.prompts = {language: _texts(texts, "prompt", language) for language, texts in prompts.items()}
+        labels = () if examples is None else tuple(examples)
+
+        def label(index: int) -> Hashable:
+            return labels[index] if index < len(labels) else index
+
+        self.prompts = {language: _texts(texts, "prompt", language, label) for language, texts in prompts.items()}
         self.languages = tuple(self.prompts)
         lengths = {language: len(texts) for language, texts in self.prompts.items()}
         if len(set(lengths.values())) > 1:
@@ -71,15 +76,15 @@ class ParallelPrompts:
         self._length = next(iter(lengths.values()))
         if self._length == 0:
             raise NeuronShareError("prompts has no examples: every list is empty. Give at least one prompt a language.")
-        self.answers = None if answers is None else self._answers(answers)
-        self.choices = None if choices is None else self._choices(choices)
         self.name = name
-        self.examples = tuple(range(self._length)) if examples is None else tuple(examples)
+        self.examples = tuple(range(self._length)) if examples is None else labels
         if len(self.examples) != self._length or len(set(self.examples)) != self._length:
             raise NeuronShareError(
                 f"examples holds {len(self.examples)} labels, {len(set(self.examples))} of them different, "
                 f"for {self._length} examples; give each example one label of its own."
             )
+        self.answers = None if answers is None else self._answers(answers)
+        self.choices = None if choices is None else self._choices(choices)
 
     def _matching(self, table: Mapping[str, Any], what: str) -> dict[str, Any]:
         """The table's rows in the order of the languages, with as many entries as there are examples."""
@@ -101,26 +106,28 @@ class ParallelPrompts:
 
     def _answers(self, answers: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
         return {
-            language: _texts(texts, "answer", language)
+            language: _texts(texts, "answer", language, self.examples.__getitem__)
             for language, texts in self._matching(answers, "answers").items()
         }
 
     def _choices(self, choices: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, tuple[tuple[str, ...], ...]]:
-        checked = {}
-        for language, rows in self._matching(choices, "choices").items():
-            checked[language] = tuple(
-                _texts(row, "choice", language, f"example {index}, choice") for index, row in enumerate(rows)
+        return {
+            language: tuple(self._choices_of(language, index, row) for index, row in enumerate(rows))
+            for language, rows in self._matching(choices, "choices").items()
+        }
+
+    def _choices_of(self, language: str, index: int, given: Sequence[str]) -> tuple[str, ...]:
+        """One example's choices: at least two, all different, the answer among them."""
+        where = f"Language {language!r}, example {self.examples[index]!r}"
+        row = _texts(given, "choice", language, lambda _: self.examples[index])
+        if len(row) < 2 or len(set(row)) < len(row):
+            raise NeuronShareError(f"{where}: choices {list(row)}; give at least two, all different.")
+        if self.answers is not None and self.answers[language][index] not in row:
+            raise NeuronShareError(
+                f"{where}: the answer {self.answers[language][index]!r} is not among the choices {list(row)}; "
+                "add it, with the same leading space."
             )
-            for index, row in enumerate(checked[language]):
-                where = f"Language {language!r}, example {index}"
-                if len(row) < 2 or len(set(row)) < len(row):
-                    raise NeuronShareError(f"{where}: choices {list(row)}; give at least two, all different.")
-                if self.answers is not None and self.answers[language][index] not in row:
-                    raise NeuronShareError(
-                        f"{where}: the answer {self.answers[language][index]!r} is not among the choices {list(row)}; "
-                        "add it, with the same leading space."
-                    )
-        return checked
+        return row
 
     def __len__(self) -> int:
         return self._length
@@ -210,6 +217,8 @@ class ParallelPrompts:
             >>> ParallelPrompts.from_frame(table).prompts
             {'en': ('Red and',), 'de': ('Rot und',)}
         """
+        if not isinstance(frame, pd.DataFrame):
+            raise NeuronShareError(f"frame is a {type(frame).__name__}; give a pandas DataFrame.")
         missing = [column for column in COLUMNS if column not in frame.columns]
         if missing:
             raise NeuronShareError(
@@ -222,12 +231,12 @@ class ParallelPrompts:
             raise NeuronShareError(f"Row {row} of the table has no example or no language; fill it in or drop the row.")
         twice = keys[keys.duplicated()]
         if len(twice):
-            example, language = twice.iloc[0]
+            example, language = next(twice.itertuples(index=False, name=None))
             raise NeuronShareError(
                 f"Example {example!r} stands more than once in language {language!r} "
                 f"({len(twice)} such rows); keep one row for each example and language."
             )
-        examples, languages = keys["example"].unique(), keys["language"].unique()
+        examples, languages = keys["example"].unique().tolist(), keys["language"].unique().tolist()
         if len(frame) < len(examples) * len(languages):
             present = set(keys.itertuples(index=False, name=None))
             lacking = [(e, la) for e in examples for la in languages if (e, la) not in present]
@@ -249,7 +258,7 @@ class ParallelPrompts:
             column("answer"),
             choices and {language: [_as_list(row) for row in rows] for language, rows in choices.items()},
             name,
-            examples=examples.tolist(),
+            examples=examples,
         )
 
     @classmethod
@@ -277,8 +286,8 @@ def _as_list(row: Any) -> Any:
     return row.tolist() if hasattr(row, "tolist") else row
 
 
-def _texts(texts: Sequence[str], what: str, language: str, item: str = "example") -> tuple[str, ...]:
-    """The texts as a tuple, each a string that is not empty."""
+def _texts(texts: Sequence[str], what: str, language: str, example: Callable[[int], Hashable]) -> tuple[str, ...]:
+    """The texts as a tuple, each a string that is not empty; `example` names text i's example in messages."""
     if not isinstance(language, str):
         raise NeuronShareError(f"{language!r} is no name of a language; use a string such as 'en'.")
     if isinstance(texts, str) or not isinstance(texts, Sequence):
@@ -286,13 +295,9 @@ def _texts(texts: Sequence[str], what: str, language: str, item: str = "example"
             f"Language {language!r}: a {type(texts).__name__} where a list of {what}s belongs; put it in a list."
         )
     for index, text in enumerate(texts):
+        where = f"Language {language!r}, example {example(index)!r}"
         if not isinstance(text, str):
-            raise NeuronShareError(
-                f"Language {language!r}, {item} {index}: the {what} {text!r} is a {type(text).__name__}; give a string."
-            )
+            raise NeuronShareError(f"{where}: the {what} {text!r} is a {type(text).__name__}; give a string.")
         if not text.strip():
-            raise NeuronShareError(
-                f"Language {language!r}, {item} {index}: the {what} is empty; fill it in or drop that example "
-                "in every language."
-            )
+            raise NeuronShareError(f"{where}: the {what} is empty; fill it in or drop that example in every language.")
     return tuple(texts)

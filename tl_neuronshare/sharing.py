@@ -222,17 +222,21 @@ class NeuronSharing:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write to one safetensors file, with the metadata in its header."""
+        """Write to one safetensors file, with the metadata in its header.
+
+        Raises:
+            NeuronShareError: there is no such directory.
+        """
+        if not Path(path).parent.is_dir():
+            raise NeuronShareError(f"There is no directory {str(Path(path).parent)!r}; make it first.")
         header = {
-            "format": _FORMAT,
             "languages": self.languages,
             "widths": self.widths,
             "hooks": self.hooks,
             "metadata": self.metadata,
         }
-        save_file(
-            {"packed": self._packed.contiguous()}, path, {key: json.dumps(value) for key, value in header.items()}
-        )
+        texts = {"format": _FORMAT, **{key: json.dumps(value) for key, value in header.items()}}
+        save_file({"packed": self._packed.contiguous()}, path, texts)
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronSharing:
@@ -245,12 +249,12 @@ class NeuronSharing:
             raise NeuronShareError(f"There is no file {str(path)!r}; save a result there first, or check the path.")
         try:
             with safe_open(path, framework="pt") as file:
-                header = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+                header = file.metadata() or {}
                 if header.pop("format", None) != _FORMAT:
                     raise NeuronShareError(
                         f"{str(path)!r} holds no NeuronSharing ({_FORMAT}); give one that save wrote."
                     )
-                return cls(file.get_tensor("packed"), **header)
+                return cls(file.get_tensor("packed"), **{key: json.loads(value) for key, value in header.items()})
         except (SafetensorError, OSError, json.JSONDecodeError, TypeError) as error:
             raise NeuronShareError(
                 f"{str(path)!r} cannot be read ({error}); it is damaged or no safetensors file."

@@ -1,0 +1,90 @@
+"""Models and prompts that many tests share. Nothing here needs a network."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tl_neuronshare as ns
+import zoo
+from tl_neuronshare.models import has_hooked_transformer
+
+BACKENDS = ["bridge", "hooked"] if has_hooked_transformer() else ["bridge"]
+logging.getLogger("transformer_lens").setLevel(logging.ERROR)
+torch.set_grad_enabled(True)
+
+
+class Zoo:
+    """Tiny models, each made when it is first asked for and then kept for the session."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory
+        self.loaded: dict[tuple[str, str], Any] = {}
+
+    def directory(self, name: str) -> Path:
+        """Where the model of this name is saved."""
+        if not (self.root / name).exists():
+            kind = zoo.KINDS[name]
+            zoo.save_model(kind.model_type, kind.config, self.root / name)
+        return self.root / name
+
+    def lens(self, name: str, backend: str) -> Any:
+        """The model through TransformerLens; a test is skipped where there is no such class for it."""
+        if name == "demo":
+            return self._kept(name, backend, lambda: ns.demo.load_model(backend=backend, device="cpu"))
+        hooked = zoo.KINDS[name].hooked
+        if backend == "hooked" and hooked is None:
+            pytest.skip(f"TransformerLens has no HookedTransformer for {name}")
+        if backend == "hooked" and hooked != "directory":
+            return self._kept(name, backend, lambda: zoo.hooked_by_hand(hooked, self.directory(name)))
+        return self._kept(name, backend, lambda: ns.load_model(self.directory(name), backend=backend, device="cpu"))
+
+    def hugging_face(self, name: str) -> tuple[Any, Any]:
+        """The same weights and tokenizer without TransformerLens."""
+        directory = ns.demo.DIRECTORY if name == "demo" else self.directory(name)
+        model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32).eval()
+        return model, AutoTokenizer.from_pretrained(directory)
+
+    def _kept(self, name: str, backend: str, load: Any) -> Any:
+        if (name, backend) not in self.loaded:
+            self.loaded[name, backend] = load()
+        return self.loaded[name, backend]
+
+
+@pytest.fixture(scope="session")
+def animals(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """The zoo of tiny models."""
+    return Zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every model class that the installed TransformerLens has."""
+    return request.param
+
+
+@pytest.fixture
+def bloom(animals: Zoo, backend: str) -> Any:
+    """A tiny BLOOM, as each model class."""
+    return animals.lens("bloom", backend)
+
+
+@pytest.fixture
+def prompts() -> ns.ParallelPrompts:
+    """Five short texts in five languages; the texts of an example differ in length."""
+    return ns.ParallelPrompts(zoo.TEXTS)
+
+
+@pytest.fixture
+def as_users_run_it() -> Iterator[None]:
+    """Without the run-time type checks of the tests: the package itself must refuse bad input."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

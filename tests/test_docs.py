@@ -1,0 +1,102 @@
+"""Whatever the documentation shows is run: examples in docstrings, Python in README and docs."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tl_neuronshare as ns
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = [ns.__name__, *(module.name for module in pkgutil.walk_packages(ns.__path__, "tl_neuronshare."))]
+COMMANDS = re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name, animals):
+    module = importlib.import_module(name)
+    model = animals.lens("demo", "bridge")
+    known = {
+        "torch": torch,
+        "pd": __import__("pandas"),
+        "model": model,
+        "demo_directory": ns.demo.DIRECTORY,
+        "sharing": ns.categorise(model, ns.demo.prompts()[:3]),
+        **{public: getattr(ns, public) for public in ns.__all__},
+        **vars(module),
+    }
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for example in doctest.DocTestFinder(exclude_empty=True).find(module, globs=known):
+        runner.run(example)
+    assert runner.failures == 0
+
+
+def public_functions():
+    for name in ns.__all__:
+        thing = getattr(ns, name)
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            yield name, thing
+    for module in (ns.demo, ns.plots, ns.tasks):
+        for name, thing in vars(module).items():
+            if inspect.isfunction(thing) and not name.startswith("_") and thing.__module__.startswith(module.__name__):
+                yield f"{module.__name__}.{name}", thing
+
+
+@pytest.mark.parametrize(("name", "thing"), public_functions())
+def test_public_docstrings_have_an_example(name, thing):
+    if name != "NeuronShareError":
+        assert ">>> " in (thing.__doc__ or ""), name
+
+
+def snippets():
+    for page in PAGES:
+        for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
+            yield pytest.param(code, id=f"{page.name}-{number}")
+
+
+@pytest.mark.parametrize("code", snippets())
+def test_python_in_the_pages_runs_as_it_stands(code, tmp_path):
+    environment = os.environ | {"MPLBACKEND": "Agg"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    said = re.findall(r"^# (.*)$", code.split("# prints:\n", 1)[-1], re.MULTILINE) if "# prints:\n" in code else []
+    for line in said:
+        assert line.strip() in {printed.strip() for printed in run.stdout.splitlines()}, run.stdout
+
+
+def test_readme_has_the_two_commands_and_continuous_integration_reads_them_there():
+    assert len(COMMANDS) == 2
+    assert COMMANDS[0].endswith("experiments/patterns.py")
+    assert COMMANDS[1].endswith("pytest")
+    assert all("[hooked" in command for command in COMMANDS)
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_links_and_pictures_are_there():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_torch_and_transformer_lens_are_pinned_in_one_place():
+    pinned = [
+        path
+        for path in subprocess.run(
+            ["git", "grep", "-lE", r"torch==|transformer_lens=="], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.split()
+        if not path.startswith("tests/")
+    ]
+    assert pinned == ["pyproject.toml"]

@@ -1,0 +1,84 @@
+"""The experiments as a user runs them: on the command line, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib import image
+
+import tl_neuronshare as ns
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "experiments" / "patterns.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_patterns_without_arguments(tmp_path):
+    result = run("--limit", 30, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / "patterns" / "demo-demo"
+    summary = pd.read_csv(folder / "summary.csv")
+    sharing = ns.categorise(ns.demo.load_model(device="cpu"), ns.demo.prompts()[:30])
+    pd.testing.assert_frame_equal(summary, sharing.summary())
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "by_language.csv"), sharing.by_language())
+    assert image.imread(folder / "patterns.png").shape[1] >= 1200
+    record = json.loads((folder / "run.json").read_text())
+    assert record["arguments"]["limit"] == 30
+    assert record["versions"]["transformer_lens"]
+    assert set(record["seconds"]) == {"load", "categorise", "tables and figure"}
+    assert record["sharing"]["threshold"] == 0
+    assert f"{summary['mean'][0]:.2f}" in result.stdout
+    assert "all-shared" in result.stdout
+
+
+def test_patterns_on_a_directory(tmp_path, animals):
+    directory = animals.directory("llama")
+    result = run(
+        *("--model", directory, "--languages", "en", "th", "zh", "--limit", 5, "--site", "gate"),
+        *("--threshold", 0.1, "--batch-size", 4, "--out", tmp_path / "here"),
+        folder=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "here" / "run.json").read_text())
+    assert record["sharing"] | {
+        "site": "gate",
+        "threshold": 0.1,
+        "prompts": "world_facts",
+        "batch_size": 4,
+    } == record["sharing"]  # fmt: skip
+    by_language = pd.read_csv(tmp_path / "here" / "by_language.csv")
+    assert list(by_language["language"].unique()) == ["en", "th", "zh"]
+
+
+MISTAKES = {
+    "model": (("--model", "no/such-model", "--limit", 1), "error: The name 'no/such-model' could not be loaded"),
+    "language": (("--languages", "en", "pt"), "error: No prompts in 'pt'; these have en, de"),
+    "limit": (("--limit", -1), "error: --limit -1 is negative"),
+    "folder": (("--out", "taken/here"), "error: The folder 'taken/here'.*--out"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_said_in_a_line(tmp_path, arguments, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "taken").write_text("a file, not a folder")
+    result = run(*arguments, folder=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert re.search(message, result.stderr), result.stderr
+
+
+@pytest.mark.parametrize("option", ["--task", "--site", "--dtype", "--backend"])
+def test_options_with_few_values_are_checked_by_the_parser(tmp_path, option):
+    result = run(option, "xyz", folder=tmp_path)
+    assert result.returncode == 2
+    assert f"{option}: invalid choice: 'xyz'" in result.stderr

@@ -1,0 +1,148 @@
+"""What is known of TransformerLens: loading, hooks, tokens, weights, and running without the vocabulary."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tl_neuronshare as ns
+import zoo
+from tl_neuronshare import models
+
+DENSE = [*zoo.KINDS, "demo"]
+
+
+@pytest.mark.parametrize("name", zoo.KINDS)
+def test_logits_are_those_of_hugging_face(animals, name, backend):
+    """Raw weights, nothing folded: else every comparison with a reference would be void."""
+    model, (reference, _) = animals.lens(name, backend), animals.hugging_face(name)
+    tokens = torch.randint(1, 400, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, theirs = model(tokens).log_softmax(-1), reference(tokens).logits.log_softmax(-1)
+    assert (ours - theirs).abs().max() < 5e-5
+    assert models.describe(model)["weights"] == "raw"
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_layers_are_in_numerical_order(animals, name, backend):
+    layers = models.neuron_layers(animals.lens(name, backend), "post")
+    assert [layer.hook for layer in layers] == [f"blocks.{i}.mlp.hook_post" for i in range(len(layers))]
+    assert len(layers) == (4 if name == "demo" else zoo.KINDS[name].n_layers)
+
+
+@pytest.mark.parametrize("name", zoo.KINDS)
+def test_output_weights_and_unembedding_are_those_of_hugging_face(animals, name, backend):
+    model, (reference, _) = animals.lens(name, backend), animals.hugging_face(name)
+    down = reference.get_submodule(zoo.KINDS[name].down.format(1))
+    rows = down.weight if name == "gpt2" else down.weight.T  # GPT-2's Conv1D keeps [in, out]
+    assert torch.equal(models.output_weights(model, "blocks.1.mlp.hook_post"), rows)
+    tokens = torch.tensor([7, 3, 399])
+    ours, theirs = models.unembedding(model, tokens), reference.get_output_embeddings().weight[tokens].T
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("prepend_bos", [True, False, None])
+@pytest.mark.parametrize("name", DENSE)
+def test_tokens_are_those_of_transformer_lens(animals, name, backend, prepend_bos):
+    model = animals.lens(name, backend)
+    texts = [text for texts in zoo.TEXTS.values() for text in texts]
+    for text, ours in zip(texts, models.tokenise(model, texts, prepend_bos=prepend_bos), strict=True):
+        assert ours == model.to_tokens(text, prepend_bos=prepend_bos)[0].tolist()
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_values_are_those_of_each_row_alone(animals, name, backend):
+    """Left padding with a mask made of lengths; the padding is the BOS and end token, and one row begins with it."""
+    model = animals.lens(name, backend)
+    layers = models.neuron_layers(model, "post")
+    rows = [[5, 6, 7, 8, 9, 10, 11], [0, 12, 13], [14]]
+    with torch.no_grad():
+        together = models.read_last(model, rows, layers)
+        for index, row in enumerate(rows):
+            alone = models.read_last(model, [row], layers)
+            for all_rows, one in zip(together, alone, strict=True):
+                torch.testing.assert_close(all_rows[index], one[0], atol=2e-5, rtol=1e-4)
+
+
+class Largest(TorchDispatchMode):
+    """Watches every operation, and keeps the shapes of what ends in the width of the vocabulary."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.shapes = vocabulary, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dim() == 3 and result.shape[-1] == self.vocabulary:
+            self.shapes.add(tuple(result.shape))
+        return result
+
+
+@pytest.mark.parametrize("name", zoo.KINDS)
+def test_no_logits_are_made_but_for_the_last_position(animals, name, backend):
+    model = animals.lens(name, backend)
+    layers = models.neuron_layers(model, "post")
+    with torch.no_grad():
+        with Largest(400) as full:
+            model(torch.tensor([[5, 6, 7, 8]]))
+        with Largest(400) as ours:
+            models.read_last(model, [[5, 6, 7, 8]], layers)
+    assert (1, 4, 400) in full.shapes  # the watch sees what it must not see below
+    assert ours.shapes <= {(1, 1, 400)}
+
+
+def test_batches_hold_every_prompt_once_and_pad_little():
+    lengths = [7, 3, 9, 3, 3, 8, 1, 7]
+    for pad in (True, False):
+        for batch_size in (1, 3, 100, "auto"):
+            batches = ns.recording.plan_batches(lengths, batch_size, pad=pad)
+            assert sorted(index for batch in batches for index in batch) == list(range(8))
+            if not pad:
+                assert all(len({lengths[index] for index in batch}) == 1 for batch in batches)
+            if batch_size != "auto":
+                assert max(map(len, batches)) <= batch_size
+    order = [lengths[index] for batch in ns.recording.plan_batches(lengths, 3, pad=True) for index in batch]
+    assert order == sorted(lengths)
+
+
+def test_automatic_batches_shrink_as_prompts_grow():
+    assert len(ns.recording.plan_batches([10] * 300, "auto", pad=True)) == 2
+    assert max(map(len, ns.recording.plan_batches([4096] * 5, "auto", pad=True))) == 2
+    assert max(map(len, ns.recording.plan_batches([100_000] * 3, "auto", pad=True))) == 1
+
+
+def test_a_bridge_that_mistreats_masks_gets_no_padding(tmp_path, prompts):
+    """OpenAI-GPT is not causal any more once a mask is given: its first tokens then see the later ones."""
+    config = {"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    model = ns.load_model(zoo.save_model("openai-gpt", config, tmp_path), backend="bridge", device="cpu")
+    together = ns.categorise(model, prompts, prepend_bos=False)
+    alone = ns.categorise(model, prompts, prepend_bos=False, batch_size=1)
+    assert together == alone
+    assert together.metadata["batches"] > 1
+
+
+def test_hooked_transformer_where_there_is_one(animals):
+    directory = animals.directory("bloom")
+    if models.has_hooked_transformer():
+        assert type(ns.load_model(directory, backend="hooked", device="cpu")).__name__ == "HookedTransformer"
+        with pytest.raises(ns.NeuronShareError, match='converts this architecture by its name.*backend="bridge"'):
+            ns.load_model(animals.directory("llama"), backend="hooked", device="cpu")
+    else:
+        with pytest.raises(ns.NeuronShareError, match="has no HookedTransformer any more"):
+            ns.load_model(directory, backend="hooked")
+    assert type(ns.load_model(directory, device="cpu")).__name__ == "TransformerBridge"
+
+
+def test_half_precision_is_loaded_and_recorded(animals, prompts):
+    model = ns.load_model(animals.directory("llama"), device="cpu", dtype=torch.bfloat16)
+    sharing = ns.categorise(model, prompts)
+    assert sharing.metadata["dtype"] == "bfloat16"
+    exact = ns.categorise(animals.lens("llama", "bridge"), prompts)
+    assert (sharing.activated() != exact.activated()).float().mean() < 0.05
+
+
+def test_processed_weights_are_recorded(animals, prompts):
+    bridge = ns.load_model(animals.directory("gpt2"), backend="bridge", device="cpu")
+    bridge.enable_compatibility_mode()
+    assert ns.categorise(bridge, prompts).metadata["weights"] == "processed"

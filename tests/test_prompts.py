@@ -1,0 +1,66 @@
+"""Parallel prompts: alignment, tables and back."""
+
+from __future__ import annotations
+
+import pandas as pd
+from datasets import Dataset
+
+import tl_neuronshare as ns
+
+PROMPTS = ns.ParallelPrompts(
+    {"en": ["Red and", "Two and"], "de": ["Rot und", "Zwei und"]},
+    {"en": [" blue", " three"], "de": [" blau", " drei"]},
+    {"en": [[" blue", " three"]] * 2, "de": [[" blau", " drei"]] * 2},
+    "toy",
+    examples=["colours", "numbers"],
+)
+
+
+def test_frame_and_back():
+    assert ns.ParallelPrompts.from_frame(PROMPTS.to_frame(), name="toy") == PROMPTS
+
+
+def test_frame_columns():
+    frame = PROMPTS.to_frame()
+    assert list(frame.columns) == ["example", "language", "prompt", "answer", "choices"]
+    assert len(frame) == 4
+    assert list(ns.ParallelPrompts(PROMPTS.prompts).to_frame().columns) == ["example", "language", "prompt"]
+
+
+def test_rows_are_aligned_by_example_not_by_their_order():
+    shuffled = PROMPTS.to_frame().iloc[[3, 0, 2, 1]]
+    prompts = ns.ParallelPrompts.from_frame(shuffled)
+    assert prompts.examples == ("numbers", "colours")
+    assert prompts.languages == ("de", "en")
+    assert prompts.prompts == {"de": ("Zwei und", "Rot und"), "en": ("Two and", "Red and")}
+    assert prompts.answers == {"de": (" drei", " blau"), "en": (" three", " blue")}
+
+
+def test_examples_may_have_labels_of_any_kind():
+    frame = pd.DataFrame({"example": [1, 1, "b", "b"], "language": ["en", "de"] * 2, "prompt": list("wxyz")})
+    assert ns.ParallelPrompts.from_frame(frame).prompts == {"en": ("w", "y"), "de": ("x", "z")}
+
+
+def test_dataset():
+    assert ns.ParallelPrompts.from_dataset(Dataset.from_pandas(PROMPTS.to_frame()), name="toy") == PROMPTS
+
+
+def test_slicing_keeps_languages_aligned():
+    assert PROMPTS[1:].prompts == {"en": ("Two and",), "de": ("Zwei und",)}
+    assert PROMPTS[1:].answers == {"en": (" three",), "de": (" drei",)}
+    assert PROMPTS[1:].examples == ("numbers",)
+    assert PROMPTS[-1] == PROMPTS[1:]
+    assert len(PROMPTS[:1]) == 1
+
+
+def test_select_orders_languages():
+    three = ns.ParallelPrompts({"en": ["a"], "de": ["b"], "fr": ["c"]}, {"en": ["d"], "de": ["e"], "fr": ["f"]})
+    assert three.select(["fr", "en"]).prompts == {"fr": ("c",), "en": ("a",)}
+    assert three.select(["fr", "en"]).answers == {"fr": ("f",), "en": ("d",)}
+
+
+def test_what_was_given_can_change_without_changing_the_prompts():
+    english = ["a"]
+    prompts = ns.ParallelPrompts({"en": english, "de": ["b"]})
+    english.append("c")
+    assert prompts.prompts["en"] == ("a",)
