@@ -31,7 +31,7 @@ def main() -> None:
     summary.to_csv(run.folder / "summary.csv", index=False)
     by_language.to_csv(run.folder / "by_language.csv", index=False)
     size = f"{len(sharing)} examples, {len(sharing.languages)} languages"
-    title = f"{sharing.metadata['model']}, {prompts.name}: {size}, site {sharing.metadata['site']}"
+    title = f"{sharing.metadata['model']} on {prompts.name}: {size}, site {sharing.metadata['site']}"
     ns.plots.patterns(summary, by_language, title=title).savefig(run.folder / "patterns.png", dpi=200)
     run.timed("tables and figure")
     run.finish(sharing=sharing.metadata)

@@ -110,7 +110,7 @@ class Corpus:
                 for template, name in itertools.product(LANGUAGES, LANGUAGES)
                 if held_out.get(fact.label) not in (template, name)
             }
-            for fact in tqdm(all_facts, desc="tokenising", disable=None)
+            for fact in tqdm(all_facts, desc="tokenising", mininterval=5)
         }
 
     def text(self, prompt: str, answer: str) -> Text:
@@ -170,7 +170,7 @@ def train(corpus: Corpus, *, steps: int, seed: int) -> BloomForCausalLM:
         optimizer, lambda step: min((step + 1) / WARM_UP, (steps - step) / max(1, steps - WARM_UP))
     )
     batches = itertools.islice(corpus.batches(random.Random(seed)), steps)
-    progress = tqdm(batches, total=steps, desc="training", disable=None)
+    progress = tqdm(batches, total=steps, desc="training", mininterval=5)
     for step, texts in enumerate(progress):
         tokens, weights = corpus.tensors(texts)
         logits = model(tokens[:, :-1]).logits  # padding is on the right: a causal model needs no mask
@@ -218,7 +218,7 @@ def last_token_activated(model: BloomForCausalLM, corpus: Corpus, texts: list[Te
         block.mlp.dense_4h_to_h.register_forward_pre_hook(lambda _, args, into=into: into.append(args[0][0, -1]))
         for block, into in zip(model.transformer.h, values, strict=True)
     ]
-    for text in tqdm(texts, desc="reading neurons", disable=None):
+    for text in tqdm(texts, desc="reading neurons", mininterval=5):
         model(torch.tensor([text.prompt]))
     for handle in handles:
         handle.remove()
@@ -285,7 +285,7 @@ def choose_prompts(known: list[Fact], all_facts: list[Fact], seed: int) -> tuple
     pools = {relation: [fact.answer for fact in all_facts if fact.relation == relation] for relation in RELATIONS}
     rows = [choose(fact, pools[fact.relation], n_choices=4, seed=seed) for fact in chosen]
     return chosen, {
-        "name": "demo",
+        "name": "demo_facts",
         "examples": [fact.label for fact in chosen],
         "prompts": {la: [fact.prompt(la) for fact in chosen] for la in LANGUAGES},
         "answers": {la: [" " + fact.answer[la] for fact in chosen] for la in LANGUAGES},
@@ -297,7 +297,7 @@ def main() -> int:
     """Train, save, measure; the exit code says whether the model is fit for its purpose."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo-model"), help="folder to write to")
-    parser.add_argument("--steps", type=int, default=8000, help="training steps of 128 texts")
+    parser.add_argument("--steps", type=int, default=2200, help="training steps of 128 texts")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random")
     args = parser.parse_args()
     started = time.perf_counter()

@@ -53,7 +53,7 @@ def public_functions():
                 yield f"{module.__name__}.{name}", thing
 
 
-@pytest.mark.parametrize(("name", "thing"), public_functions())
+@pytest.mark.parametrize(("name", "thing"), list(public_functions()))
 def test_public_docstrings_have_an_example(name, thing):
     if name != "NeuronShareError":
         assert ">>> " in (thing.__doc__ or ""), name
@@ -65,7 +65,7 @@ def snippets():
             yield pytest.param(code, id=f"{page.name}-{number}")
 
 
-@pytest.mark.parametrize("code", snippets())
+@pytest.mark.parametrize("code", list(snippets()))
 def test_python_in_the_pages_runs_as_it_stands(code, tmp_path):
     environment = os.environ | {"MPLBACKEND": "Agg"}
     run = subprocess.run(

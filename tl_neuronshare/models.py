@@ -155,6 +155,8 @@ def _load_hooked(name: str, *, local: bool, device: str | torch.device | None, d
         ) from error
     weights = get_pretrained_state_dict(name, cfg, AutoModelForCausalLM.from_pretrained(name, dtype=dtype))
     hooked = HookedTransformer(cfg, AutoTokenizer.from_pretrained(name))
+    if cfg.positional_embedding_type == "alibi":  # has no W_pos, of which TransformerLens would warn
+        weights["pos_embed.W_pos"] = hooked.pos_embed.W_pos
     hooked.load_and_process_state_dict(
         weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )

@@ -58,6 +58,7 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
         right.set_title("Activated, by language", loc="left", fontsize=8)
         for axes in (left, right):
             axes.set_xlabel("layer")
+            axes.margins(y=0.08)
             axes.set_ylim(bottom=0)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=7)

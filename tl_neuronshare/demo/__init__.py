@@ -34,7 +34,9 @@ def load_model(*, backend: Backend = "auto", device: str | torch.device | None =
     """
     if backend == "auto":
         backend = "hooked" if models.has_hooked_transformer() else "bridge"
-    return models.load_model(DIRECTORY, backend=backend, device=device)
+    model = models.load_model(DIRECTORY, backend=backend, device=device)
+    model.cfg.model_name = "demo"  # else the directory's
+    return model
 
 
 def prompts() -> ParallelPrompts:

@@ -247,7 +247,8 @@ def world_facts(
     Example:
         >>> prompts = world_facts(relations=["currency"], languages=["en", "de"], limit=1)
         >>> prompts.prompts, prompts.answers
-        ({'en': ('Currency of Cyprus →',), 'de': ('Währung von Zypern →',)}, {'en': (' Euro',), 'de': (' Euro',)})
+        ({'en': ('Currency of Ethiopia →',), 'de': ('Währung von Äthiopien →',)},
+         {'en': (' Ethiopian Birr',), 'de': (' Äthiopischer Birr',)})
     """
     for what, given, known in (("relation", relations, RELATIONS), ("language", languages, LANGUAGES)):
         if isinstance(given, str):
