@@ -61,6 +61,11 @@ def test_answers_and_choices(rest, message):
         ns.ParallelPrompts(TWO, **rest)
 
 
+def test_one_example_by_number():
+    with pytest.raises(ns.NeuronShareError, match=r"use a slice, such as prompts\[3:4\]"):
+        ns.ParallelPrompts(TWO)[0]
+
+
 def test_select_of_a_language_that_is_not_there():
     with pytest.raises(ns.NeuronShareError, match="No prompts in 'xx'; these have en, de"):
         ns.ParallelPrompts(TWO).select(["en", "xx"])

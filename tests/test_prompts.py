@@ -49,7 +49,8 @@ def test_slicing_keeps_languages_aligned():
     assert PROMPTS[1:].prompts == {"en": ("Two and",), "de": ("Zwei und",)}
     assert PROMPTS[1:].answers == {"en": (" three",), "de": (" drei",)}
     assert PROMPTS[1:].examples == ("numbers",)
-    assert PROMPTS[-1] == PROMPTS[1:]
+    assert PROMPTS[-1:] == PROMPTS[1:]
+    assert PROMPTS[::-1].examples == ("numbers", "colours")
     assert len(PROMPTS[:1]) == 1
 
 

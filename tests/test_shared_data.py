@@ -50,5 +50,5 @@ def test_a_frame_joined_by_hand_is_categorised(animals, backend):
     sharing = ns.categorise(animals.lens("bloom", backend), prompts)
     assert len(sharing) == len(prompts)
     assert sharing.summary().groupby("layer")["mean"].sum().round(6).eq(100).all()
-    alone = ns.categorise(animals.lens("bloom", backend), prompts[index])
+    alone = ns.categorise(animals.lens("bloom", backend), prompts[index : index + 1])
     assert (alone.activated()[0] != sharing.activated()[index]).sum() <= sharing.activated()[0].numel() // 100_000

@@ -132,18 +132,16 @@ class ParallelPrompts:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: slice | int) -> ParallelPrompts:
-        """The selected examples, in all languages; an integer selects one example."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"example {index} of {len(self)}")
-            index = slice(index, index + 1 or None)
+    def __getitem__(self, examples: slice) -> ParallelPrompts:
+        """The selected examples, in all languages."""
+        if not isinstance(examples, slice):
+            raise NeuronShareError(f"{examples!r} selects no examples; use a slice, such as prompts[3:4].")
         return ParallelPrompts(
-            {language: texts[index] for language, texts in self.prompts.items()},
-            self.answers and {language: texts[index] for language, texts in self.answers.items()},
-            self.choices and {language: rows[index] for language, rows in self.choices.items()},
+            {language: texts[examples] for language, texts in self.prompts.items()},
+            self.answers and {language: texts[examples] for language, texts in self.answers.items()},
+            self.choices and {language: rows[examples] for language, rows in self.choices.items()},
             self.name,
-            examples=self.examples[index],
+            examples=self.examples[examples],
         )
 
     def __eq__(self, other: object) -> bool:
