@@ -117,6 +117,7 @@ OPTIONS = {
     "position": ({"position": "first"}, "position='first' is unknown; use one of last"),
     "threshold": ({"threshold": float("nan")}, "threshold=nan is no finite number"),
     "threshold of another kind": ({"threshold": "0"}, "threshold='0' is no finite number"),
+    "BOS": ({"prepend_bos": "yes"}, "prepend_bos='yes' is unknown; use True, False, or None"),
     "batch size": ({"batch_size": 0}, "batch_size=0 is unknown"),
     "batch size of another kind": ({"batch_size": "many"}, "batch_size='many' is unknown; use \"auto\""),
 }
@@ -246,6 +247,11 @@ def test_files(tmp_path):
         ns.NeuronSharing.load(tmp_path / "missing")
     with pytest.raises(ns.NeuronShareError, match="no directory.*absent"):
         sharing.save(tmp_path / "absent" / "file")
+    odd = ns.NeuronSharing.from_activated(
+        torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de"], metadata={"model": object()}
+    )
+    with pytest.raises(ns.NeuronShareError, match="metadata cannot be saved.*object is not JSON"):
+        odd.save(tmp_path / "odd")
     corrupt = tmp_path / "corrupt"
     sharing.save(corrupt)
     corrupt.write_bytes(corrupt.read_bytes()[:-1])
@@ -262,6 +268,25 @@ def test_files(tmp_path):
         ns.NeuronSharing.load(tmp_path / "plain")
     with pytest.raises(ns.NeuronShareError, match="There is no file"):
         ns.NeuronSharing.load(tmp_path)
+
+
+HEADER = {"languages": ["a", "b"], "widths": [8], "hooks": ["h"], "metadata": {}}
+TAMPERED = {
+    "a key is missing": ({"widths": None}, torch.uint8, "cannot be read.*widths"),
+    "a key of another kind": ({"languages": 5}, torch.uint8, "cannot be read"),
+    "a language twice": ({"languages": ["a", "a"]}, torch.uint8, "not all different"),
+    "other widths": ({"widths": [9]}, torch.uint8, "shape"),
+    "other numbers": ({}, torch.float32, "torch.float32"),
+}
+
+
+@pytest.mark.parametrize(("change", "dtype", "message"), TAMPERED.values(), ids=TAMPERED)
+def test_tampered_files(tmp_path, change, dtype, message):
+    header = {key: json.dumps(value) for key, value in (HEADER | change).items() if value is not None}
+    packed = torch.zeros(1, 2, 1, 1, dtype=dtype)
+    save_file({"packed": packed}, tmp_path / "file", {"format": "tl_neuronshare.NeuronSharing/1", **header})
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.NeuronSharing.load(tmp_path / "file")
 
 
 def test_results():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -90,6 +91,15 @@ def test_no_logits_are_made_but_for_the_last_position(animals, name, backend):
             models.read_last(model, [[5, 6, 7, 8]], layers)
     assert (1, 4, 400) in full.shapes  # the watch sees what it must not see below
     assert ours.shapes <= {(1, 1, 400)}
+
+
+@pytest.mark.usefixtures("as_users_run_it")  # the annotations ask for Python's
+def test_numbers_of_numpy_serve_as_options(animals, prompts, tmp_path):
+    model = animals.lens("bloom", "bridge")
+    sharing = ns.categorise(model, prompts, threshold=np.float32(0.5), batch_size=np.int64(3))
+    assert sharing == ns.categorise(model, prompts, threshold=0.5, batch_size=3)
+    sharing.save(tmp_path / "file")
+    assert ns.NeuronSharing.load(tmp_path / "file").metadata == sharing.metadata
 
 
 def test_batches_hold_every_prompt_once_and_pad_little():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 from datasets import Dataset
 
 import tl_neuronshare as ns
@@ -43,6 +44,16 @@ def test_examples_may_have_labels_of_any_kind():
 
 def test_dataset():
     assert ns.ParallelPrompts.from_dataset(Dataset.from_pandas(PROMPTS.to_frame()), name="toy") == PROMPTS
+
+
+@pytest.mark.usefixtures("as_users_run_it")  # the annotations ask for lists
+def test_columns_and_arrays_serve_as_lists():
+    frame = PROMPTS.to_frame().pivot(index="example", columns="language")
+    prompts, answers, choices = (
+        {la: frame[what][la] for la in ("en", "de")} for what in ("prompt", "answer", "choices")
+    )
+    arrays = {language: column.to_numpy() for language, column in prompts.items()}
+    assert ns.ParallelPrompts(arrays, answers, choices, "toy", examples=frame.index) == PROMPTS
 
 
 def test_slicing_keeps_languages_aligned():

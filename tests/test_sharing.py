@@ -108,6 +108,7 @@ def test_slicing_selects_examples():
     assert len(sharing[1:3]) == 2
     assert torch.equal(sharing[1:3].types, sharing.types[1:3])
     assert torch.equal(sharing.activated(slice(1, 3)), activated[1:3])
+    assert torch.equal(sharing[::-2].activated(), activated[[4, 2, 0]])
 
 
 def test_one_bit_a_neuron_is_kept():

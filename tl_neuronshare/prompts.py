@@ -94,15 +94,15 @@ class ParallelPrompts:
                 f"{what} is for {given}, but prompts is for {', '.join(self.languages)}; "
                 f"give {what} for exactly the same languages."
             )
-        for language in self.languages:
-            entries = table[language]
+        rows = {language: _as_list(table[language]) for language in self.languages}
+        for language, entries in rows.items():
             if isinstance(entries, str) or not isinstance(entries, Sequence):
                 raise NeuronShareError(f"{what}[{language!r}] is a {type(entries).__name__}; give a list.")
             if len(entries) != self._length:
                 raise NeuronShareError(
                     f"{what}[{language!r}] has {len(entries)} entries for {self._length} prompts; give one for each."
                 )
-        return {language: table[language] for language in self.languages}
+        return rows
 
     def _answers(self, answers: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
         return {
@@ -279,15 +279,16 @@ class ParallelPrompts:
         return cls.from_frame(dataset.to_pandas(), name=name)
 
 
-def _as_list(row: Any) -> Any:
-    """Choices as a list: `Dataset.to_pandas` gives arrays."""
-    return row.tolist() if hasattr(row, "tolist") else row
+def _as_list(texts: Any) -> Any:
+    """Numpy arrays and pandas columns as the lists that they stand for."""
+    return texts.tolist() if hasattr(texts, "tolist") else texts
 
 
 def _texts(texts: Sequence[str], what: str, language: str, example: Callable[[int], Hashable]) -> tuple[str, ...]:
     """The texts as a tuple, each a string that is not empty; `example` names text i's example in messages."""
     if not isinstance(language, str):
         raise NeuronShareError(f"{language!r} is no name of a language; use a string such as 'en'.")
+    texts = _as_list(texts)
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise NeuronShareError(
             f"Language {language!r}: a {type(texts).__name__} where a list of {what}s belongs; put it in a list."

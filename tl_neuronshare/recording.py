@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import torch
@@ -74,7 +75,7 @@ def categorise(
         >>> sharing.types.shape  # example layer neuron
         torch.Size([1, 4, 512])
     """
-    _check_options(prompts, position, threshold, batch_size)
+    _check_options(prompts, position, threshold, batch_size, prepend_bos)
     layers = models.neuron_layers(model, site)
     rows = _tokenised(model, prompts, prepend_bos)
     batches = plan_batches([len(row.tokens) for row in rows], batch_size, pad=models.can_pad(model))
@@ -102,9 +103,9 @@ def categorise(
             "prompts": prompts.name,
             "site": _true_site(site, layers),
             "position": position,
-            "threshold": threshold,
+            "threshold": float(threshold),
             "prepend_bos": models.resolve_prepend_bos(model, prepend_bos),
-            "batch_size": batch_size,
+            "batch_size": batch_size if batch_size == "auto" else int(batch_size),
             "batches": len(batches),
             "borderline_fraction": borderline / (len(rows) * sum(layer.width for layer in layers)),
             "versions": {
@@ -114,17 +115,23 @@ def categorise(
     )
 
 
-def _check_options(prompts: object, position: object, threshold: object, batch_size: object) -> None:
+def _check_options(
+    prompts: object, position: object, threshold: object, batch_size: object, prepend_bos: object
+) -> None:
     if not isinstance(prompts, ParallelPrompts):
         raise NeuronShareError(
             f"prompts is a {type(prompts).__name__}; make it ParallelPrompts({{language: [prompt, ...], ...}})."
         )
     if position not in get_args(Position):
         raise NeuronShareError(f"position={position!r} is unknown; use one of {', '.join(get_args(Position))}.")
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not math.isfinite(threshold):
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not math.isfinite(threshold):
         raise NeuronShareError(f"threshold={threshold!r} is no finite number; 0.0 is the paper's.")
-    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+    if batch_size != "auto" and (
+        isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1
+    ):
         raise NeuronShareError(f'batch_size={batch_size!r} is unknown; use "auto" or a number of prompts, at least 1.')
+    if not (prepend_bos is None or isinstance(prepend_bos, bool)):
+        raise NeuronShareError(f"prepend_bos={prepend_bos!r} is unknown; use True, False, or None for the model's own.")
 
 
 def _true_site(site: Site, layers: Sequence[NeuronLayer]) -> Site:

@@ -105,15 +105,18 @@ class NeuronSharing:
         metadata: Mapping[str, Any],
     ) -> None:
         expected = (len(packed), len(languages), len(widths), packed_width(max(widths, default=0)))
-        if tuple(packed.shape) != expected or len(hooks) != len(widths):
+        if tuple(packed.shape) != expected or packed.dtype != torch.uint8 or len(hooks) != len(widths):
             raise NeuronShareError(
-                f"The packed activations have shape {tuple(packed.shape)}, with {len(hooks)} hooks; {len(languages)} "
-                f"languages and {len(widths)} layers of {max(widths, default=0)} neurons need {expected}."
+                f"The packed activations are {packed.dtype} of shape {tuple(packed.shape)}, with {len(hooks)} hooks; "
+                f"{len(languages)} languages and {len(widths)} layers of {max(widths, default=0)} neurons need "
+                f"torch.uint8 of shape {expected}."
             )
         if len(languages) < 2 or len(packed) == 0 or not widths:
             raise NeuronShareError(
                 f"{tuple(packed.shape)} is nothing to share: examples, two languages, layers are needed."
             )
+        if len(set(languages)) < len(languages):
+            raise NeuronShareError(f"The languages {', '.join(languages)} are not all different; name each once.")
         self._packed = packed
         self.languages, self.widths, self.hooks = tuple(languages), tuple(widths), tuple(hooks)
         self.metadata = dict(metadata)
@@ -156,7 +159,7 @@ class NeuronSharing:
         if not isinstance(examples, slice):
             raise NeuronShareError(f"{examples!r} selects no examples; use a slice, such as sharing[3:4].")
         return NeuronSharing(
-            self._packed[examples],
+            self._rows(examples),
             languages=self.languages,
             widths=self.widths,
             hooks=self.hooks,
@@ -182,7 +185,7 @@ class NeuronSharing:
 
     def activated(self, examples: slice = slice(None)) -> Bool[Tensor, "example language layer neuron"]:
         """Whether each neuron is activated, unpacked for this call; False where a layer is narrower."""
-        return unpack(self._packed[examples], self.d_mlp)
+        return unpack(self._rows(examples), self.d_mlp)
 
     @property
     def types(self) -> UInt8[Tensor, "example layer neuron"]:
@@ -225,7 +228,7 @@ class NeuronSharing:
         """Write to one safetensors file, with the metadata in its header.
 
         Raises:
-            NeuronShareError: there is no such directory.
+            NeuronShareError: there is no such directory, or the metadata holds what JSON cannot say.
         """
         if not Path(path).parent.is_dir():
             raise NeuronShareError(f"There is no directory {str(Path(path).parent)!r}; make it first.")
@@ -235,7 +238,12 @@ class NeuronSharing:
             "hooks": self.hooks,
             "metadata": self.metadata,
         }
-        texts = {"format": _FORMAT, **{key: json.dumps(value) for key, value in header.items()}}
+        try:
+            texts = {"format": _FORMAT, **{key: json.dumps(value) for key, value in header.items()}}
+        except TypeError as error:
+            raise NeuronShareError(
+                f"The metadata cannot be saved: {error}. Keep to text, numbers and lists."
+            ) from error
         save_file({"packed": self._packed.contiguous()}, path, texts)
 
     @classmethod
@@ -259,6 +267,11 @@ class NeuronSharing:
             raise NeuronShareError(
                 f"{str(path)!r} cannot be read ({error}); it is damaged or no safetensors file."
             ) from error
+
+    def _rows(self, examples: slice) -> UInt8[Tensor, "example language layer byte"]:
+        """The packed activations of some examples; torch itself does not count backwards."""
+        backwards = examples.step is not None and examples.step < 0
+        return self._packed[list(range(self.n_examples)[examples])] if backwards else self._packed[examples]
 
     def _chunks(self) -> Iterator[Bool[Tensor, "example language layer neuron"]]:
         """All activations, unpacked some examples at a time."""
