@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import reference
 import tl_neuronshare as ns
@@ -76,6 +77,25 @@ def test_the_built_in_model_equals_the_literal_reference(animals, backend, site)
     sharing = ns.categorise(animals.lens("demo", backend), prompts, site=site)
     assert_agrees(sharing, active)
     assert sharing.metadata["site"] == "post"
+
+
+def test_a_scaled_gate_is_activated_as_the_model_does_it(tmp_path, prompts):
+    """Falcon-H1 multiplies the gate by a constant before the activation function."""
+    sizes = {f"mamba_{name}": size for name, size in {"d_ssm": 32, "n_heads": 4, "d_head": 8, "d_state": 8}.items()}
+    config = {**zoo.KINDS["llama"].config, **sizes, "mlp_multipliers": [3.0, 0.5]}
+    directory = zoo.save_model("falcon_h1", config, tmp_path)
+    model = ns.load_model(directory, backend="bridge", device="cpu")
+    active = reference.active_neurons(
+        AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval(),
+        model.tokenizer,
+        zoo.TEXTS,
+        module="model.layers.{}.feed_forward.act_fn",
+        n_layers=3,
+        bos=True,
+        of_output=True,
+        threshold=0.3,
+    )
+    assert_agrees(ns.categorise(model, prompts, site="gate", threshold=0.3, prepend_bos=True), active)
 
 
 def test_the_gate_is_not_the_product(animals, backend, prompts):

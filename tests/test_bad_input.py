@@ -223,6 +223,19 @@ def test_an_encoder_is_refused(tmp_path, prompts):
         ns.categorise(model, prompts)
 
 
+def test_cohere_is_refused_where_its_bridge_is_wrong(tmp_path, prompts):
+    config = {
+        name: size for name, size in zoo.KINDS["llama"].config.items() if name not in ("head_dim", "rms_norm_eps")
+    }
+    directory = zoo.save_model("cohere", config | {"num_key_value_heads": 4}, tmp_path)
+    model = ns.load_model(directory, backend="bridge", device="cpu")
+    if models.has_hooked_transformer():
+        with pytest.raises(ns.NeuronShareError, match="CohereForCausalLM.*use TransformerLens 4"):
+            ns.categorise(model, prompts)
+    else:
+        assert len(ns.categorise(model, prompts)) == 5
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_activations_that_are_no_numbers(bloom, value):
     prompts = ns.ParallelPrompts(

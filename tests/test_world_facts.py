@@ -91,7 +91,10 @@ def test_choices_do_not_depend_on_the_languages_asked_for():
 
 
 def test_ending():
-    for text in ns.tasks.world_facts(limit=3, ending="").prompts["zh"]:
-        assert "→" not in text
+    bare = ns.tasks.world_facts(limit=3, ending="")
+    for language in ("en", "zh"):
+        assert not any("→" in text for text in bare.prompts[language])
+        assert all(text.startswith(" ") == (language == "en") for text in bare.answers[language])
+        assert all(answer in row for answer, row in zip(bare.answers[language], bare.choices[language], strict=True))
     for text in ns.tasks.world_facts(limit=3, ending=" =").prompts["zh"]:
         assert text.endswith(" =")

@@ -23,8 +23,10 @@ from tl_neuronshare.errors import NeuronShareError
 
 Site = Literal["post", "gate"]
 Backend = Literal["auto", "hooked", "bridge"]
-# Bridges that compute something else as soon as they are given an attention mask, or that ignore it.
-_MASK_IS_NOT_SAFE = ("openai-gpt", "rwkv")
+# Bridges that compute something else as soon as they are given an attention mask.
+_MASK_IS_NOT_SAFE = ("openai-gpt",)
+# Bridges whose forward pass is wrong on TransformerLens 3 (logits off by 0.1) and right on 4.
+_WRONG_ON_3 = ("cohere", "cohere2")
 # What Hugging Face's gated MLPs and TransformerLens's own call their activation function.
 _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 
@@ -232,6 +234,11 @@ def check_model(model: object) -> None:
             f"{_name(model)} ({type(hugging_face or model).__name__}) is no decoder-only language model; "
             "encoders are not read yet."
         )
+    if has_hooked_transformer() and hugging_face is not None and hugging_face.config.model_type in _WRONG_ON_3:
+        raise NeuronShareError(
+            f"{_name(model)} is a {type(hugging_face).__name__}, whose TransformerBridge computes something else than "
+            "the model on TransformerLens 3; use TransformerLens 4 for it."
+        )
 
 
 def _mlp_blocks(hooks: Mapping[str, Any]) -> list[str]:
@@ -251,7 +258,8 @@ def _activation_function(model: LensModel, block: str) -> Callable[[Tensor], Ten
         for name in _ACTIVATION_NAMES:
             function = getattr(holder, name, None)
             if callable(function):
-                return function  # type: ignore[no-any-return]
+                scale = getattr(holder, "gate_multiplier", 1.0)  # Falcon-H1 scales the gate before it is activated
+                return lambda gate: function(gate * scale)
     raise NeuronShareError(f'{block}.mlp does not say what its activation function is; use site="post".')
 
 

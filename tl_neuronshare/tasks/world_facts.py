@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
 
+_NO_SPACES = ("th", "zh")  # written without spaces between words
 LANGUAGES = ("en", "de", "es", "fr", "ru", "th", "tr", "vi", "zh")
 
 TEMPLATES: Mapping[str, Mapping[str, str]] = {
@@ -227,7 +228,7 @@ def world_facts(
 
     The facts of all relations are shuffled together by `seed`; `limit` takes the first so many. The other
     choices are answers of the same relation, no two alike in any language, drawn by `seed` and
-    fact. An answer begins with a space in every language, since each prompt ends in a symbol.
+    fact. An answer begins with a space, in Thai and Chinese too where the prompt ends in a symbol.
 
     Args:
         relations: some of `country_code`, `currency_code`, `language_code`, `sum`, `currency`, `continent`,
@@ -268,10 +269,11 @@ def world_facts(
     random.Random(seed).shuffle(chosen)
     chosen = chosen[:limit]
     choices = [choose(fact, pools[fact.relation], n_choices=n_choices, seed=seed) for fact in chosen]
+    space = {language: "" if not ending and language in _NO_SPACES else " " for language in languages}
     return ParallelPrompts(
         {language: [fact.prompt(language, ending=ending) for fact in chosen] for language in languages},
-        {language: [" " + fact.answer[language] for fact in chosen] for language in languages},
-        {language: [[" " + answer[language] for answer in row] for row in choices] for language in languages},
+        {language: [space[language] + fact.answer[language] for fact in chosen] for language in languages},
+        {la: [[space[la] + answer[la] for answer in row] for row in choices] for la in languages},
         "world_facts",
         examples=[fact.label for fact in chosen],
     )
