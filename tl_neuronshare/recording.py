@@ -92,14 +92,13 @@ def categorise(
                 packed[examples, languages, number, : bits.shape[-1]] = bits
                 borderline += count_borderline(values, threshold)
             bar.update(len(batch))
-    described = models.describe(model)
     return NeuronSharing(
         packed,
         languages=prompts.languages,
         widths=[layer.width for layer in layers],
         hooks=[layer.hook for layer in layers],
         metadata={
-            **described,
+            **models.describe(model),
             "prompts": prompts.name,
             "site": _true_site(site, layers),
             "position": position,
