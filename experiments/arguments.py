@@ -67,6 +67,8 @@ def _batch_size(text: str) -> str | int:
 def load_model(args: argparse.Namespace) -> LensModel:
     """The model that was asked for."""
     if args.model == DEMO:
+        if args.dtype != "float32":
+            raise ns.NeuronShareError(f"--dtype {args.dtype}: the built-in model is computed in float32 only.")
         return ns.demo.load_model(backend=args.backend, device=args.device)
     return ns.load_model(args.model, backend=args.backend, device=args.device, dtype=getattr(torch, args.dtype))
 

@@ -314,6 +314,8 @@ def test_results():
         sharing[5:]
     with pytest.raises(ns.NeuronShareError, match="1 language"):
         ns.neuron_types(torch.ones(1, 1, 4, dtype=torch.bool))
+    with pytest.raises(ns.NeuronShareError, match="torch.float32 of shape .*give booleans"):
+        ns.neuron_types(torch.ones(2, 1, 4))
     with pytest.raises(ns.NeuronShareError, match="shape"):
         ns.NeuronSharing.from_activated(torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de", "fr"])
 

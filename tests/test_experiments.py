@@ -62,6 +62,7 @@ def test_patterns_on_a_directory(tmp_path, animals):
 MISTAKES = {
     "model": (("--model", "no/such-model", "--limit", 1), "error: The name 'no/such-model' could not be loaded"),
     "language": (("--languages", "en", "pt"), "error: No prompts in 'pt'; these have en, de"),
+    "dtype": (("--dtype", "bfloat16"), "error: --dtype bfloat16: the built-in model is computed in float32 only"),
     "limit": (("--limit", -1), "error: --limit -1 is negative"),
     "folder": (("--out", "taken/here"), "error: The folder 'taken/here'.*--out"),
 }

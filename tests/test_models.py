@@ -22,7 +22,7 @@ def test_logits_are_those_of_hugging_face(animals, name, backend):
     with torch.no_grad():
         ours, theirs = model(tokens).log_softmax(-1), reference(tokens).logits.log_softmax(-1)
     assert (ours - theirs).abs().max() < 5e-5
-    assert models.describe(model)["weights"] == "raw"
+    assert models.describe(model)["weights"] == "not folded"
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -155,4 +155,12 @@ def test_half_precision_is_loaded_and_recorded(animals, prompts):
 def test_processed_weights_are_recorded(animals, prompts):
     bridge = ns.load_model(animals.directory("gpt2"), backend="bridge", device="cpu")
     bridge.enable_compatibility_mode()
-    assert ns.categorise(bridge, prompts).metadata["weights"] == "processed"
+    assert ns.categorise(bridge, prompts).metadata["weights"] == "folded"
+
+
+def test_borderline_values_are_counted_by_hand():
+    eps = torch.finfo(torch.float32).eps
+    values = torch.tensor([[1.0, 1.0, 1.0, -1.0], [0.0, 8 * eps, -8 * eps, 2.0]])  # root mean squares 1 and 1
+    assert ns.recording.count_borderline(values, 0.0) == 2
+    assert ns.recording.count_borderline(values, 1.0) == 0  # exact hits
+    assert ns.recording.count_borderline(values, eps) == 2  # zeros are not borderline

@@ -117,7 +117,7 @@ def load_model(
         raise NeuronShareError(
             f"{what} {str(name_or_path)!r} could not be loaded: {error}\n"
             "Give a directory with config.json, weights and a tokenizer, or a name on the Hugging Face hub; without a "
-            "network, download the model elsewhere (huggingface-cli download NAME --local-dir DIR) and give DIR."
+            "network, download the model elsewhere (hf download NAME --local-dir DIR) and give DIR."
         ) from error
 
 
@@ -385,16 +385,16 @@ def describe(model: LensModel) -> dict[str, str | bool]:
     return {
         "model": _name(model),
         "model_class": type(model).__name__,
-        "weights": "processed" if _is_processed(model) else "raw",
+        "weights": "folded" if _is_folded(model) else "not folded",
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": parameter.device.type,
     }
 
 
-def _is_processed(model: LensModel) -> bool:
-    """Whether norms are folded into the weights: HookedTransformer's default, a bridge's compatibility mode."""
+def _is_folded(model: LensModel) -> bool:
+    """Whether norms are folded into the weights; centring alone leaves no trace that could be read here."""
     if is_bridge(model):
-        return bool(getattr(model, "compatibility_mode", False))
+        return bool(getattr(model, "compatibility_mode", False) or getattr(model, "_weights_processed", False))
     return str(model.cfg.normalization_type).endswith("Pre")
 
 

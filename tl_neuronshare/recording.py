@@ -88,7 +88,7 @@ def categorise(
             examples, languages = [row.example for row in batch], [row.language for row in batch]
             for number, values in enumerate(models.read_last(model, [row.tokens for row in batch], layers)):
                 _check_finite(values, layers[number], batch, prompts)
-                bits = pack(values > threshold)
+                bits = pack(values.float() > threshold)  # in half precision the threshold would be rounded too
                 packed[examples, languages, number, : bits.shape[-1]] = bits
                 borderline += count_borderline(values, threshold)
             bar.update(len(batch))
@@ -176,14 +176,14 @@ def plan_batches(lengths: Sequence[int], batch_size: Literal["auto"] | int, *, p
 
 
 def count_borderline(values: Float[Tensor, "prompt neuron"], threshold: float) -> int:
-    """How many values are so near the threshold that rounding may carry them over it; exact hits are not.
+    """How many values are so near the threshold that rounding may carry them over it; exact hits and zeros are not.
 
     Near is within 16 eps(dtype) x the root mean square of that prompt's layer.
     """
     wide = values.float()
     reach = 16 * torch.finfo(values.dtype).eps * wide.square().mean(-1, keepdim=True).sqrt()
     distance = (wide - threshold).abs()
-    return int(((distance > 0) & (distance <= reach)).sum())
+    return int(((distance > 0) & (distance <= reach) & (wide != 0)).sum())
 
 
 def _check_finite(

@@ -57,13 +57,18 @@ def neuron_types(activated: Bool[Tensor, "*batch language layer neuron"]) -> UIn
     """The type of each neuron, from whether it is activated in each language. The paper's definition.
 
     Raises:
-        NeuronShareError: fewer than two languages.
+        NeuronShareError: no booleans, too few axes, or fewer than two languages.
 
     Example:
         >>> in_english, in_german = [True, True, False], [True, False, False]
         >>> neuron_types(torch.tensor([[in_english], [in_german]]))
         tensor([[3, 1, 0]], dtype=torch.uint8)
     """
+    if activated.dtype != torch.bool or activated.ndim < 3:
+        raise NeuronShareError(
+            f"activated is {activated.dtype} of shape {tuple(activated.shape)}; give booleans (such as values > 0) "
+            "with axes language, layer and neuron last."
+        )
     n_languages = activated.shape[-3]
     if n_languages < 2:
         raise NeuronShareError(f"Activation in {n_languages} language(s); sharing needs at least two.")
@@ -185,7 +190,7 @@ class NeuronSharing:
 
     def activated(self, examples: slice = slice(None)) -> Bool[Tensor, "example language layer neuron"]:
         """Whether each neuron is activated, unpacked for this call; False where a layer is narrower."""
-        return unpack(self._rows(examples), self.d_mlp)
+        return unpack(self._rows(examples), self.d_mlp) & self._is_neuron()
 
     @property
     def types(self) -> UInt8[Tensor, "example layer neuron"]:
