@@ -88,7 +88,7 @@ def categorise(
             examples, languages = [row.example for row in batch], [row.language for row in batch]
             for number, values in enumerate(models.read_last(model, [row.tokens for row in batch], layers)):
                 _check_finite(values, layers[number], batch, prompts)
-                bits = pack(values.float() > threshold)  # in half precision the threshold would be rounded too
+                bits = pack(_at_least_single(values) > threshold)
                 packed[examples, languages, number, : bits.shape[-1]] = bits
                 borderline += count_borderline(values, threshold)
             bar.update(len(batch))
@@ -180,10 +180,15 @@ def count_borderline(values: Float[Tensor, "prompt neuron"], threshold: float) -
 
     Near is within 16 eps(dtype) x the root mean square of that prompt's layer.
     """
-    wide = values.float()
+    wide = _at_least_single(values)
     reach = 16 * torch.finfo(values.dtype).eps * wide.square().mean(-1, keepdim=True).sqrt()
     distance = (wide - threshold).abs()
     return int(((distance > 0) & (distance <= reach) & (wide != 0)).sum())
+
+
+def _at_least_single(values: Float[Tensor, "prompt neuron"]) -> Float[Tensor, "prompt neuron"]:
+    """Half precision widened, else the threshold would be rounded to it too; double precision kept."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _check_finite(

@@ -149,9 +149,11 @@ def facts(relations: Sequence[str] = RELATIONS) -> list[Fact]:
     tongues = sorted(code for code in locales["en"].languages if len(code) == 2)
 
     def same(text: str | None) -> Mapping[str, str] | None:
+        """The text in every language, if there is one."""
         return dict.fromkeys(LANGUAGES, text) if text else None
 
     def names(table: str, code: str | None) -> Mapping[str, str] | None:
+        """The code's name in every language, if all have one."""
         found = {language: getattr(locale, table).get(code) for language, locale in locales.items()}
         return found if all(found.values()) else None
 
