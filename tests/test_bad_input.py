@@ -113,8 +113,8 @@ def test_a_set_of_splits_and_something_else_for_a_dataset():
 
 
 OPTIONS = {
-    "site": ({"site": "pre"}, "site='pre' is unknown; use one of post, gate"),
-    "position": ({"position": "first"}, "position='first' is unknown; use one of last"),
+    "site": ({"site": "pre"}, "site='pre' is unknown; use one of post, gate, up"),
+    "position": ({"position": "first"}, "position='first' is unknown; use one of last, any, all, or a negative index"),
     "threshold": ({"threshold": float("nan")}, "threshold=nan is no finite number"),
     "threshold of another kind": ({"threshold": "0"}, "threshold='0' is no finite number"),
     "BOS": ({"prepend_bos": "yes"}, "prepend_bos='yes' is unknown; use True, False, or None"),

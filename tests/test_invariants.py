@@ -123,30 +123,41 @@ class Skip(torch.nn.Module):
         return hidden
 
 
-def test_invariant_6_a_hook_that_does_not_fire_is_an_error(bloom):
+def test_invariant_6_a_hook_that_does_not_fire_is_an_error(bloom, prompts, monkeypatch):
+    layers = models.neuron_layers(bloom, "post")
+    monkeypatch.setattr(models, "neuron_layers", lambda model, site: layers)
+    recorder = ns.SharingRecorder(bloom, ["en", "de"], 1)
     mlp = bloom.blocks[1].mlp
     holders = [module for module in bloom.modules() if module._modules.get("mlp") is mlp]
     for holder in holders:
         holder._modules["mlp"] = Skip()
     try:
-        with pytest.raises(ns.NeuronShareError, match=r"blocks\.1\.mlp\.hook_post did not fire"):
-            models.read_last(bloom, [[5, 6, 7]], [models.NeuronLayer("blocks.1.mlp.hook_post", 128)])
+        with pytest.raises(ns.NeuronShareError, match=r"blocks\.1\.mlp\.hook_post did not fire|no hook blocks\.1\.mlp"):
+            ns.categorise(bloom, prompts)
+        for language in ("en", "de"):
+            bloom.run_with_hooks(torch.tensor([[5, 6, 7]]), fwd_hooks=recorder.fwd_hooks(language, [0]))
+        message = r"'en', example 0: blocks\.1\.mlp\.hook_post did not fire, so that 2 of 2 prompts"
+        with pytest.raises(ns.NeuronShareError, match=message):
+            recorder.sharing()
     finally:
         for holder in holders:
             holder._modules["mlp"] = mlp
 
 
-def test_invariant_6_a_hook_that_the_model_lacks_is_an_error(bloom):
+def test_invariant_6_a_hook_that_the_model_lacks_is_an_error(bloom, prompts, monkeypatch):
     layers = [*models.neuron_layers(bloom, "post"), models.NeuronLayer("blocks.9.mlp.hook_post", 128)]
-    with pytest.raises(ns.NeuronShareError, match=r"blocks\.9\.mlp\.hook_post did not fire"):
-        models.read_last(bloom, [[5, 6, 7]], layers)
+    monkeypatch.setattr(models, "neuron_layers", lambda model, site: layers)
+    with pytest.raises(ns.NeuronShareError, match=r"has no hook blocks\.9\.mlp\.hook_post"):
+        ns.categorise(bloom, prompts)
 
 
-def test_invariant_6_a_tensor_of_the_wrong_width_is_an_error(bloom):
+def test_invariant_6_a_tensor_of_the_wrong_width_is_an_error(bloom, prompts, monkeypatch):
     layers = models.neuron_layers(bloom, "post")
     layers[2] = replace(layers[2], width=96)
-    with pytest.raises(ns.NeuronShareError, match=r"blocks\.2\.mlp\.hook_post gave a tensor of shape \(1, 1, 128\)"):
-        models.read_last(bloom, [[5, 6, 7]], layers)
+    monkeypatch.setattr(models, "neuron_layers", lambda model, site: layers)
+    message = r"blocks\.2\.mlp\.hook_post gave a tensor of shape \(1, 2, 128\), not \(1, 2, 96\)"
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.categorise(bloom, prompts[3:4], batch_size=1)
 
 
 # 7: both model classes give the same types.

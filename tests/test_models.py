@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import models
+from tl_neuronshare import models, provenance
 
 DENSE = [*zoo.KINDS, "demo"]
 
@@ -22,7 +22,7 @@ def test_logits_are_those_of_hugging_face(animals, name, backend):
     with torch.no_grad():
         ours, theirs = model(tokens).log_softmax(-1), reference(tokens).logits.log_softmax(-1)
     assert (ours - theirs).abs().max() < 5e-5
-    assert models.describe(model)["weights"] == "not folded"
+    assert provenance.describe(model)["weights"] == "not folded"
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -52,18 +52,24 @@ def test_tokens_are_those_of_transformer_lens(animals, name, backend, prepend_bo
         assert ours == model.to_tokens(text, prepend_bos=prepend_bos)[0].tolist()
 
 
+def last_values(model, rows, layers):
+    """Each layer's values at the last token of each row."""
+    values = {}
+    with torch.no_grad(), models.reading(model, layers, lambda layer, tensor: values.update({layer: tensor[:, -1]})):
+        models.run(model, *models.left_padded(rows))
+    return [values[layer] for layer in range(len(layers))]
+
+
 @pytest.mark.parametrize("name", DENSE)
 def test_values_are_those_of_each_row_alone(animals, name, backend):
     """Left padding with a mask made of lengths; the padding is the BOS and end token, and one row begins with it."""
     model = animals.lens(name, backend)
     layers = models.neuron_layers(model, "post")
     rows = [[5, 6, 7, 8, 9, 10, 11], [0, 12, 13], [14]]
-    with torch.no_grad():
-        together = models.read_last(model, rows, layers)
-        for index, row in enumerate(rows):
-            alone = models.read_last(model, [row], layers)
-            for all_rows, one in zip(together, alone, strict=True):
-                torch.testing.assert_close(all_rows[index], one[0], atol=2e-5, rtol=1e-4)
+    together = last_values(model, rows, layers)
+    for index, row in enumerate(rows):
+        for all_rows, one in zip(together, last_values(model, [row], layers), strict=True):
+            torch.testing.assert_close(all_rows[index], one[0], atol=2e-5, rtol=1e-4)
 
 
 class Largest(TorchDispatchMode):
@@ -88,7 +94,7 @@ def test_no_logits_are_made_but_for_the_last_position(animals, name, backend):
         with Largest(400) as full:
             model(torch.tensor([[5, 6, 7, 8]]))
         with Largest(400) as ours:
-            models.read_last(model, [[5, 6, 7, 8]], layers)
+            last_values(model, [[5, 6, 7, 8]], layers)
     assert (1, 4, 400) in full.shapes  # the watch sees what it must not see below
     assert ours.shapes <= {(1, 1, 400)}
 
@@ -106,20 +112,20 @@ def test_batches_hold_every_prompt_once_and_pad_little():
     lengths = [7, 3, 9, 3, 3, 8, 1, 7]
     for pad in (True, False):
         for batch_size in (1, 3, 100, "auto"):
-            batches = ns.recording.plan_batches(lengths, batch_size, pad=pad)
+            batches = ns.categorising.plan_batches(lengths, batch_size, pad=pad)
             assert sorted(index for batch in batches for index in batch) == list(range(8))
             if not pad:
                 assert all(len({lengths[index] for index in batch}) == 1 for batch in batches)
             if batch_size != "auto":
                 assert max(map(len, batches)) <= batch_size
-    order = [lengths[index] for batch in ns.recording.plan_batches(lengths, 3, pad=True) for index in batch]
+    order = [lengths[index] for batch in ns.categorising.plan_batches(lengths, 3, pad=True) for index in batch]
     assert order == sorted(lengths)
 
 
 def test_automatic_batches_shrink_as_prompts_grow():
-    assert len(ns.recording.plan_batches([10] * 300, "auto", pad=True)) == 2
-    assert max(map(len, ns.recording.plan_batches([4096] * 5, "auto", pad=True))) == 2
-    assert max(map(len, ns.recording.plan_batches([100_000] * 3, "auto", pad=True))) == 1
+    assert len(ns.categorising.plan_batches([10] * 300, "auto", pad=True)) == 2
+    assert max(map(len, ns.categorising.plan_batches([4096] * 5, "auto", pad=True))) == 2
+    assert max(map(len, ns.categorising.plan_batches([100_000] * 3, "auto", pad=True))) == 1
 
 
 def test_a_bridge_that_mistreats_masks_gets_no_padding(tmp_path, prompts):
@@ -166,11 +172,3 @@ def test_processed_weights_are_recorded(animals, prompts):
     bridge = ns.load_model(animals.directory("gpt2"), backend="bridge", device="cpu")
     bridge.enable_compatibility_mode()
     assert ns.categorise(bridge, prompts).metadata["weights"] == "folded"
-
-
-def test_borderline_values_are_counted_by_hand():
-    eps = torch.finfo(torch.float32).eps
-    values = torch.tensor([[1.0, 1.0, 1.0, -1.0], [0.0, 8 * eps, -8 * eps, 2.0]])  # root mean squares 1 and 1
-    assert ns.recording.count_borderline(values, 0.0) == 2
-    assert ns.recording.count_borderline(values, 1.0) == 0  # exact hits
-    assert ns.recording.count_borderline(values, eps) == 2  # zeros are not borderline

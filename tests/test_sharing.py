@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tl_neuronshare as ns
-from tl_neuronshare.sharing import pack, unpack
+from tl_neuronshare.activation import pack, unpack
 
 LABELS = {"all-shared", "partial-shared", "specific", "non-activated"}
 

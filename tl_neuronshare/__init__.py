@@ -3,10 +3,11 @@
 from importlib import import_module
 from types import ModuleType
 
+from tl_neuronshare.categorising import categorise, categorise_caches
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import load_model
 from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.recording import categorise
+from tl_neuronshare.recording import SharingRecorder
 from tl_neuronshare.sharing import NeuronSharing, NeuronType, neuron_types
 
 __version__ = "0.1.0"
@@ -15,7 +16,9 @@ __all__ = [
     "NeuronSharing",
     "NeuronType",
     "ParallelPrompts",
+    "SharingRecorder",
     "categorise",
+    "categorise_caches",
     "demo",
     "load_model",
     "neuron_types",

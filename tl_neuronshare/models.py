@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 
-Site = Literal["post", "gate"]
+Site = Literal["post", "gate", "up"]
 Backend = Literal["auto", "hooked", "bridge"]
 # Bridges that compute something else as soon as they are given an attention mask.
 _MASK_IS_NOT_SAFE = ("openai-gpt",)
@@ -38,13 +38,19 @@ class LensModel(Protocol):
     cfg: Any
     tokenizer: Any
 
+    blocks: Any
+
     @property
     def hook_dict(self) -> Mapping[str, Any]:
         """Every hook point by name."""
         ...
 
-    def run_with_cache(self, *args: Any, **kwargs: Any) -> tuple[Any, Mapping[str, Tensor]]:
-        """A forward pass and the activations that it cached."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A forward pass."""
+        ...
+
+    def hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
+        """Hook functions for as long as the context lasts."""
         ...
 
     def parameters(self) -> Iterator[Tensor]:
@@ -174,10 +180,11 @@ def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
     """Where to read each layer's neurons, in the order of the layers.
 
     `post` is the input of the down projection. `gate` is act(gate) on gated MLPs and the same as `post` on others.
+    `up` is the up branch, which act(gate) is multiplied with; only gated MLPs have one.
 
     Raises:
-        NeuronShareError: an unknown site, no TransformerLens model, no decoder, no MLP hooks, or an MLP
-            whose neurons are not to be had there (mixture of experts).
+        NeuronShareError: an unknown site, no TransformerLens model, no decoder, no MLP hooks, an MLP
+            whose neurons are not to be had there (mixture of experts), or `up` where there is no gate.
     """
     if site not in get_args(Site):
         raise NeuronShareError(f"site={site!r} is unknown; use one of {', '.join(get_args(Site))}.")
@@ -197,17 +204,24 @@ def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
                 f"{block}.mlp has no hook_post, so that its neurons cannot be read; "
                 "use a model whose every MLP has one (see model.hook_dict)."
             )
-        width = output_weights(model, post).shape[0]
-        if site == "gate" and f"{block}.mlp.hook_pre_linear" in hooks:
-            layers.append(NeuronLayer(f"{block}.mlp.hook_pre", width, _activation_function(model, block)))
-        else:
-            layers.append(NeuronLayer(post, width))
+        layers.append(_neuron_layer(model, block, site, gated=f"{block}.mlp.hook_pre_linear" in hooks))
     if not layers:
         raise NeuronShareError(
-            f"{_name(model)} has no MLP: none of its {len(hooks)} hooks is named blocks.N.mlp.hook_post. "
+            f"{name_of(model)} has no MLP: none of its {len(hooks)} hooks is named blocks.N.mlp.hook_post. "
             "Use a model with MLP layers."
         )
     return layers
+
+
+def _neuron_layer(model: LensModel, block: str, site: Site, *, gated: bool) -> NeuronLayer:
+    width = output_weights(model, f"{block}.mlp.hook_post").shape[0]
+    if site == "up" and not gated:
+        raise NeuronShareError(f'{block}.mlp has no gate and so no up branch; use site="post".')
+    if site == "up":
+        return NeuronLayer(f"{block}.mlp.hook_pre_linear", width)
+    if site == "gate" and gated:
+        return NeuronLayer(f"{block}.mlp.hook_pre", width, _activation_function(model, block))
+    return NeuronLayer(f"{block}.mlp.hook_post", width)
 
 
 def check_model(model: object) -> None:
@@ -216,13 +230,13 @@ def check_model(model: object) -> None:
     Raises:
         NeuronShareError: says which of the three, and what to load in its place.
     """
-    if not all(hasattr(model, name) for name in ("cfg", "hook_dict", "run_with_cache")):
+    if not all(hasattr(model, name) for name in ("cfg", "hook_dict", "hooks")):
         raise NeuronShareError(
             f"A {type(model).__name__} is no TransformerLens model; load one with tl_neuronshare.load_model(name), "
             "HookedTransformer.from_pretrained_no_processing(name) or TransformerBridge.boot_transformers(name)."
         )
     if getattr(model, "tokenizer", None) is None:
-        raise NeuronShareError(f"{_name(model)} has no tokenizer; give it one with model.set_tokenizer(...).")
+        raise NeuronShareError(f"{name_of(model)} has no tokenizer; give it one with model.set_tokenizer(...).")
     hugging_face = getattr(model, "original_model", None)
     decoder = (
         getattr(model.cfg, "attention_dir", "causal") == "causal"  # type: ignore[attr-defined]
@@ -231,13 +245,13 @@ def check_model(model: object) -> None:
     )
     if not decoder:
         raise NeuronShareError(
-            f"{_name(model)} ({type(hugging_face or model).__name__}) is no decoder-only language model; "
+            f"{name_of(model)} ({type(hugging_face or model).__name__}) is no decoder-only language model; "
             "encoders are not read yet."
         )
     if has_hooked_transformer() and hugging_face is not None and hugging_face.config.model_type in _WRONG_ON_3:
         raise NeuronShareError(
-            f"{_name(model)} is a {type(hugging_face).__name__}, whose TransformerBridge computes something else than "
-            "the model on TransformerLens 3; use TransformerLens 4 for it."
+            f"{name_of(model)} is a {type(hugging_face).__name__}, whose TransformerBridge computes something else "
+            "than the model on TransformerLens 3; use TransformerLens 4 for it."
         )
 
 
@@ -247,13 +261,14 @@ def _mlp_blocks(hooks: Mapping[str, Any]) -> list[str]:
     return [f"blocks.{index}" for index in sorted(found)]
 
 
-def _mlp(model: LensModel, hook: str) -> Any:
-    return model.blocks[int(hook.split(".")[1])].mlp  # type: ignore[attr-defined]
+def block_of(model: LensModel, hook: str) -> Any:
+    """The transformer block that a hook named blocks.N... is in."""
+    return model.blocks[int(hook.split(".")[1])]
 
 
 def _activation_function(model: LensModel, block: str) -> Callable[[Tensor], Tensor]:
     """The true activation function of a gated MLP; cfg.act_fn is wrong for many models."""
-    mlp = _mlp(model, block)
+    mlp = block_of(model, block).mlp
     for holder in (mlp, getattr(mlp, "original_component", None)):
         for name in _ACTIVATION_NAMES:
             function = getattr(holder, name, None)
@@ -265,7 +280,7 @@ def _activation_function(model: LensModel, block: str) -> Callable[[Tensor], Ten
 
 def output_weights(model: LensModel, hook: str) -> Float[Tensor, "neuron d_model"]:
     """W_out of the MLP that this hook belongs to: row j is what neuron j writes to the residual stream."""
-    weights: Tensor = _mlp(model, hook).W_out
+    weights: Tensor = block_of(model, hook).mlp.W_out
     return weights.detach()
 
 
@@ -288,7 +303,7 @@ def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None
     """
     bos = resolve_prepend_bos(model, prepend_bos)
     if bos and model.tokenizer.bos_token_id is None:
-        raise NeuronShareError(f"The tokenizer of {_name(model)} has no BOS token; use prepend_bos=False.")
+        raise NeuronShareError(f"The tokenizer of {name_of(model)} has no BOS token; use prepend_bos=False.")
     # Special tokens that a tokenizer adds by itself differ between classes and versions: BOS is put there by hand.
     ids: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False).input_ids
     return [[model.tokenizer.bos_token_id, *row] for row in ids] if bos else ids
@@ -304,57 +319,67 @@ def can_pad(model: LensModel) -> bool:
     return not is_bridge(model) or model.original_model.config.model_type not in _MASK_IS_NOT_SAFE  # type: ignore[attr-defined]
 
 
-def read_last(
-    model: LensModel, rows: Sequence[Sequence[int]], layers: Sequence[NeuronLayer]
-) -> list[Float[Tensor, "prompt neuron"]]:
-    """Each layer's values at the last token of each row of tokens, from one forward pass without the vocabulary.
+def run(model: LensModel, tokens: Int[Tensor, "prompt position"], mask: Int[Tensor, "prompt position"] | None) -> None:
+    """One forward pass without the vocabulary, for what the hooks see of it."""
+    device = device_of(model)
+    masked = {} if mask is None else {"attention_mask": mask.to(device)}
+    model(tokens.to(device), **masked, **_without_vocabulary(model))
 
-    Rows are padded on the left, with a mask made from their lengths (a mask made from the token ids would hide
-    a prompt's own BOS or end token where that is also the padding).
 
-    Raises:
-        NeuronShareError: a hook that did not fire, or gave a tensor of another shape than its layer's.
+@contextmanager
+def reading(model: LensModel, layers: Sequence[NeuronLayer], read: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Hand each layer's number and tensor to `read` in every forward pass, for as long as the context lasts.
+
+    Hook points are known by identity: they may bear another name than that by which they were found. They are
+    installed by one filter, since TransformerLens 3's bridge lists all its hooks anew for every name.
     """
-    tokens, mask = _left_padded(model, rows)
-    names = {layer.hook for layer in layers}
-    masked = {} if mask is None else {"attention_mask": mask}
-    _, cache = model.run_with_cache(
-        tokens,
-        names_filter=lambda name: name in names,
-        pos_slice=-1,
-        **masked,
-        **_without_vocabulary(model),
-    )
-    values = []
+    hooks = model.hook_dict
     for layer in layers:
-        if layer.hook not in cache:
-            raise NeuronShareError(
-                f"{layer.hook} did not fire; is it the hook of a layer that this model skips? "
-                "Remove hooks or settings that replace the MLP, or use another site."
-            )
-        tensor = cache[layer.hook]
-        if tuple(tensor.shape) != (len(rows), 1, layer.width):
-            raise NeuronShareError(
-                f"{layer.hook} gave a tensor of shape {tuple(tensor.shape)}, not {(len(rows), 1, layer.width)} "
-                "(prompts, position, neurons); does a hook of yours change its shape?"
-            )
-        values.append(layer.values(tensor[:, 0]))
-    return values
+        if layer.hook not in hooks:
+            raise NeuronShareError(f"{name_of(model)} has no hook {layer.hook}; see model.hook_dict for those it has.")
+    numbers = {id(hooks[layer.hook]): number for number, layer in enumerate(layers)}
+    names = {layer.hook for layer in layers}
+
+    def hand_over(tensor: Tensor, hook: Any) -> None:
+        read(numbers[id(hook)], tensor)
+
+    with model.hooks(fwd_hooks=[(names.__contains__, hand_over)]):
+        yield
 
 
-def _left_padded(
-    model: LensModel, rows: Sequence[Sequence[int]]
+def left_padded(
+    rows: Sequence[Sequence[int]],
 ) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt position"] | None]:
-    """Tokens and mask on the model's device; no mask where nothing is padded."""
+    """Tokens and their mask; no mask where nothing is padded.
+
+    The mask is made from the lengths: one made from the token ids would hide a prompt's own BOS or end token
+    where that is also the padding.
+
+    Example:
+        >>> left_padded([[5, 6, 7], [8]])
+        (tensor([[5, 6, 7],
+                [0, 0, 8]]), tensor([[1, 1, 1],
+                [0, 0, 1]]))
+    """
     longest = max(map(len, rows))
     # Any token will do: the mask hides it.
     tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
-    device = next(model.parameters()).device
     if lengths.min() == longest:
-        return tokens.to(device), None
-    mask = (torch.arange(longest) >= longest - lengths[:, None]).long()
-    return tokens.to(device), mask.to(device)
+        return tokens, None
+    return tokens, (torch.arange(longest) >= longest - lengths[:, None]).long()
+
+
+def device_of(model: LensModel) -> torch.device:
+    """Where the model takes its tokens."""
+    parameter = next(model.parameters())
+    # Weights that accelerate has offloaded are on the meta device between forward passes.
+    return torch.device(model.cfg.device) if parameter.is_meta else parameter.device
+
+
+def special_tokens(model: LensModel) -> list[int]:
+    """The ids of the tokenizer's special tokens, which belong to no prompt's text."""
+    return sorted(set(model.tokenizer.all_special_ids))
 
 
 def _without_vocabulary(model: LensModel) -> dict[str, Any]:
@@ -379,24 +404,6 @@ def left_as_found(model: LensModel) -> Iterator[None]:
             module.training = True
 
 
-def describe(model: LensModel) -> dict[str, str | bool]:
-    """What a saved result should say of the model."""
-    parameter = next(model.parameters())
-    return {
-        "model": _name(model),
-        "model_class": type(model).__name__,
-        "weights": "folded" if _is_folded(model) else "not folded",
-        "dtype": str(parameter.dtype).removeprefix("torch."),
-        "device": parameter.device.type,
-    }
-
-
-def _is_folded(model: LensModel) -> bool:
-    """Whether norms are folded into the weights; centring alone leaves no trace that could be read here."""
-    if is_bridge(model):
-        return bool(getattr(model, "compatibility_mode", False) or getattr(model, "_weights_processed", False))
-    return str(model.cfg.normalization_type).endswith("Pre")
-
-
-def _name(model: Any) -> str:
+def name_of(model: Any) -> str:
+    """What to call the model in messages and metadata."""
     return str(getattr(model.cfg, "model_name", None) or type(model).__name__)

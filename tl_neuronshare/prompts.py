@@ -94,7 +94,7 @@ class ParallelPrompts:
                 f"{what} is for {given}, but prompts is for {', '.join(self.languages)}; "
                 f"give {what} for exactly the same languages."
             )
-        rows = {language: _as_list(table[language]) for language in self.languages}
+        rows = {language: as_list(table[language]) for language in self.languages}
         for language, entries in rows.items():
             if isinstance(entries, str) or not isinstance(entries, Sequence):
                 raise NeuronShareError(f"{what}[{language!r}] is a {type(entries).__name__}; give a list.")
@@ -254,7 +254,7 @@ class ParallelPrompts:
         return cls(
             column("prompt") or {},
             column("answer"),
-            choices and {language: [_as_list(row) for row in rows] for language, rows in choices.items()},
+            choices and {language: [as_list(row) for row in rows] for language, rows in choices.items()},
             name,
             examples=examples,
         )
@@ -279,7 +279,7 @@ class ParallelPrompts:
         return cls.from_frame(dataset.to_pandas(), name=name)
 
 
-def _as_list(texts: Any) -> Any:
+def as_list(texts: Any) -> Any:
     """Numpy arrays and pandas columns as the lists that they stand for."""
     return texts.tolist() if hasattr(texts, "tolist") else texts
 
@@ -288,7 +288,7 @@ def _texts(texts: Sequence[str], what: str, language: str, example: Callable[[in
     """The texts as a tuple, each a string that is not empty; `example` names text i's example in messages."""
     if not isinstance(language, str):
         raise NeuronShareError(f"{language!r} is no name of a language; use a string such as 'en'.")
-    texts = _as_list(texts)
+    texts = as_list(texts)
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise NeuronShareError(
             f"Language {language!r}: a {type(texts).__name__} where a list of {what}s belongs; put it in a list."

@@ -1,204 +1,386 @@
-"""Run parallel prompts through a model and record which neurons are activated."""
+"""Hooks that record which neurons are activated, in anybody's run of the model.
+
+Each layer's values are reduced to one bit a neuron as soon as its hook fires, so that of all layers together nothing
+wider than that is held. `categorising.py` has ready-made runs.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from numbers import Integral, Real
-from typing import Literal, get_args
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from tl_neuronshare import models
+from tl_neuronshare import models, provenance
+from tl_neuronshare.activation import (
+    Number,
+    Position,
+    as_position,
+    at_index,
+    count_borderline,
+    extreme,
+    nth_from_the_end,
+    pack,
+    packed_width,
+    tokens_needed,
+)
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import LensModel, NeuronLayer, Site
-from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.sharing import NeuronSharing, pack, packed_width
+from tl_neuronshare.models import LensModel, Site
+from tl_neuronshare.prompts import ParallelPrompts, as_list
+from tl_neuronshare.sharing import NeuronSharing, fingerprint
 
-Position = Literal["last"]
-# What "auto" puts in one batch, padding included: enough to keep a GPU busy, little beside a model's weights.
-_AUTO_TOKENS, _AUTO_PROMPTS = 8192, 256
+Mask = Int[Tensor, "prompt position"] | Bool[Tensor, "prompt position"]
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """One example in one language, as tokens."""
+class SharingRecorder:
+    """Hook functions that record, in your own runs, which neurons each prompt activates.
 
-    example: int
-    language: int
-    tokens: list[int]
-
-
-def categorise(
-    model: LensModel,
-    prompts: ParallelPrompts,
-    *,
-    site: Site = "post",
-    position: Position = "last",
-    threshold: float = 0.0,
-    batch_size: Literal["auto"] | int = "auto",
-    prepend_bos: bool | None = None,
-    progress: bool = True,
-) -> NeuronSharing:
-    """Find which neurons each prompt activates: those whose value at the last prompt token is above the threshold.
-
-    Reads the MLPs' post-activation hooks through `run_with_cache`, so hooks of the user's own that are active
-    (`with model.hooks(...)`) are seen. The model is left as found.
+    They read and never edit, so they compose with any other hooks: those installed before these, on the same
+    hook point, are seen; those after are not. Works in `run_with_hooks`, `model.hooks` and `generate`.
 
     Args:
-        model: a HookedTransformer or TransformerBridge; for scores of any kind, with raw weights.
-        prompts: the same examples in at least two languages.
-        site: `post`, the input of the down projection (gated MLPs: act(gate) x up); or `gate`, act(gate) of
-            gated MLPs, whose sign differs from the product's for about half of the neurons. MLPs without a
-            gate have only `post`, which metadata then records.
-        position: which token is read; `last` is the one that predicts the first token of the answer.
-        threshold: in the units of the neuron's value.
-        batch_size: prompts in one forward pass; `auto` fits it to their lengths. Prompts of similar
-            length go together. The result does not depend on it, but for rounding.
-        prepend_bos: whether prompts begin with the BOS token; None is the model's default.
-        progress: whether to show a progress bar where it takes more than two seconds.
+        model: the HookedTransformer or TransformerBridge that you will run.
+        languages: at least two.
+        n_examples: how many examples there will be; each needs one prompt in every language.
+        site: as in `categorise`.
+        position: as in `categorise`.
+        threshold: as in `categorise`; several are recorded at once.
 
     Raises:
-        NeuronShareError: an unsuitable model or option, a prompt longer than the context, or activations that
-            are NaN or infinite.
-
-    Source: arXiv 2406.09265, section 3 (value > 0 at the last token).
+        NeuronShareError: an unsuitable model or option. The hooks raise it where a tensor has not the shape of
+            the batch, where a prompt has too few tokens, and for values that are NaN or infinite.
 
     Example:
-        >>> prompts = ParallelPrompts({"en": ["Country code of Peru →"], "de": ["Ländercode von Peru →"]})
-        >>> sharing = categorise(model, prompts)
-        >>> sharing.types.shape  # example layer neuron
+        >>> recorder = SharingRecorder(model, ["en", "de"], n_examples=1)
+        >>> for language, prompt in {"en": "Country code of Peru →", "de": "Ländercode von Peru →"}.items():
+        ...     _ = model.run_with_hooks(prompt, fwd_hooks=recorder.fwd_hooks(language, [0]))
+        >>> recorder.sharing().types.shape  # example layer neuron
         torch.Size([1, 4, 512])
     """
-    _check_options(prompts, position, threshold, batch_size, prepend_bos)
-    layers = models.neuron_layers(model, site)
-    rows = _tokenised(model, prompts, prepend_bos)
-    batches = plan_batches([len(row.tokens) for row in rows], batch_size, pad=models.can_pad(model))
-    shape = (len(prompts), len(prompts.languages), len(layers), packed_width(max(layer.width for layer in layers)))
-    packed = torch.zeros(shape, dtype=torch.uint8)
-    borderline = 0
-    with models.left_as_found(model), tqdm(total=len(rows), desc="categorise", disable=not progress, delay=2) as bar:
-        for indices in batches:
-            batch = [rows[index] for index in indices]
-            examples, languages = [row.example for row in batch], [row.language for row in batch]
-            for number, values in enumerate(models.read_last(model, [row.tokens for row in batch], layers)):
-                _check_finite(values, layers[number], batch, prompts)
-                bits = pack(_at_least_single(values) > threshold)
-                packed[examples, languages, number, : bits.shape[-1]] = bits
-                borderline += count_borderline(values, threshold)
-            bar.update(len(batch))
-    return NeuronSharing(
-        packed,
-        languages=prompts.languages,
-        widths=[layer.width for layer in layers],
-        hooks=[layer.hook for layer in layers],
-        metadata={
-            **models.describe(model),
-            "prompts": prompts.name,
-            "site": _true_site(site, layers),
-            "position": position,
-            "threshold": float(threshold),
-            "prepend_bos": models.resolve_prepend_bos(model, prepend_bos),
-            "batch_size": batch_size if batch_size == "auto" else int(batch_size),
-            "batches": len(batches),
-            "borderline_fraction": borderline / (len(rows) * sum(layer.width for layer in layers)),
-            "versions": {
-                name: version(name) for name in ("tl_neuronshare", "transformer_lens", "transformers", "torch")
-            },
-        },
-    )
 
+    def __init__(
+        self,
+        model: LensModel,
+        languages: Sequence[str],
+        n_examples: int,
+        *,
+        site: Site = "post",
+        position: Position = "last",
+        threshold: Number | Sequence[Number] = 0.0,
+    ) -> None:
+        self.languages = _as_languages(languages)
+        self.n_examples = _as_count(n_examples)
+        self.position = as_position(position)
+        self.thresholds, self._one_threshold = _as_thresholds(threshold)
+        self.layers = models.neuron_layers(model, site)
+        # A model without gates has only `post`.
+        self.site = site if site != "gate" or any(layer.activation for layer in self.layers) else "post"
+        self.model = model
+        self.labels: Sequence[Hashable] = range(n_examples)
+        self._all_had_tokens = True
+        prompts = (n_examples, len(self.languages))
+        n_bytes = packed_width(max(layer.width for layer in self.layers))
+        self._packed = torch.zeros(len(self.thresholds), *prompts, len(self.layers), n_bytes, dtype=torch.uint8)
+        self._handed_out = False
+        self._borderline = torch.zeros(len(self.thresholds), *prompts, dtype=torch.int32)
+        self._fired = torch.zeros(*prompts, len(self.layers), dtype=torch.bool)
 
-def _check_options(
-    prompts: object, position: object, threshold: object, batch_size: object, prepend_bos: object
-) -> None:
-    if not isinstance(prompts, ParallelPrompts):
-        raise NeuronShareError(
-            f"prompts is a {type(prompts).__name__}; make it ParallelPrompts({{language: [prompt, ...], ...}})."
-        )
-    if position not in get_args(Position):
-        raise NeuronShareError(f"position={position!r} is unknown; use one of {', '.join(get_args(Position))}.")
-    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not math.isfinite(threshold):
-        raise NeuronShareError(f"threshold={threshold!r} is no finite number; 0.0 is the paper's.")
-    if batch_size != "auto" and (
-        isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1
-    ):
-        raise NeuronShareError(f'batch_size={batch_size!r} is unknown; use "auto" or a number of prompts, at least 1.')
-    if not (prepend_bos is None or isinstance(prepend_bos, bool)):
-        raise NeuronShareError(f"prepend_bos={prepend_bos!r} is unknown; use True, False, or None for the model's own.")
+    def fwd_hooks(
+        self,
+        language: str | Sequence[str],
+        examples: Sequence[int] | slice | Int[Tensor, " prompt"],
+        attention_mask: Mask | None = None,
+        *,
+        tokens: Int[Tensor, "prompt position"] | None = None,
+    ) -> list[tuple[str, Callable[..., None]]]:
+        """Hooks for one batch: pairs of a hook's name and a function, for `run_with_hooks` or `model.hooks`.
 
+        The batch's prompts are recorded when it runs, and anew if it runs again. Calls that continue it by generated
+        tokens are left alone; after a prompt of a single token, every later call is taken for one of these.
 
-def _true_site(site: Site, layers: Sequence[NeuronLayer]) -> Site:
-    """`gate` only where a gate was read."""
-    return site if any(layer.activation for layer in layers) else "post"
+        Args:
+            language: of all rows of the batch, or one for each.
+            examples: which example each row is, counted from 0.
+            attention_mask: what the model gets too, true at the tokens that are no padding; padding on either side.
+                None where nothing is padded.
+            tokens: what the model gets. For the positions `any` and `all`, which leave special tokens out and cannot
+                see them otherwise; without it they count every token that the mask shows.
 
+        Raises:
+            NeuronShareError: an unknown language or example, a mask or tokens of another shape, or a prompt with too
+                few tokens for the position.
+        """
+        batch = self.batch(language, examples, attention_mask, tokens)
+        return [(layer.hook, partial(batch.hook, layer=number)) for number, layer in enumerate(self.layers)]
 
-def _tokenised(model: LensModel, prompts: ParallelPrompts, prepend_bos: bool | None) -> list[_Prompt]:
-    """Every prompt as tokens, checked against the context; nothing is cut off."""
-    rows = []
-    for number, language in enumerate(prompts.languages):
-        tokenised = models.tokenise(model, prompts.prompts[language], prepend_bos=prepend_bos)
-        for index, tokens in enumerate(tokenised):
-            where = f"Language {language!r}, example {prompts.examples[index]!r}"
-            if not tokens:
-                raise NeuronShareError(f"{where}: the prompt has no token; write one that the tokenizer can read.")
-            if len(tokens) > model.cfg.n_ctx:
+    def sharing(self, *, prompts: ParallelPrompts | None = None) -> NeuronSharing | dict[float, NeuronSharing]:
+        """What was recorded: one result, or one for each threshold where a sequence of them was given.
+
+        Args:
+            prompts: what was run, for the fingerprint in the metadata; without them it says `unknown`.
+
+        Raises:
+            NeuronShareError: a prompt has not been recorded, or prompts of other languages or another number.
+        """
+        if not bool(self._fired.all()):
+            example, language, layer = (int(index) for index in (~self._fired).nonzero()[0])
+            raise NeuronShareError(
+                f"{self._where(example, language)}: {self.layers[layer].hook} did not fire, so that "
+                f"{int((~self._fired).any(-1).sum())} of {self._fired[..., 0].numel()} prompts are not recorded. Run "
+                "each under the hooks that fwd_hooks gives for it, through all layers; do other hooks replace the MLP?"
+            )
+        if prompts is not None and (set(prompts.languages) != set(self.languages) or len(prompts) != self.n_examples):
+            raise NeuronShareError(
+                f"The prompts are {len(prompts)} examples in {', '.join(prompts.languages)}; "
+                f"{self.n_examples} in {', '.join(self.languages)} were recorded. Give the prompts that were run."
+            )
+        hashes = None if prompts is None else provenance.fingerprint_of_prompts(prompts)
+        weights = provenance.fingerprint_of_weights(self.model, [layer.hook for layer in self.layers])
+        metadata = {
+            **provenance.describe(self.model),
+            "prompts": "" if prompts is None else prompts.name,
+            "languages": list(self.languages),
+            "site": self.site,
+            "position": self.position,
+            "prepend_bos": None,
+            "special_tokens_left_out": self._special_tokens() if self._all_had_tokens else [],
+            "fingerprint": fingerprint(weights, hashes),
+        }
+        self._handed_out = True
+        neurons = len(self.languages) * self.n_examples * sum(layer.width for layer in self.layers)
+        results = {
+            threshold: NeuronSharing(
+                self._packed[number],
+                languages=self.languages,
+                widths=[layer.width for layer in self.layers],
+                hooks=[layer.hook for layer in self.layers],
+                metadata={
+                    **metadata,
+                    "threshold": threshold,
+                    "borderline_fraction": int(self._borderline[number].sum()) / neurons,
+                },
+                prompt_hashes=hashes,
+            )
+            for number, threshold in enumerate(self.thresholds)
+        }
+        return results[self.thresholds[0]] if self._one_threshold else results
+
+    def batch(
+        self,
+        language: str | Sequence[str],
+        examples: Sequence[int] | slice | Int[Tensor, " prompt"],
+        mask: Mask | None,
+        tokens: Int[Tensor, "prompt position"] | None,
+    ) -> Batch:
+        """The rows of one forward pass, checked."""
+        rows = range(self.n_examples)[examples] if isinstance(examples, slice) else as_list(examples)
+        if not isinstance(rows, Sequence) or isinstance(rows, str) or not len(rows):
+            raise NeuronShareError(f"examples={examples!r} selects no examples; give their numbers, such as [0, 1].")
+        unknown = [row for row in rows if isinstance(row, bool) or row not in range(self.n_examples)]
+        if unknown:
+            raise NeuronShareError(f"There is no example {unknown[0]!r}; there are {self.n_examples}, counted from 0.")
+        names = [language] * len(rows) if isinstance(language, str) else list(language)
+        unknown = [name for name in names if name not in self.languages]
+        if unknown or len(names) != len(rows):
+            raise NeuronShareError(
+                f"language={language!r} for {len(rows)} examples; give one of {', '.join(self.languages)}, "
+                "or one of them for each example."
+            )
+        if len(set(zip(names, rows, strict=True))) < len(rows):
+            raise NeuronShareError(f"examples={examples!r} has an example twice in one language; record each once.")
+        for what, tensor in (("attention_mask", mask), ("tokens", tokens)):
+            if tensor is not None and (tensor.ndim != 2 or len(tensor) != len(rows)):
                 raise NeuronShareError(
-                    f"{where}: the prompt has {len(tokens)} tokens, the model's context {model.cfg.n_ctx}; "
-                    "shorten it or drop that example in every language."
+                    f"{what} has shape {tuple(tensor.shape)} for {len(rows)} examples; give one row for each."
                 )
-            rows.append(_Prompt(index, number, tokens))
-    return rows
+        if mask is not None and tokens is not None and mask.shape != tokens.shape:
+            raise NeuronShareError(
+                f"attention_mask has shape {tuple(mask.shape)}, tokens {tuple(tokens.shape)}; they are of one batch."
+            )
+        return Batch(self, [int(row) for row in rows], [self.languages.index(name) for name in names], mask, tokens)
+
+    def _special_tokens(self) -> list[int]:
+        """What `any` and `all` leave out."""
+        return models.special_tokens(self.model) if self.position in ("any", "all") else []
+
+    def _note_missing_tokens(self) -> None:
+        """Without its tokens a prompt's BOS counts: say so once, where the model is one that begins with a BOS."""
+        if self._all_had_tokens and self.model.cfg.default_prepend_bos:
+            warnings.warn(
+                f"position={self.position!r} without tokens counts special tokens too, such as the BOS; "
+                "pass tokens= to leave them out.",
+                stacklevel=5,  # the line that called fwd_hooks or categorise_caches
+            )
+        self._all_had_tokens = False
+
+    def _begin(self, examples: list[int], languages: list[int]) -> None:
+        """A batch runs: what was recorded of it before is void, and results handed out earlier stay as they are."""
+        self._fired[examples, languages] = False
+        if self._handed_out:
+            self._packed, self._handed_out = self._packed.clone(), False
+
+    def _where(self, example: int, language: int) -> str:
+        return f"Language {self.languages[language]!r}, example {self.labels[example]!r}"
 
 
-def plan_batches(lengths: Sequence[int], batch_size: Literal["auto"] | int, *, pad: bool) -> list[list[int]]:
-    """Which prompts share a forward pass: those of similar length, or of equal length where nothing may be padded.
+class Batch:
+    """One forward pass of a recorder: which prompts its rows are, which tokens count, and what was read so far."""
 
-    Example:
-        >>> plan_batches([5, 3, 5, 4], 2, pad=True)
-        [[1, 3], [0, 2]]
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        # Sorted by length: the newest prompt is the longest of its batch.
-        room = min(_AUTO_PROMPTS, max(1, _AUTO_TOKENS // lengths[index])) if batch_size == "auto" else batch_size
-        fits = batches and len(batches[-1]) < room and (pad or lengths[batches[-1][0]] == lengths[index])
-        if fits:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+    def __init__(
+        self,
+        recorder: SharingRecorder,
+        examples: list[int],
+        languages: list[int],
+        mask: Mask | None,
+        tokens: Int[Tensor, "prompt position"] | None,
+    ) -> None:
+        self._recorder, self._examples, self._languages = recorder, examples, languages
+        self._length: int | None = None
+        self._counted: Bool[Tensor, "prompt position"] | None = None  # None: all
+        self._index: Int[Tensor, " prompt"] | None = None  # the one token to read, where it is one
+        self._borderline: dict[int, Int[Tensor, "threshold prompt"]] = {}  # of each layer that has been read
+        self._held: list[tuple[int, Tensor, Tensor]] = []
+        self._latest = -1
+        if recorder.position in ("any", "all") and tokens is None:
+            recorder._note_missing_tokens()
+        if mask is not None:
+            self._locate(mask.bool().cpu(), tokens)
+        elif tokens is not None:
+            self._locate(torch.ones(tokens.shape, dtype=torch.bool), tokens)
 
+    def hook(self, tensor: Tensor, hook: Any, *, layer: int) -> None:
+        """A hook function; it returns nothing, and so edits nothing."""
+        self.read(layer, tensor)
 
-def count_borderline(values: Float[Tensor, "prompt neuron"], threshold: float) -> int:
-    """How many values are so near the threshold that rounding may carry them over it; exact hits and zeros are not.
-
-    Near is within 16 eps(dtype) x the root mean square of that prompt's layer.
-    """
-    wide = _at_least_single(values)
-    reach = 16 * torch.finfo(values.dtype).eps * wide.square().mean(-1, keepdim=True).sqrt()
-    distance = (wide - threshold).abs()
-    return int(((distance > 0) & (distance <= reach) & (wide != 0)).sum())
-
-
-def _at_least_single(values: Float[Tensor, "prompt neuron"]) -> Float[Tensor, "prompt neuron"]:
-    """Half precision widened, else the threshold would be rounded to it too; double precision kept."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _check_finite(
-    values: Float[Tensor, "prompt neuron"], layer: NeuronLayer, batch: Sequence[_Prompt], prompts: ParallelPrompts
-) -> None:
-    finite = values.isfinite().all(-1)
-    if not finite.all():
-        prompt = batch[int((~finite).long().argmax())]
-        raise NeuronShareError(
-            f"NaN or infinite activations at {layer.hook}, example {prompts.examples[prompt.example]!r}, "
-            f"language {prompts.languages[prompt.language]!r}; "
-            "load the model in float32 or bfloat16, and check your own hooks."
+    def read(self, layer: int, tensor: Tensor) -> None:
+        """Record one layer: reduce its values over the tokens, compare with every threshold, keep a bit a neuron."""
+        if self._is_decoding_step(layer, tensor):
+            return
+        recorder, values = self._recorder, tensor.detach()
+        # The same layer twice in a row is one call under two names, as a bridge's compatibility mode makes them.
+        if not self._borderline or (layer in self._borderline and layer != self._latest):
+            self._borderline.clear()
+            self._held.clear()
+            recorder._begin(self._examples, self._languages)
+        if self._index is not None:
+            values = at_index(values, self._index.to(values.device))
+        counted = None if self._counted is None else self._counted.to(values.device)
+        # At one token the largest value is the value itself.
+        chosen, scale = extreme(
+            recorder.layers[layer].values(values), counted, "all" if recorder.position == "all" else "any"
         )
+        bits = torch.stack([pack(chosen > threshold) for threshold in recorder.thresholds])
+        self._borderline[layer] = torch.stack(
+            [count_borderline(chosen, threshold, scale, values.dtype) for threshold in recorder.thresholds]
+        )
+        self._held.append((layer, bits, scale.isfinite().squeeze(-1)))
+        self._latest = layer
+        # On a GPU the results wait for the last layer: fetching them at each would stop the model every time.
+        if tensor.device.type == "cpu" or self.is_complete:
+            self._store()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every layer has been read."""
+        return len(self._borderline) == len(self._recorder.layers)
+
+    def require_complete(self) -> None:
+        """Raise unless every layer has been read."""
+        for number, layer in enumerate(self._recorder.layers):
+            if number not in self._borderline:
+                raise NeuronShareError(
+                    f"{layer.hook} did not fire; is it the hook of a layer that this model skips? "
+                    "Remove hooks or settings that replace the MLP, or use another site."
+                )
+
+    def _is_decoding_step(self, layer: int, tensor: Tensor) -> bool:
+        """Whether this call goes on after the prompt; else its shape must be the batch's.
+
+        With a key-value cache decoding steps have one token, without it more than the prompt.
+        """
+        width, n_prompts = self._recorder.layers[layer].width, len(self._examples)
+        fits = tensor.ndim == 3 and tensor.shape[0] == n_prompts and tensor.shape[2] == width
+        if fits and self._length is None:
+            self._locate(torch.ones(tensor.shape[:2], dtype=torch.bool), None)
+        if fits and tensor.shape[1] == self._length:
+            return self._length == 1 and self.is_complete
+        if fits and self.is_complete and (tensor.shape[1] == 1 or tensor.shape[1] > (self._length or 0)):
+            return True
+        raise NeuronShareError(
+            f"{self._recorder.layers[layer].hook} gave a tensor of shape {tuple(tensor.shape)}, "
+            f"not {(n_prompts, self._length or 'any', width)} (prompts, positions, neurons). Were these the prompts, "
+            "the mask and the tokens that fwd_hooks was told of? Does a hook of yours change the shape?"
+        )
+
+    def _locate(self, shown: Bool[Tensor, "prompt position"], tokens: Int[Tensor, "prompt position"] | None) -> None:
+        """Which tokens to read, once the length is known; every prompt must have enough of them."""
+        recorder = self._recorder
+        self._length = shown.shape[1]
+        counted = shown
+        if tokens is not None and recorder._special_tokens():
+            counted = shown & ~torch.isin(tokens.cpu(), torch.tensor(recorder._special_tokens()))
+        needed = tokens_needed(recorder.position)
+        too_short = counted.sum(1) < needed
+        if too_short.any():
+            row = int(too_short.int().argmax())
+            without = " that is no special token" if not counted.equal(shown) else ""
+            raise NeuronShareError(
+                f"{recorder._where(self._examples[row], self._languages[row])}: the prompt has "
+                f"{int(counted[row].sum())} token(s){without}, and position={recorder.position!r} needs {needed}; "
+                "use another position, or drop that example in every language."
+            )
+        if recorder.position in ("any", "all"):
+            self._counted = None if counted.all() else counted
+        else:
+            self._index = nth_from_the_end(counted, needed)
+
+    def _store(self) -> None:
+        """Move what has been read to the recorder."""
+        recorder = self._recorder
+        for layer, bits, finite in self._held:
+            if not finite.all():
+                row = int((~finite).int().argmax())
+                raise NeuronShareError(
+                    f"NaN or infinite activations at {recorder.layers[layer].hook}, "
+                    f"example {recorder.labels[self._examples[row]]!r}, "
+                    f"language {recorder.languages[self._languages[row]]!r}; "
+                    "load the model in float32 or bfloat16, and check your own hooks."
+                )
+            recorder._packed[:, self._examples, self._languages, layer, : bits.shape[-1]] = bits.cpu()
+            recorder._fired[self._examples, self._languages, layer] = True
+        self._held.clear()
+        if self.is_complete:
+            total = sum(counts.cpu() for counts in self._borderline.values())
+            recorder._borderline[:, self._examples, self._languages] = cast(Tensor, total).int()
+
+
+def _as_languages(languages: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(languages) if not isinstance(languages, str) and isinstance(languages, Sequence) else ()
+    if len(set(names)) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+        raise NeuronShareError(f"languages={languages!r}; give at least two names of languages, all different.")
+    return names
+
+
+def _as_count(n_examples: Any) -> int:
+    if isinstance(n_examples, bool) or not isinstance(n_examples, Integral) or n_examples < 1:
+        raise NeuronShareError(f"n_examples={n_examples!r} is no number of examples; give 1 or more.")
+    return int(n_examples)
+
+
+def _as_thresholds(threshold: Any) -> tuple[tuple[float, ...], bool]:
+    """The thresholds, and whether it is a single one."""
+    given = as_list(threshold)
+    one = not isinstance(given, Sequence) or isinstance(given, str)
+    thresholds = [given] if one else list(given)
+    for number in thresholds:
+        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+            raise NeuronShareError(f"threshold={number!r} is no finite number; 0.0 is the paper's.")
+    if len(set(map(float, thresholds))) < max(1, len(thresholds)):
+        raise NeuronShareError(f"threshold={threshold!r}; give at least one threshold, each once.")
+    return tuple(map(float, thresholds)), one

@@ -8,26 +8,30 @@ to one example, not to the neuron for good.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange, reduce
+from einops import einsum, rearrange, reduce
 from jaxtyping import Bool, Float, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tl_neuronshare.activation import pack, packed_width, unpack
 from tl_neuronshare.errors import NeuronShareError
 
 _FORMAT = "tl_neuronshare.NeuronSharing/1"
 _NO_NEURON = 255  # fills the types of layers that are narrower than the widest
 _CHUNK_BYTES = 1 << 27  # how much is unpacked at a time
+# Results that differ in one of these measure different things.
+_MEASURED = ("site", "position", "threshold", "prepend_bos", "special_tokens_left_out", "weights", "dtype")
+_SHARES = ("borderline_fraction", "common_prefix_share")
 
 
 class NeuronType(IntEnum):
@@ -88,7 +92,9 @@ class NeuronSharing:
         languages: the languages, in the order of `activated`.
         widths: how many neurons each layer has.
         hooks: the hook that was read for each layer.
-        metadata: where the result comes from: model, site, position, threshold, versions.
+        metadata: where the result comes from: model, site, position, threshold, versions, fingerprint; what it says of
+            the run (batches, borderline_fraction ...) stays that of the whole run when examples are selected.
+        prompt_hashes: a hash of each example's prompts, or None where they are not known.
 
     Example:
         >>> in_english, in_german = [True, True, False], [True, False, False]
@@ -108,6 +114,7 @@ class NeuronSharing:
         widths: Sequence[int],
         hooks: Sequence[str],
         metadata: Mapping[str, Any],
+        prompt_hashes: Sequence[str] | None = None,
     ) -> None:
         expected = (len(packed), len(languages), len(widths), packed_width(max(widths, default=0)))
         if tuple(packed.shape) != expected or packed.dtype != torch.uint8 or len(hooks) != len(widths):
@@ -122,9 +129,15 @@ class NeuronSharing:
             )
         if len(set(languages)) < len(languages):
             raise NeuronShareError(f"The languages {', '.join(languages)} are not all different; name each once.")
+        if prompt_hashes is not None and len(prompt_hashes) != len(packed):
+            raise NeuronShareError(f"{len(prompt_hashes)} prompt_hashes for {len(packed)} examples; give one for each.")
         self._packed = packed
         self.languages, self.widths, self.hooks = tuple(languages), tuple(widths), tuple(hooks)
+        self.prompt_hashes = None if prompt_hashes is None else tuple(prompt_hashes)
         self.metadata = dict(metadata)
+        if "fingerprint" in self.metadata:
+            weights = str(self.metadata["fingerprint"]).split("-")[0]
+            self.metadata["fingerprint"] = fingerprint(weights, self.prompt_hashes)
 
     @classmethod
     def from_activated(
@@ -132,13 +145,72 @@ class NeuronSharing:
         activated: Bool[Tensor, "example language layer neuron"],
         *,
         languages: Sequence[str],
+        widths: Sequence[int] | None = None,
+        hooks: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> NeuronSharing:
-        """From a boolean tensor of one's own, all layers of the same width."""
+        """From a boolean tensor of one's own.
+
+        Args:
+            activated: whether each neuron is activated; False where a layer is narrower than the widest.
+            languages: the languages, in the order of the tensor.
+            widths: how many neurons each layer has; all as many as the tensor's last axis by default.
+            hooks: where they were read; `blocks.N.mlp.hook_post` by default.
+            metadata: whatever is to be saved with it.
+
+        Raises:
+            NeuronShareError: a neuron beyond its layer's width is activated, or sizes do not fit.
+        """
         n_layers, width = activated.shape[-2:]
-        hooks = [f"blocks.{layer}.mlp.hook_post" for layer in range(n_layers)]
+        widths = [width] * n_layers if widths is None else widths
+        if max(widths, default=0) != width:
+            raise NeuronShareError(f"The widest layer of {tuple(widths)} has not the tensor's {width} neurons.")
+        sharing = cls(
+            pack(activated),
+            languages=languages,
+            widths=widths,
+            hooks=[f"blocks.{layer}.mlp.hook_post" for layer in range(n_layers)] if hooks is None else hooks,
+            metadata=metadata or {},
+        )
+        if (activated & ~sharing._is_neuron()).any():
+            raise NeuronShareError(
+                f"Neurons beyond the widths {sharing.widths} are activated; set them to False, or give the true widths."
+            )
+        return sharing
+
+    @classmethod
+    def concatenate(cls, results: Sequence[NeuronSharing]) -> NeuronSharing:
+        """The examples of several results, one after the other, if all measured the same.
+
+        Metadata that differs between them (batches, device ...) becomes a list; the borderline fraction their mean.
+
+        Raises:
+            NeuronShareError: no result, other languages, layers, site, position, threshold, tokens or weights.
+
+        Example:
+            >>> NeuronSharing.concatenate([sharing[2:], sharing[:2]]).n_examples == sharing.n_examples
+            True
+        """
+        if not results:
+            raise NeuronShareError("There is no result to concatenate; give at least one.")
+        first = results[0]
+        for number, other in enumerate(results[1:], start=1):
+            for what in ("languages", "widths", "hooks"):
+                if getattr(first, what) != getattr(other, what):
+                    raise NeuronShareError(_incompatible(number, what, getattr(first, what), getattr(other, what)))
+            ours, theirs = _measured(first.metadata), _measured(other.metadata)
+            for what in ours:
+                if ours[what] != theirs[what]:
+                    raise NeuronShareError(_incompatible(number, what, ours[what], theirs[what]))
+        hashes = [result.prompt_hashes for result in results]
+        known = [hash for part in hashes if part is not None for hash in part]
         return cls(
-            pack(activated), languages=languages, widths=[width] * n_layers, hooks=hooks, metadata=metadata or {}
+            torch.cat([result._packed for result in results]),
+            languages=first.languages,
+            widths=first.widths,
+            hooks=first.hooks,
+            metadata=_merged([result.metadata for result in results], [len(result) for result in results]),
+            prompt_hashes=None if None in hashes else known,
         )
 
     @property
@@ -169,6 +241,7 @@ class NeuronSharing:
             widths=self.widths,
             hooks=self.hooks,
             metadata=self.metadata,
+            prompt_hashes=None if self.prompt_hashes is None else self.prompt_hashes[examples],
         )
 
     def __eq__(self, other: object) -> bool:
@@ -229,6 +302,51 @@ class NeuronSharing:
             for index, language in enumerate(self.languages)
         )
 
+    def persistence(self) -> pd.DataFrame:
+        """Percent of each layer's neurons that are of a type for *every* example, beside the average over examples.
+
+        Source: the paper's "persistence across inputs".
+
+        Example:
+            >>> list(sharing.persistence().columns)
+            ['layer', 'type', 'average', 'every']
+        """
+        types = self.types
+        chosen = {type: types == type for type in TYPES}
+        average = {type: self._percent(chosen[type]).mean(0) for type in TYPES}
+        every = {type: self._percent(chosen[type].all(0)) for type in TYPES}
+        return pd.DataFrame(
+            {
+                "layer": layer,
+                "type": type.label,
+                "average": average[type][layer].item(),
+                "every": every[type][layer].item(),
+            }
+            for layer in range(self.n_layers)
+            for type in TYPES
+        )
+
+    def overlap(self, layer: int | None = None) -> pd.DataFrame:
+        """How far two languages activate the same neurons: the mean over examples of the Jaccard index, 0 to 1.
+
+        The index of an example is |A and B| / |A or B|, A and B the neurons that either language activates
+        in `layer`, or in all layers together. Examples in which neither activates any are left out; where none
+        is left, it is NaN.
+
+        Raises:
+            NeuronShareError: there is no such layer.
+
+        Example:
+            >>> sharing.overlap().loc["de", "de"]
+            np.float64(1.0)
+        """
+        if layer is not None and (isinstance(layer, bool) or layer not in range(self.n_layers)):
+            raise NeuronShareError(f"There is no layer {layer!r}; use 0 to {self.n_layers - 1}, or None for all.")
+        layers = list(range(self.n_layers)) if layer is None else [layer]
+        indices = torch.cat([_jaccard(activated[:, :, layers]) for activated in self._chunks()])
+        names = pd.Index(self.languages, name="language")
+        return pd.DataFrame(indices.nanmean(0).numpy(), index=names, columns=names)
+
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, with the metadata in its header.
 
@@ -242,6 +360,7 @@ class NeuronSharing:
             "widths": self.widths,
             "hooks": self.hooks,
             "metadata": self.metadata,
+            "prompt_hashes": self.prompt_hashes,
         }
         try:
             texts = {"format": _FORMAT, **{key: json.dumps(value) for key, value in header.items()}}
@@ -305,21 +424,6 @@ def as_type(type: NeuronType | str) -> NeuronType:
     raise NeuronShareError(f"{type!r} is no type of neuron; use one of {', '.join(known.label for known in TYPES)}.")
 
 
-def packed_width(width: int) -> int:
-    """How many bytes hold one bit for each of so many neurons."""
-    return -(-width // 8)
-
-
-def pack(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "*batch byte"]:
-    """Eight neurons to a byte."""
-    return torch.from_numpy(np.packbits(activated.numpy(force=True), axis=-1))
-
-
-def unpack(packed: UInt8[Tensor, "*batch byte"], width: int) -> Bool[Tensor, "*batch {width}"]:
-    """The reverse of `pack`, for so many neurons."""
-    return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=width).view(np.bool_))
-
-
 def _statistics(values: Float[Tensor, " example"]) -> dict[str, float]:
     return {
         "mean": values.mean().item(),
@@ -327,3 +431,62 @@ def _statistics(values: Float[Tensor, " example"]) -> dict[str, float]:
         "min": values.min().item(),
         "max": values.max().item(),
     }
+
+
+def _jaccard(activated: Bool[Tensor, "example language layer neuron"]) -> Float[Tensor, "example language language"]:
+    """The Jaccard index of each pair of languages, over the neurons of all these layers; NaN where both are empty."""
+    pairs = []
+    for layer in range(activated.shape[2]):  # one at a time: as floats they take four times the bytes
+        chosen = activated[:, :, layer].float()
+        pairs.append(einsum(chosen, chosen, "example a neuron, example b neuron -> example a b"))
+    both = torch.stack(pairs).double().sum(0)
+    sizes = torch.diagonal(both, dim1=1, dim2=2)
+    either = rearrange(sizes, "example a -> example a 1") + rearrange(sizes, "example b -> example 1 b") - both
+    return both / either
+
+
+def fingerprint(weights: str, prompt_hashes: Sequence[str] | None) -> str:
+    """What identifies a result's weights and prompts, in this order; prompts that are not known are `unknown`.
+
+    Example:
+        >>> fingerprint("0123456789abcdef", None)
+        '0123456789abcdef-unknown'
+    """
+    return f"{weights}-{'unknown' if prompt_hashes is None else short_hash(''.join(prompt_hashes))}"
+
+
+def short_hash(text: str) -> str:
+    """Sixteen hexadecimal digits that stand for a text.
+
+    Example:
+        >>> short_hash("Rot und")
+        '96b6ee1101175c4c'
+    """
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _measured(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same for examples to stand in one result."""
+    weights = str(metadata.get("fingerprint", "")).split("-")[0]
+    return {"fingerprint of the weights": weights, **{key: metadata.get(key) for key in _MEASURED}}
+
+
+def _incompatible(number: int, what: str, ours: object, theirs: object) -> str:
+    return (
+        f"Result {number} has {what} {theirs!r}, result 0 {ours!r}; concatenate results that measured the same, "
+        "or compare their tables."
+    )
+
+
+def _merged(metadata: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
+    """Metadata of concatenated results: what all say alike, the mean of shares, else a list of what they say."""
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for one in metadata for key in one):
+        said: list[Any] = [one.get(key) for one in metadata]
+        if key == "fingerprint" or all(value == said[0] for value in said):
+            merged[key] = said[0]  # of the fingerprint the prompts' half is made anew
+        elif key in _SHARES and None not in said:
+            merged[key] = sum(share * size for share, size in zip(said, sizes, strict=True)) / sum(sizes)
+        else:
+            merged[key] = said
+    return merged

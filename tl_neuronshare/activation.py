@@ -1,0 +1,154 @@
+"""From a layer's values to which neurons are activated: the position, the threshold, what is borderline. Pure tensors.
+
+A neuron is activated for a prompt when its value at the chosen position is greater than the threshold. `any` (at
+some token) and `all` (at every token) follow from the largest and the smallest value over the tokens, so that
+one reduction serves all thresholds and nothing wider than the values themselves is made.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from tl_neuronshare.errors import NeuronShareError
+
+Position = Literal["last", "any", "all"] | int
+Number = float | int  # the checks of the tests take annotations at their word
+
+
+def as_position(position: Any) -> Position:
+    """The position, checked; -1 is `last`.
+
+    Raises:
+        NeuronShareError: neither a name of a position nor a negative index.
+
+    Example:
+        >>> as_position(-1), as_position(-2), as_position("any")
+        ('last', -2, 'any')
+    """
+    if isinstance(position, str) and position in ("last", "any", "all"):
+        return position  # type: ignore[return-value]  # narrowed to the literals
+    if isinstance(position, Integral) and not isinstance(position, bool) and position < 0:
+        return "last" if position == -1 else int(position)
+    raise NeuronShareError(
+        f"position={position!r} is unknown; use one of last, any, all, or a negative index, which counts from the "
+        "prompt's end (-1 is the last token)."
+    )
+
+
+def tokens_needed(position: Position) -> int:
+    """How many tokens a prompt needs for this position."""
+    return -position if isinstance(position, int) else 1
+
+
+def nth_from_the_end(counted: Bool[Tensor, "prompt position"], nth: int) -> Int[Tensor, " prompt"]:
+    """Where each prompt's nth counted token from the end stands; each prompt must have as many.
+
+    Example:
+        >>> nth_from_the_end(torch.tensor([[False, True, True, True], [True, True, True, False]]), 2)
+        tensor([2, 1])
+    """
+    from_the_end = counted.flip(1).cumsum(1).flip(1)
+    return ((from_the_end == nth) & counted).int().argmax(1)
+
+
+def at_index(
+    values: Float[Tensor, "prompt position neuron"], index: Int[Tensor, " prompt"]
+) -> Float[Tensor, "prompt 1 neuron"]:
+    """One token of each prompt.
+
+    Example:
+        >>> at_index(torch.tensor([[[9.0], [-1.0], [2.0]]]), torch.tensor([1]))
+        tensor([[[-1.]]])
+    """
+    return values[torch.arange(len(values), device=values.device), index].unsqueeze(1)
+
+
+def extreme(
+    values: Float[Tensor, "prompt position neuron"],
+    counted: Bool[Tensor, "prompt position"] | None,
+    position: Literal["any", "all"],
+) -> tuple[Float[Tensor, "prompt neuron"], Float[Tensor, "prompt 1"]]:
+    """Each neuron's largest (`any`) or smallest (`all`) value over a prompt's tokens, and all values' root mean square.
+
+    Args:
+        values: of one layer.
+        counted: which tokens to look at, at least one a prompt; None is all.
+        position: above a threshold at *some* token is the largest above it, at *every* token the smallest.
+
+    Example:
+        >>> values, counted = torch.tensor([[[9.0], [-1.0], [1.0]]]), torch.tensor([[False, True, True]])
+        >>> extreme(values, counted, "any"), extreme(values, None, "any")[0]
+        ((tensor([[1.]]), tensor([[1.]])), tensor([[9.]]))
+    """
+    squares = torch.linalg.vector_norm(values, dim=-1, dtype=_at_least_single(values.dtype)).square()
+    if counted is None:
+        mean_squares = squares.mean(1, keepdim=True)
+    else:
+        fill = -torch.inf if position == "any" else torch.inf
+        values = values.masked_fill(rearrange(~counted, "prompt position -> prompt position 1"), fill)
+        mean_squares = squares.masked_fill(~counted, 0).sum(1, keepdim=True) / counted.sum(1, keepdim=True)
+    chosen = values.amax(1) if position == "any" else values.amin(1)
+    return widened(chosen), (mean_squares / values.shape[-1]).sqrt()
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def widened(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Half precision widened, else the threshold would be rounded to it too; double precision kept."""
+    return values.to(_at_least_single(values.dtype))
+
+
+def count_borderline(
+    values: Float[Tensor, "prompt neuron"],
+    threshold: Number,
+    root_mean_square: Float[Tensor, "prompt 1"],
+    dtype: torch.dtype,
+) -> Int[Tensor, " prompt"]:
+    """How many values are so near the threshold that rounding may carry them over it; exact hits and zeros are not.
+
+    Near is within 16 eps of the dtype that the model computed in x the root mean square of that prompt's layer.
+    """
+    distance = (values - threshold).abs_()
+    near = (distance <= 16 * torch.finfo(dtype).eps * root_mean_square).logical_and_(distance > 0)
+    if threshold != 0:  # at 0 a zero is an exact hit
+        near.logical_and_(values != 0)
+    return torch.count_nonzero(near, dim=-1)
+
+
+def packed_width(width: int) -> int:
+    """How many bytes hold one bit for each of so many neurons."""
+    return -(-width // 8)
+
+
+def pack(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "*batch byte"]:
+    """Eight neurons to a byte, on the device where they are.
+
+    Example:
+        >>> pack(torch.tensor([True, False, False, False, False, False, False, True, True]))
+        tensor([129, 128], dtype=torch.uint8)
+    """
+    if activated.device.type == "cpu":
+        return torch.from_numpy(np.packbits(activated.numpy(), axis=-1))
+    return pack_with_torch(activated)
+
+
+def pack_with_torch(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "*batch byte"]:
+    """The same as numpy's packbits where numpy cannot go: an eighth of the bytes leave the device."""
+    missing = -activated.shape[-1] % 8
+    bits = torch.nn.functional.pad(activated.to(torch.uint8), (0, missing))
+    weights = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    return (rearrange(bits, "... (byte bit) -> ... byte bit", bit=8) * weights).sum(-1, dtype=torch.uint8)
+
+
+def unpack(packed: UInt8[Tensor, "*batch byte"], width: int) -> Bool[Tensor, "*batch {width}"]:
+    """The reverse of `pack`, for so many neurons."""
+    return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=width).view(np.bool_))
