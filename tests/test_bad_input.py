@@ -249,7 +249,7 @@ def test_activations_that_are_no_numbers(bloom, value):
         return spoilt
 
     with bloom.hooks(fwd_hooks=[("blocks.2.mlp.hook_post", spoil)]):
-        message = r"NaN or infinite activations at blocks\.2\.mlp\.hook_post, example 'sky', language 'de'"
+        message = r"Language 'de', example 'sky': NaN or infinite activations at blocks\.2\.mlp\.hook_post"
         with pytest.raises(ns.NeuronShareError, match=message):
             ns.categorise(bloom, prompts, batch_size=1)
 

@@ -6,7 +6,7 @@ Both hand a model's activations to a `SharingRecorder` (recording.py) and so giv
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import takewhile
 from numbers import Integral
 from typing import Any, Literal, cast, overload
 
@@ -25,15 +25,6 @@ from tl_neuronshare.sharing import NeuronSharing
 
 # What "auto" puts in one batch, padding included: enough to keep a GPU busy, little beside a model's weights.
 _AUTO_TOKENS, _AUTO_PROMPTS = 8192, 256
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """One example in one language, as tokens."""
-
-    example: int
-    language: int
-    tokens: list[int]
 
 
 @overload
@@ -114,7 +105,7 @@ def categorise(
     )
     recorder.labels = prompts.examples
     rows = _tokenised(model, prompts, prepend_bos)
-    batches = plan_batches([len(row.tokens) for row in rows], batch_size, pad=models.can_pad(model))
+    batches = plan_batches([len(row) for row in rows], batch_size, pad=models.can_pad(model))
     batch: Batch
 
     def read(layer: int, tensor: Tensor) -> None:
@@ -126,17 +117,16 @@ def categorise(
         models.reading(model, recorder.layers, read),
     ):
         for indices in batches:
-            chosen = [rows[index] for index in indices]
-            tokens, mask = models.left_padded([row.tokens for row in chosen])
-            languages = [prompts.languages[row.language] for row in chosen]
-            batch = recorder.batch(languages, [row.example for row in chosen], mask, tokens)
+            tokens, mask = models.left_padded([rows[index] for index in indices])
+            languages = [prompts.languages[index // len(prompts)] for index in indices]
+            batch = recorder.batch(languages, [index % len(prompts) for index in indices], mask, tokens)
             models.run(model, tokens, mask)
             batch.require_complete()
-            bar.update(len(chosen))
+            bar.update(len(indices))
     found = recorder.sharing(prompts=prompts)
     of_the_run = {
         "prepend_bos": models.resolve_prepend_bos(model, prepend_bos),
-        "common_prefix_share": _common_prefix_share(rows, set(models.special_tokens(model))),
+        "common_prefix_share": _common_prefix_share(rows, len(prompts), set(models.special_tokens(model))),
         "batch_size": batch_size if batch_size == "auto" else int(batch_size),
         "batches": len(batches),
     }
@@ -288,13 +278,13 @@ def _check_options(prompts: object, batch_size: object, prepend_bos: object) -> 
         raise NeuronShareError(f"prepend_bos={prepend_bos!r} is unknown; use True, False, or None for the model's own.")
 
 
-def _tokenised(model: LensModel, prompts: ParallelPrompts, prepend_bos: bool | None) -> list[_Prompt]:
-    """Every prompt as tokens, checked against the context; nothing is cut off."""
+def _tokenised(model: LensModel, prompts: ParallelPrompts, prepend_bos: bool | None) -> list[list[int]]:
+    """Every prompt as tokens, one language after the other, checked against the context; nothing is cut off."""
     rows = []
-    for number, language in enumerate(prompts.languages):
+    for language in prompts.languages:
         tokenised = models.tokenise(model, prompts.prompts[language], prepend_bos=prepend_bos)
-        for index, tokens in enumerate(tokenised):
-            where = f"Language {language!r}, example {prompts.examples[index]!r}"
+        for example, tokens in zip(prompts.examples, tokenised, strict=True):
+            where = f"Language {language!r}, example {example!r}"
             if not tokens:
                 raise NeuronShareError(f"{where}: the prompt has no token; write one that the tokenizer can read.")
             if len(tokens) > model.cfg.n_ctx:
@@ -302,7 +292,7 @@ def _tokenised(model: LensModel, prompts: ParallelPrompts, prepend_bos: bool | N
                     f"{where}: the prompt has {len(tokens)} tokens, the model's context {model.cfg.n_ctx}; "
                     "shorten it or drop that example in every language."
                 )
-            rows.append(_Prompt(index, number, tokens))
+        rows += tokenised
     return rows
 
 
@@ -325,15 +315,11 @@ def plan_batches(lengths: Sequence[int], batch_size: Literal["auto"] | int, *, p
     return batches
 
 
-def _common_prefix_share(rows: Sequence[_Prompt], special: set[int]) -> float:
-    """The share of a prompt's tokens, special ones left out, that open it in all languages alike: mean over prompts."""
-    by_example: dict[int, list[list[int]]] = {}
-    for row in rows:
-        by_example.setdefault(row.example, []).append([token for token in row.tokens if token not in special])
+def _common_prefix_share(rows: Sequence[Sequence[int]], n_examples: int, special: set[int]) -> float:
+    """The share of a prompt's tokens that open it in all languages alike, special ones left out: mean over prompts."""
     shares = []
-    for prompts in by_example.values():
-        common = 0
-        while all(len(tokens) > common and tokens[common] == prompts[0][common] for tokens in prompts):
-            common += 1
+    for example in range(n_examples):
+        prompts = [[token for token in row if token not in special] for row in rows[example::n_examples]]
+        common = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
         shares += [common / len(tokens) if tokens else 0.0 for tokens in prompts]
     return sum(shares) / len(shares)

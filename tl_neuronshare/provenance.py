@@ -105,8 +105,8 @@ def _tensors(model: LensModel, part: nn.Module) -> Iterator[Tensor]:
         tensor = _first(part, names)
         if not isinstance(tensor, Tensor):
             continue
-        if names == ("W_E",) and gemma:
-            continue  # HookedTransformer scales it; it is tied to the unembedding, which counts
+        if names == ("W_E",) and gemma and models.is_bridge(model):
+            tensor = tensor * torch.tensor(model.cfg.d_model**0.5, dtype=tensor.dtype)  # HookedTransformer keeps it so
         if names == ("W_pos",):
             if getattr(model.cfg, "positional_embedding_type", None) != "standard":
                 continue  # HookedTransformer makes one for BLOOM, and never uses it

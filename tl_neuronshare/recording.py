@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, cast
+from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -84,12 +85,13 @@ class SharingRecorder:
         self.model = model
         self.labels: Sequence[Hashable] = range(n_examples)
         self._all_had_tokens = True
-        prompts = (n_examples, len(self.languages))
+        # The axis of prompts is that of examples and, within it, of languages.
+        n_prompts, n_layers = self.n_examples * len(self.languages), len(self.layers)
         n_bytes = packed_width(max(layer.width for layer in self.layers))
-        self._packed = torch.zeros(len(self.thresholds), *prompts, len(self.layers), n_bytes, dtype=torch.uint8)
+        self._packed = torch.zeros(len(self.thresholds), n_prompts, n_layers, n_bytes, dtype=torch.uint8)
         self._handed_out = False
-        self._borderline = torch.zeros(len(self.thresholds), *prompts, dtype=torch.int32)
-        self._fired = torch.zeros(*prompts, len(self.layers), dtype=torch.bool)
+        self._borderline = torch.zeros(len(self.thresholds), n_prompts, dtype=torch.int32)
+        self._fired = torch.zeros(n_prompts, n_layers, dtype=torch.bool)
 
     def fwd_hooks(
         self,
@@ -129,10 +131,10 @@ class SharingRecorder:
             NeuronShareError: a prompt has not been recorded, or prompts of other languages or another number.
         """
         if not bool(self._fired.all()):
-            example, language, layer = (int(index) for index in (~self._fired).nonzero()[0])
+            prompt, layer = (int(index) for index in (~self._fired).nonzero()[0])
             raise NeuronShareError(
-                f"{self._where(example, language)}: {self.layers[layer].hook} did not fire, so that "
-                f"{int((~self._fired).any(-1).sum())} of {self._fired[..., 0].numel()} prompts are not recorded. Run "
+                f"{self._where(prompt)}: {self.layers[layer].hook} did not fire, so that "
+                f"{int((~self._fired).any(-1).sum())} of {len(self._fired)} prompts are not recorded. Run "
                 "each under the hooks that fwd_hooks gives for it, through all layers; do other hooks replace the MLP?"
             )
         if prompts is not None and (set(prompts.languages) != set(self.languages) or len(prompts) != self.n_examples):
@@ -153,10 +155,13 @@ class SharingRecorder:
             "fingerprint": fingerprint(weights, hashes),
         }
         self._handed_out = True
+        packed = rearrange(
+            self._packed, "threshold (example language) ... -> threshold example language ...", example=self.n_examples
+        )
         neurons = len(self.languages) * self.n_examples * sum(layer.width for layer in self.layers)
         results = {
             threshold: NeuronSharing(
-                self._packed[number],
+                packed[number],
                 languages=self.languages,
                 widths=[layer.width for layer in self.layers],
                 hooks=[layer.hook for layer in self.layers],
@@ -203,7 +208,8 @@ class SharingRecorder:
             raise NeuronShareError(
                 f"attention_mask has shape {tuple(mask.shape)}, tokens {tuple(tokens.shape)}; they are of one batch."
             )
-        return Batch(self, [int(row) for row in rows], [self.languages.index(name) for name in names], mask, tokens)
+        prompts = [int(row) * len(self.languages) + self.languages.index(n) for row, n in zip(rows, names, strict=True)]
+        return Batch(self, torch.tensor(prompts), mask, tokens)
 
     def _special_tokens(self) -> list[int]:
         """What `any` and `all` leave out."""
@@ -219,13 +225,14 @@ class SharingRecorder:
             )
         self._all_had_tokens = False
 
-    def _begin(self, examples: list[int], languages: list[int]) -> None:
+    def _begin(self, prompts: Int[Tensor, " prompt"]) -> None:
         """A batch runs: what was recorded of it before is void, and results handed out earlier stay as they are."""
-        self._fired[examples, languages] = False
+        self._fired[prompts] = False
         if self._handed_out:
             self._packed, self._handed_out = self._packed.clone(), False
 
-    def _where(self, example: int, language: int) -> str:
+    def _where(self, prompt: int) -> str:
+        example, language = divmod(prompt, len(self.languages))
         return f"Language {self.languages[language]!r}, example {self.labels[example]!r}"
 
 
@@ -235,12 +242,11 @@ class Batch:
     def __init__(
         self,
         recorder: SharingRecorder,
-        examples: list[int],
-        languages: list[int],
+        prompts: Int[Tensor, " prompt"],
         mask: Mask | None,
         tokens: Int[Tensor, "prompt position"] | None,
     ) -> None:
-        self._recorder, self._examples, self._languages = recorder, examples, languages
+        self._recorder, self._prompts = recorder, prompts
         self._length: int | None = None
         self._counted: Bool[Tensor, "prompt position"] | None = None  # None: all
         self._index: Int[Tensor, " prompt"] | None = None  # the one token to read, where it is one
@@ -267,7 +273,7 @@ class Batch:
         if not self._borderline or (layer in self._borderline and layer != self._latest):
             self._borderline.clear()
             self._held.clear()
-            recorder._begin(self._examples, self._languages)
+            recorder._begin(self._prompts)
         if self._index is not None:
             values = at_index(values, self._index.to(values.device))
         counted = None if self._counted is None else self._counted.to(values.device)
@@ -276,9 +282,7 @@ class Batch:
             recorder.layers[layer].values(values), counted, "all" if recorder.position == "all" else "any"
         )
         bits = torch.stack([pack(chosen > threshold) for threshold in recorder.thresholds])
-        self._borderline[layer] = torch.stack(
-            [count_borderline(chosen, threshold, scale, values.dtype) for threshold in recorder.thresholds]
-        )
+        self._borderline[layer] = count_borderline(chosen, recorder.thresholds, scale, values.dtype)
         self._held.append((layer, bits, scale.isfinite().squeeze(-1)))
         self._latest = layer
         # On a GPU the results wait for the last layer: fetching them at each would stop the model every time.
@@ -304,7 +308,7 @@ class Batch:
 
         With a key-value cache decoding steps have one token, without it more than the prompt.
         """
-        width, n_prompts = self._recorder.layers[layer].width, len(self._examples)
+        width, n_prompts = self._recorder.layers[layer].width, len(self._prompts)
         fits = tensor.ndim == 3 and tensor.shape[0] == n_prompts and tensor.shape[2] == width
         if fits and self._length is None:
             self._locate(torch.ones(tensor.shape[:2], dtype=torch.bool), None)
@@ -331,7 +335,7 @@ class Batch:
             row = int(too_short.int().argmax())
             without = " that is no special token" if not counted.equal(shown) else ""
             raise NeuronShareError(
-                f"{recorder._where(self._examples[row], self._languages[row])}: the prompt has "
+                f"{recorder._where(int(self._prompts[row]))}: the prompt has "
                 f"{int(counted[row].sum())} token(s){without}, and position={recorder.position!r} needs {needed}; "
                 "use another position, or drop that example in every language."
             )
@@ -345,19 +349,16 @@ class Batch:
         recorder = self._recorder
         for layer, bits, finite in self._held:
             if not finite.all():
-                row = int((~finite).int().argmax())
+                prompt = int(self._prompts[int((~finite).int().argmax())])
                 raise NeuronShareError(
-                    f"NaN or infinite activations at {recorder.layers[layer].hook}, "
-                    f"example {recorder.labels[self._examples[row]]!r}, "
-                    f"language {recorder.languages[self._languages[row]]!r}; "
+                    f"{recorder._where(prompt)}: NaN or infinite activations at {recorder.layers[layer].hook}; "
                     "load the model in float32 or bfloat16, and check your own hooks."
                 )
-            recorder._packed[:, self._examples, self._languages, layer, : bits.shape[-1]] = bits.cpu()
-            recorder._fired[self._examples, self._languages, layer] = True
+            recorder._packed[:, :, layer, : bits.shape[-1]].index_copy_(1, self._prompts, bits.cpu())
+            recorder._fired[self._prompts, layer] = True
         self._held.clear()
         if self.is_complete:
-            total = sum(counts.cpu() for counts in self._borderline.values())
-            recorder._borderline[:, self._examples, self._languages] = cast(Tensor, total).int()
+            recorder._borderline[:, self._prompts] = sum(counts.cpu() for counts in self._borderline.values())
 
 
 def _as_languages(languages: Sequence[str]) -> tuple[str, ...]:
