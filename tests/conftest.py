@@ -10,6 +10,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tl_neuronshare as ns
@@ -19,6 +20,11 @@ from tl_neuronshare.models import has_hooked_transformer
 BACKENDS = ["bridge", "hooked"] if has_hooked_transformer() else ["bridge"]
 logging.getLogger("transformer_lens").setLevel(logging.ERROR)
 torch.set_grad_enabled(True)
+# No deadline, since nothing here tests times; and the same examples every time, so that a failure can be had again.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("suite")
 
 
 class Zoo:

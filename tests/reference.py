@@ -22,8 +22,9 @@ def active_neurons(
     bos: bool,
     of_output: bool = False,
     threshold: float = 0.0,
+    position: str | int = "last",
 ) -> ActiveNeurons:
-    """The neurons above the threshold at the last token; read at the input (or output) of a module of each layer."""
+    """The neurons above the threshold at a position; read at the input (or output) of a module of each layer."""
     active: ActiveNeurons = {}
     for language, texts in prompts.items():
         for example, text in enumerate(texts):
@@ -44,9 +45,20 @@ def active_neurons(
                 handle.remove()
             for layer in range(n_layers):
                 width = seen[layer].shape[-1]
-                last = seen[layer].reshape(-1, width)[-1].tolist()  # OPT gives all tokens as one long list
-                active[example, language, layer] = {neuron for neuron in range(width) if last[neuron] > threshold}
+                of_tokens = seen[layer].reshape(-1, width).tolist()  # OPT gives all tokens as one long list
+                above = [{neuron for neuron in range(width) if row[neuron] > threshold} for row in of_tokens]
+                active[example, language, layer] = at(position, above, ids, tokenizer.all_special_ids)
     return active
+
+
+def at(position: str | int, above: list[set[int]], ids: list[int], special: list[int]) -> set[int]:
+    """From the neurons above the threshold at each token: those of one token, of some or of every plain token."""
+    plain = [neurons for neurons, token in zip(above, ids, strict=True) if token not in special]
+    if position == "any":
+        return set.union(*plain)
+    if position == "all":
+        return set.intersection(*plain)
+    return above[-1 if position == "last" else position]
 
 
 def types(active: ActiveNeurons, example: int, layer: int, languages: list[str], width: int) -> dict[str, set[int]]:

@@ -27,41 +27,75 @@ def assert_agrees(sharing: ns.NeuronSharing, active: reference.ActiveNeurons) ->
     assert wrong_types <= wrong
 
 
+def by_reference(animals, name, site, *, texts=zoo.TEXTS, bos=None, **options) -> reference.ActiveNeurons:
+    """The literal reading of a zoo model on texts of the zoo."""
+    kind = zoo.KINDS[name]
+    module = {"gate": kind.act, "up": kind.up}.get(site) or kind.down
+    return reference.active_neurons(
+        *animals.hugging_face(name),
+        texts,
+        module=module,
+        of_output=module != kind.down,
+        n_layers=kind.n_layers,
+        bos=kind.bos if bos is None else bos,
+        **options,
+    )
+
+
 @pytest.mark.parametrize("site", ["post", "gate"])
 @pytest.mark.parametrize("name", zoo.KINDS)
 def test_types_equal_the_literal_reference(animals, name, backend, site, prompts):
     kind = zoo.KINDS[name]
     sharing = ns.categorise(animals.lens(name, backend), prompts, site=site)
-    gated = site == "gate" and kind.act is not None
-    active = reference.active_neurons(
-        *animals.hugging_face(name),
-        zoo.TEXTS,
-        module=kind.act if gated else kind.down,
-        n_layers=kind.n_layers,
-        bos=kind.bos,
-        of_output=gated,
-    )
-    assert_agrees(sharing, active)
-    assert sharing.metadata["site"] == ("gate" if gated else "post")
+    assert_agrees(sharing, by_reference(animals, name, site))
+    assert sharing.metadata["site"] == ("gate" if site == "gate" and kind.act else "post")
     assert sharing.metadata["prepend_bos"] == kind.bos
     assert {type.label for type in ns.NeuronType if sharing.mask(type).any()} == {t.label for t in ns.NeuronType}
 
 
-@pytest.mark.parametrize("threshold", [-0.05, 0.3])
-@pytest.mark.parametrize(("name", "site"), [("bloom", "post"), ("opt", "post"), ("llama", "post"), ("llama", "gate")])
-def test_other_thresholds_and_bos_equal_the_reference_too(animals, name, site, threshold, backend, prompts):
-    kind = zoo.KINDS[name]
-    active = reference.active_neurons(
-        *animals.hugging_face(name),
-        zoo.TEXTS,
-        module=kind.act if site == "gate" else kind.down,
-        n_layers=kind.n_layers,
-        bos=not kind.bos,
-        of_output=site == "gate",
-        threshold=threshold,
+SITES = [("bloom", "post"), ("opt", "post"), ("llama", "post"), ("llama", "gate"), ("llama", "up")]
+POSITIONS = ["last", "any", "all", -1, -2, -3]
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize(("name", "site"), SITES)
+def test_every_position_and_site_equals_the_literal_reference(animals, name, site, position, backend):
+    """Both thresholds from one pass; Llama and OPT with a BOS, which `any` and `all` leave out."""
+    found = ns.categorise(
+        animals.lens(name, backend),
+        ns.ParallelPrompts(zoo.LONGER),
+        site=site,
+        position=position,
+        threshold=[-0.05, 0.3],
     )
-    model = animals.lens(name, backend)
-    assert_agrees(ns.categorise(model, prompts, site=site, threshold=threshold, prepend_bos=not kind.bos), active)
+    for threshold, sharing in found.items():
+        active = by_reference(animals, name, site, texts=zoo.LONGER, position=position, threshold=threshold)
+        assert_agrees(sharing, active)
+        assert threshold > 0 or any(active.values())
+        assert sharing.metadata["position"] == ("last" if position == -1 else position)
+        assert sharing.metadata["threshold"] == threshold
+        assert sharing.metadata["special_tokens_left_out"] == ([0] if position in ("any", "all") else [])
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
+@pytest.mark.parametrize("site", ["gate", "up"])
+def test_gates_at_other_thresholds_use_the_true_activation_function(animals, name, site, backend):
+    """SiLU and the tanh GELU; at a threshold above 0 the gate's pre-activation would give another set."""
+    prompts = ns.ParallelPrompts(zoo.LONGER)
+    for position in ("last", "any"):
+        sharing = ns.categorise(animals.lens(name, backend), prompts, site=site, position=position, threshold=0.2)
+        active = by_reference(animals, name, site, texts=zoo.LONGER, position=position, threshold=0.2)
+        assert_agrees(sharing, active)
+
+
+@pytest.mark.parametrize("threshold", [-0.05, 0.3])
+@pytest.mark.parametrize(("name", "site"), SITES)
+def test_other_thresholds_and_bos_equal_the_reference_too(animals, name, site, threshold, backend, prompts):
+    bos = not zoo.KINDS[name].bos
+    sharing = ns.categorise(
+        animals.lens(name, backend), prompts, site=site, threshold=threshold, prepend_bos=bos, position="last"
+    )
+    assert_agrees(sharing, by_reference(animals, name, site, bos=bos, threshold=threshold))
 
 
 @pytest.mark.parametrize("site", ["post", "gate"])
@@ -106,13 +140,7 @@ def test_the_gate_is_not_the_product(animals, backend, prompts):
 
 
 def test_the_reference_reads_something_worth_comparing(animals):
-    active = reference.active_neurons(
-        *animals.hugging_face("bloom"),
-        zoo.TEXTS,
-        module=zoo.KINDS["bloom"].down,
-        n_layers=3,
-        bos=False,
-    )
+    active = by_reference(animals, "bloom", "post")
     shares = torch.tensor([len(neurons) / 128 for neurons in active.values()])
     assert shares.min() > 0.1
     assert shares.max() < 0.9

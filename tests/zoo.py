@@ -23,6 +23,14 @@ TEXTS = {
     "th": ["เมืองหลวงของฝรั่งเศสคือ", "สองบวกสามเท่ากับ", "น้ำเดือดที่หนึ่งร้อยองศา", "แมว", "ท้องฟ้าเป็นสี"],
     "zh": ["法国的首都是", "二加三等于", "水在一百度时沸腾", "猫", "天空是"],
 }
+# The tokenizer was not trained on these, so that each has several tokens, 7 to 31.
+LONGER = {
+    "en": ["Bread is made from", "Bees make", "The largest ocean of the world is the"],
+    "de": ["Brot macht man aus", "Bienen machen", "Der größte Ozean der Welt ist der"],
+    "ru": ["Хлеб пекут из", "Пчёлы делают", "Самый большой океан"],
+    "th": ["ขนมปังทำ", "ผึ้งทำ", "มหาสมุทรที่ใหญ่"],
+    "zh": ["面包的原料是", "蜜蜂酿造", "世界上最大的海洋是"],
+}
 _SIZES = {"vocab_size": 400, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 128}
 _LLAMA = {
     **_SIZES,
@@ -57,6 +65,7 @@ class Kind:
     down: str  # the module whose input is the post-activation vector
     bos: bool  # whether the model was trained with a BOS token, so that prompts begin with one
     act: str | None = None  # gated MLPs: the module whose output is act(gate)
+    up: str | None = None  # gated MLPs: the module whose output is the up branch
     hooked: str | dict[str, Any] | None = (
         "directory"  # HookedTransformer: loads the directory; by this config; or not at all
     )
@@ -121,9 +130,18 @@ KINDS = {
         "model.layers.{}.mlp.down_proj",
         bos=True,
         act="model.layers.{}.mlp.act_fn",
+        up="model.layers.{}.mlp.up_proj",
         hooked={**_HOOKED_LLAMA, "original_architecture": "LlamaForCausalLM", "act_fn": "silu"},
     ),
-    "qwen2": Kind("qwen2", _LLAMA, 3, "model.layers.{}.mlp.down_proj", bos=False, act="model.layers.{}.mlp.act_fn"),
+    "qwen2": Kind(
+        "qwen2",
+        _LLAMA,
+        3,
+        "model.layers.{}.mlp.down_proj",
+        bos=False,
+        act="model.layers.{}.mlp.act_fn",
+        up="model.layers.{}.mlp.up_proj",
+    ),
     "gemma2": Kind(
         "gemma2",
         {**_LLAMA, "query_pre_attn_scalar": 8, "sliding_window": 64},
@@ -131,6 +149,7 @@ KINDS = {
         "model.layers.{}.mlp.down_proj",
         bos=True,
         act="model.layers.{}.mlp.act_fn",
+        up="model.layers.{}.mlp.up_proj",
         hooked={
             **_HOOKED_LLAMA,
             "original_architecture": "Gemma2ForCausalLM",

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from tl_neuronshare import models, provenance
@@ -225,11 +225,12 @@ class SharingRecorder:
             )
         self._all_had_tokens = False
 
-    def _begin(self, prompts: Int[Tensor, " prompt"]) -> None:
-        """A batch runs: what was recorded of it before is void, and results handed out earlier stay as they are."""
-        self._fired[prompts] = False
+    def _write(self, prompts: Int[Tensor, " prompt"], layer: int, bits: UInt8[Tensor, "threshold prompt byte"]) -> None:
+        """Keep one layer of a batch; results that were handed out earlier stay as they are."""
         if self._handed_out:
             self._packed, self._handed_out = self._packed.clone(), False
+        self._packed[:, :, layer, : bits.shape[-1]].index_copy_(1, prompts, bits)
+        self._fired[prompts, layer] = True
 
     def _where(self, prompt: int) -> str:
         example, language = divmod(prompt, len(self.languages))
@@ -273,7 +274,7 @@ class Batch:
         if not self._borderline or (layer in self._borderline and layer != self._latest):
             self._borderline.clear()
             self._held.clear()
-            recorder._begin(self._prompts)
+            recorder._fired[self._prompts] = False
         if self._index is not None:
             values = at_index(values, self._index.to(values.device))
         counted = None if self._counted is None else self._counted.to(values.device)
@@ -285,8 +286,8 @@ class Batch:
         self._borderline[layer] = count_borderline(chosen, recorder.thresholds, scale, values.dtype)
         self._held.append((layer, bits, scale.isfinite().squeeze(-1)))
         self._latest = layer
-        # On a GPU the results wait for the last layer: fetching them at each would stop the model every time.
-        if tensor.device.type == "cpu" or self.is_complete:
+        # Else the results wait for the last layer: fetching them at each would stop the model every time.
+        if _answers_at_once(tensor) or self.is_complete:
             self._store()
 
     @property
@@ -354,8 +355,7 @@ class Batch:
                     f"{recorder._where(prompt)}: NaN or infinite activations at {recorder.layers[layer].hook}; "
                     "load the model in float32 or bfloat16, and check your own hooks."
                 )
-            recorder._packed[:, :, layer, : bits.shape[-1]].index_copy_(1, self._prompts, bits.cpu())
-            recorder._fired[self._prompts, layer] = True
+            recorder._write(self._prompts, layer, bits.cpu())
         self._held.clear()
         if self.is_complete:
             recorder._borderline[:, self._prompts] = sum(counts.cpu() for counts in self._borderline.values())
@@ -385,3 +385,8 @@ def _as_thresholds(threshold: Any) -> tuple[tuple[float, ...], bool]:
     if len(set(map(float, thresholds))) < max(1, len(thresholds)):
         raise NeuronShareError(f"threshold={threshold!r}; give at least one threshold, each once.")
     return tuple(map(float, thresholds)), one
+
+
+def _answers_at_once(tensor: Tensor) -> bool:
+    """Whether results are there when they are asked for; a GPU is behind, and would have to be waited for."""
+    return tensor.device.type == "cpu"

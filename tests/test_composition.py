@@ -1,0 +1,372 @@
+"""The same result from a run of ours, a run of the user's and a cache; beside patching, other hooks, and errors."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+
+import tl_neuronshare as ns
+import zoo
+from tl_neuronshare import models
+
+LANGUAGES = list(zoo.LONGER)
+POSITIONS = ["last", "any", "all", -2]
+SITES = [("bloom", "post"), ("opt", "post"), ("llama", "post"), ("llama", "gate"), ("llama", "up"), ("gpt2", "post")]
+
+
+@pytest.fixture
+def longer() -> ns.ParallelPrompts:
+    """Three texts in five languages, each of several tokens."""
+    return ns.ParallelPrompts(zoo.LONGER)
+
+
+def padded(model, prompts, language, side):
+    """One language's tokens and their mask, padded as a user would: with the padding token, on either side."""
+    rows = models.tokenise(model, prompts.prompts[language])
+    longest = max(map(len, rows))
+    tokens, mask = (
+        torch.full((len(rows), longest), model.tokenizer.pad_token_id),
+        torch.zeros(len(rows), longest).long(),
+    )
+    for row, ids in enumerate(rows):
+        place = slice(longest - len(ids), longest) if side == "left" else slice(0, len(ids))
+        tokens[row, place], mask[row, place] = torch.tensor(ids), 1
+    return tokens, mask
+
+
+def recorded(model, prompts, *, side="left", run=None, **options):
+    """What a recorder finds in runs of the user's, a batch a language."""
+    recorder = ns.SharingRecorder(model, prompts.languages, len(prompts), **options)
+    for language in prompts.languages:
+        tokens, mask = padded(model, prompts, language, side)
+        hooks = recorder.fwd_hooks(language, range(len(prompts)), mask, tokens=tokens)
+        if run is None:
+            model.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks)
+        else:
+            run(tokens, mask, hooks)
+    return recorder.sharing()
+
+
+# The three ways to the same result.
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize(("name", "site"), SITES)
+def test_recorder_caches_and_categorise_agree(animals, name, site, position, backend, longer):
+    model, options = animals.lens(name, backend), {"site": site, "position": position, "threshold": [0.0, 0.1]}
+    expected = ns.categorise(model, longer, **options)
+    for side in ("left", "right"):
+        assert recorded(model, longer, side=side, **options) == expected
+        batches = {language: padded(model, longer, language, side) for language in LANGUAGES}
+        caches = {la: model.run_with_cache(tokens, attention_mask=mask)[1] for la, (tokens, mask) in batches.items()}
+        found = ns.categorise_caches(
+            caches,
+            lengths={language: mask.sum(1).tolist() for language, (_, mask) in batches.items()},
+            tokens={language: tokens for language, (tokens, _) in batches.items()},
+            padding_side=side,
+            **options,
+        )
+        assert found == expected
+    assert expected[0.0] != expected[0.1]
+
+
+def test_one_batch_may_hold_several_languages(bloom, longer):
+    """As `categorise` does it: here the very same batch, and so the same bits in whatever precision."""
+    rows = [ids for language in LANGUAGES for ids in models.tokenise(bloom, longer.prompts[language])]
+    tokens, mask = models.left_padded(rows)
+    recorder = ns.SharingRecorder(bloom, LANGUAGES, 3, position="any")
+    languages = [language for language in LANGUAGES for _ in range(3)]
+    hooks = recorder.fwd_hooks(languages, [0, 1, 2] * 5, mask, tokens=tokens)
+    bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks)
+    assert recorder.sharing() == ns.categorise(bloom, longer, position="any", batch_size=15)
+
+
+def test_caches_of_single_prompts_without_padding(bloom):
+    """A cache of one string; one whose batch axis was removed; and one of the last position only."""
+    texts = {"en": "The capital of France is", "zh": "法国的首都是"}
+    expected = ns.categorise(bloom, ns.ParallelPrompts({language: [text] for language, text in texts.items()}))
+    run = partial(bloom.run_with_cache, prepend_bos=False)
+    assert ns.categorise_caches({language: run(text)[1] for language, text in texts.items()}) == expected
+    bare = {language: run(text, remove_batch_dim=True)[1] for language, text in texts.items()}
+    assert ns.categorise_caches(bare) == expected
+    cut = {la: run(text, names_filter=lambda n: n.endswith("hook_post"), pos_slice=-1)[1] for la, text in texts.items()}
+    assert ns.categorise_caches(cut) == expected
+
+
+def test_results_say_what_was_run(bloom, longer):
+    recorder = ns.SharingRecorder(bloom, LANGUAGES, 3)
+    for language in LANGUAGES:
+        tokens, mask = padded(bloom, longer, language, "left")
+        with bloom.hooks(fwd_hooks=recorder.fwd_hooks(language, slice(None), mask)):
+            bloom(tokens, attention_mask=mask)
+    assert recorder.sharing().metadata["fingerprint"].endswith("-unknown")
+    found, expected = recorder.sharing(prompts=longer), ns.categorise(bloom, longer)
+    assert found.metadata["fingerprint"] == expected.metadata["fingerprint"]
+    assert found.prompt_hashes == expected.prompt_hashes
+    assert found.metadata["borderline_fraction"] == pytest.approx(expected.metadata["borderline_fraction"], abs=1e-3)
+
+
+# Beside hooks of the user's.
+
+
+def silence(tensor, hook):
+    """A patching hook: every neuron at -1, so that none is activated."""
+    return torch.full_like(tensor, -1)
+
+
+def test_a_patch_in_an_outer_context_is_seen_whatever_the_order(bloom, longer):
+    """Patched in layer 1: nothing is activated there, and layer 2 is another."""
+    plain = recorded(bloom, longer).activated()
+    name = "blocks.1.mlp.hook_post"
+
+    def inside(tokens, mask, hooks):
+        with bloom.hooks(fwd_hooks=[(name, silence)]):
+            bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks)
+
+    def outside(tokens, mask, hooks):
+        with bloom.hooks(fwd_hooks=hooks):
+            bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=[(name, silence)])
+
+    before, after = recorded(bloom, longer, run=inside).activated(), recorded(bloom, longer, run=outside).activated()
+    assert not before[:, :, 1].any()  # the patch came first: the recorder sees it
+    assert torch.equal(after[:, :, 1], plain[:, :, 1])  # the recorder came first: it sees what was there
+    for found in (before, after):
+        assert torch.equal(found[:, :, 0], plain[:, :, 0])
+        assert not torch.equal(found[:, :, 2], plain[:, :, 2])
+    assert torch.equal(before[:, :, 2], after[:, :, 2])
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_in_the_same_call_as_the_user_s_hooks(bloom, longer, ours_first):
+    seen = []
+
+    def watch(tensor, hook):
+        seen.append(tensor.clone())
+
+    def run(tokens, mask, hooks):
+        theirs = [("blocks.0.mlp.hook_post", watch), ("blocks.0.mlp.hook_post", silence)]
+        both = hooks + theirs if ours_first else theirs + hooks
+        bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=both)
+
+    found, plain = recorded(bloom, longer, run=run).activated(), recorded(bloom, longer).activated()
+    assert torch.equal(found[:, :, 0], plain[:, :, 0]) if ours_first else not found[:, :, 0].any()
+    assert not torch.equal(found[:, :, 1], plain[:, :, 1])
+    assert len(seen) == 5
+    assert all((tensor > 0).any() for tensor in seen)  # ours edited nothing, in place or else
+
+
+def test_with_transformer_lens_patching(bloom):
+    """A patching sweep under our hooks: the metric asks, for each patched run, what is all-shared now."""
+    from transformer_lens import patching
+
+    clean, corrupted = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 6, 7, 9]])
+    recorder = ns.SharingRecorder(bloom, ["clean", "corrupted"], 1)
+    bloom.run_with_hooks(clean, fwd_hooks=recorder.fwd_hooks("clean", [0]))
+    _, cache = bloom.run_with_cache(clean)
+    shares, kept = [], []
+
+    def metric(logits):
+        sharing = recorder.sharing()
+        kept.append(sharing)
+        shares.append(sharing.summary().query("type == 'all-shared'")["mean"].to_numpy())
+        return logits[0, -1, 3]
+
+    with bloom.hooks(fwd_hooks=recorder.fwd_hooks("corrupted", [0])):
+        patched = patching.get_act_patch_resid_pre(bloom, corrupted, cache, metric)
+    assert patched.shape == (3, 4)
+    # By hand: what the model activates with one position of one layer's input from the clean run.
+    for index, (layer, position) in enumerate((layer, position) for layer in range(3) for position in range(4)):
+
+        def put(tensor, hook, layer=layer, position=position):
+            tensor = tensor.clone()
+            tensor[:, position] = cache["resid_pre", layer][:, position]
+            return tensor
+
+        with bloom.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", put)]):
+            _, by_hand = bloom.run_with_cache(corrupted)
+        for number in range(3):
+            post = f"blocks.{number}.mlp.hook_post"
+            both = (by_hand[post][0, -1] > 0) & (cache[post][0, -1] > 0)
+            assert shares[index][number] == pytest.approx(100 * both.float().mean().item(), abs=1e-4)
+    # The last token is in all layers what it was in the clean run, once its input of layer 0 was put there.
+    assert (kept[3].activated()[:, 0] == kept[3].activated()[:, 1]).all()
+    assert kept[0] != kept[3]  # results handed out stay as they are while the recorder goes on
+
+
+def test_on_a_subclass_of_the_model(animals, longer):
+    """Somebody's own class, with a method more and a forward pass that counts."""
+    model = animals.lens("bloom", "bridge")
+
+    class Counting(type(model)):
+        calls = 0
+
+        def forward(self, *args, **kwargs):
+            type(self).calls += 1
+            return super().forward(*args, **kwargs)
+
+    expected, original = ns.categorise(model, longer), type(model)
+    model.__class__ = Counting
+    try:
+        assert ns.categorise(model, longer) == expected
+        assert recorded(model, longer) == expected
+        assert Counting.calls == 1 + 5
+        assert ns.categorise(model, longer).metadata["model_class"] == "Counting"
+    finally:
+        model.__class__ = original
+
+
+def test_on_a_subclass_of_hooked_transformer(animals, longer):
+    if not models.has_hooked_transformer():
+        pytest.skip("TransformerLens 4 has one model class only")
+    from transformer_lens import HookedTransformer
+
+    class Mine(HookedTransformer):
+        pass
+
+    base = animals.lens("bloom", "hooked")
+    mine = Mine(base.cfg, base.tokenizer)
+    mine.load_state_dict(base.state_dict())
+    assert ns.categorise(mine, longer) == ns.categorise(base, longer)
+
+
+def test_in_compatibility_mode_which_calls_a_hook_under_each_of_its_names(animals, longer):
+    """Norms are folded there: the same activations, up to rounding; and a prompt of one token is recorded too."""
+    model = ns.load_model(animals.directory("llama"), backend="bridge", device="cpu")
+    expected = ns.categorise(model, longer)
+    single = ns.ParallelPrompts({"en": ["a"], "de": ["b"]})
+    expected_single = ns.categorise(model, single, prepend_bos=False)
+    model.enable_compatibility_mode()
+    calls = []
+    model.run_with_hooks(
+        torch.tensor([[5, 6]]), fwd_hooks=[("blocks.0.mlp.hook_post", lambda t, hook: calls.append(hook.name))]
+    )
+    for found in (ns.categorise(model, longer), recorded(model, longer)):
+        assert (found.activated() != expected.activated()).sum() <= 2
+    recorder = ns.SharingRecorder(model, ["en", "de"], 1)
+    for language, (text,) in single.prompts.items():
+        model.run_with_hooks(model.to_tokens(text, prepend_bos=False), fwd_hooks=recorder.fwd_hooks(language, [0]))
+    assert (recorder.sharing().activated() != expected_single.activated()).sum() <= 2
+    assert {name.split(".")[0] for name in calls} == {"blocks"}
+
+
+# Generation.
+
+
+@pytest.mark.parametrize("use_past_kv_cache", [True, False])
+@pytest.mark.parametrize("position", ["last", "any"])
+def test_generate_records_the_prompt_and_leaves_decoding_alone(animals, backend, use_past_kv_cache, position):
+    model = animals.lens("gpt2", backend)
+    tokens = torch.randint(1, 400, (2, 6), generator=torch.Generator().manual_seed(0))
+    recorder = ns.SharingRecorder(model, ["en", "de"], 2, position=position)
+    generated = {}
+    for language, batch in {"en": tokens, "de": tokens.flip(1)}.items():
+        with model.hooks(fwd_hooks=recorder.fwd_hooks(language, [0, 1], tokens=batch)):
+            generated[language] = model.generate(
+                batch,
+                max_new_tokens=4,
+                do_sample=False,
+                use_past_kv_cache=use_past_kv_cache,
+                stop_at_eos=False,
+                verbose=False,
+            )
+    assert generated["en"].shape == (2, 10)
+    prompts_alone = ns.SharingRecorder(model, ["en", "de"], 2, position=position)
+    for language, batch in {"en": tokens, "de": tokens.flip(1)}.items():
+        model.run_with_hooks(batch, fwd_hooks=prompts_alone.fwd_hooks(language, [0, 1], tokens=batch))
+    assert recorder.sharing() == prompts_alone.sharing()
+    plain = model.generate(
+        tokens, max_new_tokens=4, do_sample=False, use_past_kv_cache=use_past_kv_cache, stop_at_eos=False, verbose=False
+    )
+    assert torch.equal(generated["en"], plain)  # recording changes nothing
+
+
+def test_a_prompt_of_one_token_is_recorded_before_what_it_generates(animals, backend):
+    model = animals.lens("gpt2", backend)
+    recorder = ns.SharingRecorder(model, ["en", "de"], 1)
+    for language, token in {"en": 7, "de": 9}.items():
+        with model.hooks(fwd_hooks=recorder.fwd_hooks(language, [0])):
+            model.generate(torch.tensor([[token]]), max_new_tokens=3, do_sample=False, stop_at_eos=False, verbose=False)
+    alone = ns.SharingRecorder(model, ["en", "de"], 1)
+    for language, token in {"en": 7, "de": 9}.items():
+        model.run_with_hooks(torch.tensor([[token]]), fwd_hooks=alone.fwd_hooks(language, [0]))
+    assert recorder.sharing() == alone.sharing()
+
+
+# What goes wrong half-way.
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_run_that_stops_half_way_is_not_taken_for_recorded_and_can_be_made_again(bloom, longer, error):
+    def stop(tensor, hook):
+        raise error("half-way")
+
+    recorder = ns.SharingRecorder(bloom, LANGUAGES, 3)
+    counts = {name: len(hook.fwd_hooks) for name, hook in bloom.hook_dict.items()}
+    batches = {language: padded(bloom, longer, language, "left") for language in LANGUAGES}
+    hooks = {la: recorder.fwd_hooks(la, range(3), mask) for la, (_, mask) in batches.items()}
+    for language, (tokens, mask) in batches.items():
+        theirs = [("blocks.1.mlp.hook_post", stop)] if language == "ru" else []
+        with pytest.raises(error, match="half-way") if theirs else nullcontext():
+            bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks[language] + theirs)
+    assert {name: len(hook.fwd_hooks) for name, hook in bloom.hook_dict.items()} == counts
+    message = r"'ru', example 0: blocks\.2\.mlp\.hook_post did not fire, so that 3 of 15 prompts are not recorded"
+    with pytest.raises(ns.NeuronShareError, match=message):
+        recorder.sharing()
+    tokens, mask = batches["ru"]
+    bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks["ru"])
+    expected = ns.categorise(bloom, longer)
+    assert recorder.sharing() == expected
+    # A whole run, then one that stops: what it left would be of two runs, and is void.
+    with pytest.raises(error):
+        bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks["ru"] + [("blocks.1.mlp.hook_post", stop)])
+    with pytest.raises(ns.NeuronShareError, match="3 of 15 prompts are not recorded"):
+        recorder.sharing()
+
+
+def test_results_wait_for_the_last_layer_where_fetching_them_would_stop_the_model(bloom, longer, monkeypatch):
+    """As on a GPU, which is not had here: bits are held until all layers have fired."""
+    from tl_neuronshare import recording
+
+    expected = ns.categorise(bloom, longer, position="any", threshold=[0.0, 0.1])
+    stored = []
+    store = recording.Batch._store
+    monkeypatch.setattr(recording, "_answers_at_once", lambda tensor: False)
+    monkeypatch.setattr(recording.Batch, "_store", lambda batch: (stored.append(len(batch._held)), store(batch)))
+    assert ns.categorise(bloom, longer, position="any", threshold=[0.0, 0.1]) == expected
+    assert set(stored) == {3}
+
+
+# Special tokens in the user's own run.
+
+
+def test_without_tokens_the_bos_counts_and_that_is_said_once(animals, backend, longer):
+    model = animals.lens("llama", backend)
+    recorder = ns.SharingRecorder(model, LANGUAGES, 3, position="all")
+    with pytest.warns(
+        UserWarning, match="position='all' without tokens counts special tokens too.*pass tokens="
+    ) as said:
+        hooks = {la: recorder.fwd_hooks(la, range(3), padded(model, longer, la, "left")[1]) for la in LANGUAGES}
+    assert len(said) == 1
+    for language in LANGUAGES:
+        tokens, mask = padded(model, longer, language, "left")
+        model.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks[language])
+    with_bos = recorder.sharing()
+    assert with_bos.metadata["special_tokens_left_out"] == []
+    without = ns.categorise(model, longer, position="all")
+    assert without.metadata["special_tokens_left_out"] == [0]
+    assert not (with_bos.activated() & ~without.activated()).any()  # at every token, and at the BOS too
+    assert with_bos != without
+
+
+def test_models_that_begin_without_bos_are_not_warned_about(bloom, longer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recorder = ns.SharingRecorder(bloom, LANGUAGES, 3, position="any")
+        for language in LANGUAGES:
+            tokens, mask = padded(bloom, longer, language, "right")
+            bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=recorder.fwd_hooks(language, range(3), mask))
+    assert recorder.sharing() == ns.categorise(bloom, longer, position="any")
