@@ -34,10 +34,15 @@ class Zoo:
         self.root = directory
         self.loaded: dict[tuple[str, str], Any] = {}
 
+    def kind(self, name: str) -> zoo.Kind:
+        """What a name stands for: `llama`, or `llama-2-13` for one of two layers of 13 neurons."""
+        name, *sizes = name.split("-")
+        return zoo.of_size(name, *map(int, sizes)) if sizes else zoo.KINDS[name]
+
     def directory(self, name: str) -> Path:
         """Where the model of this name is saved."""
         if not (self.root / name).exists():
-            kind = zoo.KINDS[name]
+            kind = self.kind(name)
             zoo.save_model(kind.model_type, kind.config, self.root / name)
         return self.root / name
 
@@ -45,7 +50,7 @@ class Zoo:
         """The model through TransformerLens; a test is skipped where there is no such class for it."""
         if name == "demo":
             return self._kept(name, backend, lambda: ns.demo.load_model(backend=backend, device="cpu"))
-        hooked = zoo.KINDS[name].hooked
+        hooked = self.kind(name).hooked
         if backend == "hooked" and hooked is None:
             pytest.skip(f"TransformerLens has no HookedTransformer for {name}")
         if backend == "hooked" and hooked != "directory":

@@ -129,6 +129,165 @@ def test_options(bloom, prompts, options, message):
         ns.categorise(bloom, prompts, **options)
 
 
+def test_thresholds(bloom, prompts):
+    with pytest.raises(ns.NeuronShareError, match=r"threshold=\[\]; give at least one threshold, each once"):
+        ns.categorise(bloom, prompts, threshold=[])
+    with pytest.raises(ns.NeuronShareError, match=r"threshold=\[0, 0.0\]; give at least one threshold, each once"):
+        ns.categorise(bloom, prompts, threshold=[0, 0.0])
+    with pytest.raises(ns.NeuronShareError, match="threshold=inf is no finite number"):
+        ns.categorise(bloom, prompts, threshold=(0.1, float("inf")))
+
+
+def test_positions_before_a_prompt_s_first_token(bloom):
+    prompts = ns.ParallelPrompts({"en": ["12345", "12"], "de": ["123", "1234"]}, examples=["long", "short"])
+    message = r"'en', example 'short': the prompt has 2 token\(s\), and position=-3 needs 3; use another position"
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.categorise(bloom, prompts, position=-3)
+    recorder = ns.SharingRecorder(bloom, ["en", "de"], 2, position=-3)
+    with pytest.raises(ns.NeuronShareError, match="'de', example 1: the prompt has 2 token.*position=-3 needs 3"):
+        recorder.fwd_hooks("de", [0, 1], torch.tensor([[0, 1, 1, 1], [0, 0, 1, 1]]))
+
+
+@pytest.mark.parametrize("position", ["any", "all"])
+def test_prompts_of_special_tokens_only(bloom, position):
+    prompts = ns.ParallelPrompts({"en": ["a", "b"], "de": ["c", "<|end|>"]})
+    message = r"'de', example 1: the prompt has 0 token\(s\) that is no special token, and position=.* needs 1"
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.categorise(bloom, prompts, position=position)
+    assert len(ns.categorise(bloom, prompts, position="last")) == 2
+
+
+def test_the_up_branch_of_a_model_without_gates(bloom, prompts):
+    with pytest.raises(ns.NeuronShareError, match=r'blocks\.0\.mlp has no gate and so no up branch; use site="post"'):
+        ns.categorise(bloom, prompts, site="up")
+
+
+RECORDERS = {
+    "one language": ((["en"], 2), {}, r"languages=\['en'\]; give at least two"),
+    "a language twice": ((["en", "en"], 2), {}, "at least two names of languages, all different"),
+    "a string of languages": (("en", 2), {}, "languages='en'; give at least two"),
+    "no examples": ((["en", "de"], 0), {}, "n_examples=0 is no number of examples"),
+    "examples for their number": ((["en", "de"], ["a"]), {}, r"n_examples=\['a'\] is no number"),
+    "position": ((["en", "de"], 2), {"position": 1}, "position=1 is unknown"),
+    "site": ((["en", "de"], 2), {"site": "pre"}, "site='pre' is unknown"),
+    "threshold": ((["en", "de"], 2), {"threshold": "0"}, "threshold='0' is no finite number"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "options", "message"), RECORDERS.values(), ids=RECORDERS)
+def test_recorders(bloom, arguments, options, message):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.SharingRecorder(bloom, *arguments, **options)
+
+
+BATCHES = {
+    "language": (("fr", [0]), {}, "language='fr' for 1 examples; give one of en, de"),
+    "languages for fewer rows": ((["en"], [0, 1]), {}, r"language=\['en'\] for 2 examples; give one of en, de, or one"),
+    "no examples": (("en", []), {}, r"examples=\[\] selects no examples"),
+    "an empty slice": (("en", slice(3, 3)), {}, "selects no examples"),
+    "one example by number": (("en", 1), {}, "examples=1 selects no examples; give their numbers"),
+    "an example that is not there": (("en", [0, 2]), {}, "There is no example 2; there are 2, counted from 0"),
+    "counting from the end": (("en", [-1]), {}, "There is no example -1"),
+    "an example twice": (("en", [1, 1]), {}, "an example twice in one language"),
+    "a mask of another batch": (
+        ("en", [0, 1], torch.ones(3, 4).long()),
+        {},
+        r"attention_mask has shape \(3, 4\) for 2",
+    ),
+    "a mask of one row": (("en", [0], torch.ones(4).long()), {}, r"attention_mask has shape \(4,\) for 1 examples"),
+    "tokens of another batch": (("en", [0]), {"tokens": torch.ones(2, 4).long()}, r"tokens has shape \(2, 4\) for 1"),
+    "mask and tokens": (
+        ("en", [0], torch.ones(1, 4).long()),
+        {"tokens": torch.ones(1, 5).long()},
+        r"attention_mask has shape \(1, 4\), tokens \(1, 5\)",
+    ),
+    "an empty row": (("en", [0, 1], torch.tensor([[1, 1], [0, 0]])), {}, "'en', example 1: the prompt has 0 token"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "options", "message"), BATCHES.values(), ids=BATCHES)
+def test_batches_of_a_recorder(bloom, arguments, options, message):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.SharingRecorder(bloom, ["en", "de"], 2).fwd_hooks(*arguments, **options)
+
+
+def test_runs_that_are_not_the_batch_that_was_announced(bloom):
+    """Another number of prompts is never broadcast, another length never taken for a decoding step."""
+    recorder = ns.SharingRecorder(bloom, ["en", "de"], 2)
+    hooks = recorder.fwd_hooks("en", [0, 1], torch.ones(2, 4).long())
+    for shape in ((1, 4), (3, 4), (2, 5), (2, 3), (2, 1)):
+        message = rf"gave a tensor of shape \({shape[0]}, {shape[1]}, 128\), not \(2, 4, 128\) .*Were these the prompts"
+        with pytest.raises(ns.NeuronShareError, match=message):
+            bloom.run_with_hooks(torch.ones(shape).long(), fwd_hooks=hooks)
+    bloom.run_with_hooks(torch.ones(2, 4).long(), fwd_hooks=hooks)
+    with pytest.raises(ns.NeuronShareError, match=r"of shape \(2, 3, 128\), not \(2, 4, 128\)"):
+        bloom.run_with_hooks(torch.ones(2, 3).long(), fwd_hooks=hooks)
+
+
+def test_results_before_everything_is_recorded(bloom):
+    recorder = ns.SharingRecorder(bloom, ["en", "de"], 2)
+    with pytest.raises(ns.NeuronShareError, match=r"'en', example 0: .* did not fire, so that 4 of 4 prompts are not"):
+        recorder.sharing()
+    bloom.run_with_hooks(torch.ones(2, 4).long(), fwd_hooks=recorder.fwd_hooks("en", [0, 1]))
+    with pytest.raises(ns.NeuronShareError, match=r"'de', example 0: .* did not fire, so that 2 of 4 prompts are not"):
+        recorder.sharing()
+    bloom.run_with_hooks(torch.ones(2, 4).long(), fwd_hooks=recorder.fwd_hooks("de", [0, 1]))
+    assert len(recorder.sharing()) == 2
+    with pytest.raises(ns.NeuronShareError, match="The prompts are 1 examples in en, de; 2 in en, de were recorded"):
+        recorder.sharing(prompts=ns.ParallelPrompts({"en": ["a"], "de": ["b"]}))
+
+
+def caches_of(model, **shapes):
+    return {la: model.run_with_cache(torch.ones(shape).long())[1] for la, shape in shapes.items()}
+
+
+def test_caches(animals, backend, bloom):
+    caches = caches_of(bloom, en=(2, 4), de=(2, 5))
+    assert len(ns.categorise_caches(caches)) == 2
+    with pytest.raises(ns.NeuronShareError, match="caches is no mapping"):
+        ns.categorise_caches(list(caches.values()))
+    with pytest.raises(ns.NeuronShareError, match=r"languages=\['en'\]; give at least two"):
+        ns.categorise_caches({"en": caches["en"]})
+    with pytest.raises(ns.NeuronShareError, match="'de': a dict is no ActivationCache.*run_with_cache returns"):
+        ns.categorise_caches(caches | {"de": dict(caches["de"].cache_dict)})
+    other = caches_of(animals.lens("gpt2", backend), de=(2, 5))
+    with pytest.raises(ns.NeuronShareError, match="'de': another model than the first"):
+        ns.categorise_caches(caches | other)
+    with pytest.raises(ns.NeuronShareError, match="different numbers of prompts: en 2, de 3. Row i must be example i"):
+        ns.categorise_caches(caches | caches_of(bloom, de=(3, 5)))
+    some = {"de": bloom.run_with_cache(torch.ones(2, 5).long(), names_filter="blocks.0.mlp.hook_post")[1]}
+    message = r"'de': the cache lacks blocks\.1\.mlp\.hook_post; .*name.endswith\('hook_post'\)"
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.categorise_caches(caches | some)
+    lengths = {"en": [4, 2], "de": [5, 1]}
+    assert len(ns.categorise_caches(caches, lengths=lengths)) == 2
+    for wrong in ([4], [4, 0], [4, 6], [4, 1.5], [[4, 2]]):
+        with pytest.raises(ns.NeuronShareError, match="'de': lengths .* do not fit 2 prompts of at most 5 tokens"):
+            ns.categorise_caches(caches, lengths=lengths | {"de": wrong})
+    with pytest.raises(ns.NeuronShareError, match="lengths is not for the languages of the caches; give it for en, de"):
+        ns.categorise_caches(caches, lengths={"en": [4, 2]})
+    with pytest.raises(ns.NeuronShareError, match="tokens is not for the languages"):
+        ns.categorise_caches(caches, position="any", tokens={"de": torch.ones(2, 5).long()})
+    with pytest.raises(ns.NeuronShareError, match="padding_side='both' is unknown; use left or right"):
+        ns.categorise_caches(caches, padding_side="both")
+
+
+def test_layers_of_a_result_that_are_not_there(bloom, prompts):
+    sharing = ns.categorise(bloom, prompts)
+    for layer in (3, -1, "0", True):
+        with pytest.raises(
+            ns.NeuronShareError, match="There is no layer .*; use 0 to 2, or None for all|give one of 0 to 2"
+        ):
+            sharing.overlap(layer)
+    activated = torch.ones(1, 2, 2, 8, dtype=torch.bool)
+    with pytest.raises(ns.NeuronShareError, match=r"Neurons beyond the widths \(8, 4\) are activated"):
+        ns.NeuronSharing.from_activated(activated, languages=["en", "de"], widths=[8, 4])
+    with pytest.raises(
+        ns.NeuronShareError, match=r"The widest of the layers has 4 neurons, the tensor 8|widest layer of"
+    ):
+        ns.NeuronSharing.from_activated(activated, languages=["en", "de"], widths=[4, 4])
+
+
 def test_prompts_of_another_kind(bloom):
     with pytest.raises(ns.NeuronShareError, match="prompts is a dict; make it ParallelPrompts"):
         ns.categorise(bloom, TWO)
@@ -221,19 +380,6 @@ def test_an_encoder_is_refused(tmp_path, prompts):
     )
     with pytest.raises(ns.NeuronShareError, match="is no decoder-only language model"):
         ns.categorise(model, prompts)
-
-
-def test_cohere_is_refused_where_its_bridge_is_wrong(tmp_path, prompts):
-    config = {
-        name: size for name, size in zoo.KINDS["llama"].config.items() if name not in ("head_dim", "rms_norm_eps")
-    }
-    directory = zoo.save_model("cohere", config | {"num_key_value_heads": 4}, tmp_path)
-    model = ns.load_model(directory, backend="bridge", device="cpu")
-    if models.has_hooked_transformer():
-        with pytest.raises(ns.NeuronShareError, match="CohereForCausalLM.*use TransformerLens 4"):
-            ns.categorise(model, prompts)
-    else:
-        assert len(ns.categorise(model, prompts)) == 5
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

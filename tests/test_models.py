@@ -128,16 +128,6 @@ def test_automatic_batches_shrink_as_prompts_grow():
     assert max(map(len, ns.categorising.plan_batches([100_000] * 3, "auto", pad=True))) == 1
 
 
-def test_a_bridge_that_mistreats_masks_gets_no_padding(tmp_path, prompts):
-    """OpenAI-GPT is not causal any more once a mask is given: its first tokens then see the later ones."""
-    config = {"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
-    model = ns.load_model(zoo.save_model("openai-gpt", config, tmp_path), backend="bridge", device="cpu")
-    together = ns.categorise(model, prompts, prepend_bos=False)
-    alone = ns.categorise(model, prompts, prepend_bos=False, batch_size=1)
-    assert together == alone
-    assert together.metadata["batches"] > 1
-
-
 def test_hooked_transformer_where_there_is_one(animals):
     directory = animals.directory("bloom")
     if models.has_hooked_transformer():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tl_neuronshare as ns
-from tl_neuronshare.activation import pack, unpack
 
 LABELS = {"all-shared", "partial-shared", "specific", "non-activated"}
 
@@ -55,8 +55,7 @@ def test_invariant_1_types_partition_the_neurons_whatever_the_order_of_languages
 
 
 @given(activations())
-def test_packing_keeps_every_bit(activated):
-    assert torch.equal(unpack(pack(activated), activated.shape[-1]), activated)
+def test_no_activation_is_lost(activated):
     assert torch.equal(sharing_of(activated).activated(), activated)
 
 
@@ -92,8 +91,8 @@ def check(row, shares):
 def test_layers_of_different_width_keep_their_own_neurons():
     activated = torch.ones(1, 2, 2, 10, dtype=torch.bool)
     activated[:, :, 1, 4:] = False  # the second layer has four neurons
-    sharing = ns.NeuronSharing(
-        pack(activated), languages=["en", "de"], widths=[10, 4], hooks=["first", "second"], metadata={}
+    sharing = ns.NeuronSharing.from_activated(
+        activated, languages=["en", "de"], widths=[10, 4], hooks=["first", "second"]
     )
     assert sharing.d_mlp == 10
     assert sharing.types[0, 1].tolist() == [3] * 4 + [255] * 6
@@ -132,3 +131,143 @@ def test_mask_takes_a_label_a_type_or_its_number():
     sharing = sharing_of(torch.rand(2, 3, 2, 9) > 0.5)
     for type in ns.NeuronType:
         assert torch.equal(sharing.mask(type), sharing.mask(type.label))
+
+
+@given(activations())
+def test_persistence_equals_brute_force(activated):
+    """The share that is of a type for every example, beside the average: the paper's third finding."""
+    table = sharing_of(activated).persistence().set_index(["layer", "type"])
+    n_examples, _, n_layers, width = activated.shape
+    assert list(table.columns) == ["average", "every"]
+    assert len(table) == 4 * n_layers
+    for layer, label in itertools.product(range(n_layers), LABELS):
+        of_type = [
+            [by_definition(tuple(activated[e, :, layer, n].tolist())) == label for e in range(n_examples)]
+            for n in range(width)
+        ]
+        row = table.loc[(layer, label)]
+        assert row["every"] == pytest.approx(100 * sum(map(all, of_type)) / width)
+        assert row["average"] == pytest.approx(100 * sum(map(sum, of_type)) / width / n_examples)
+
+
+def jaccard(activated: torch.Tensor, first: int, second: int, layers: list[int]) -> float:
+    """Mean over examples of |A and B| / |A or B|; examples in which both are empty do not count."""
+    indices = []
+    for example in range(len(activated)):
+        one, other = (
+            {(layer, n) for layer in layers for n in activated[example, la, layer].nonzero().flatten().tolist()}
+            for la in (first, second)
+        )
+        if one | other:
+            indices.append(len(one & other) / len(one | other))
+    return sum(indices) / len(indices) if indices else float("nan")
+
+
+@given(activations())
+def test_overlap_equals_brute_force(activated):
+    sharing = sharing_of(activated)
+    n_layers = activated.shape[2]
+    for layer in (None, *range(n_layers)):
+        table = sharing.overlap(layer)
+        assert list(table.index) == list(table.columns) == list(sharing.languages)
+        layers = list(range(n_layers)) if layer is None else [layer]
+        expected = [
+            [jaccard(activated, first, second, layers) for second in range(activated.shape[1])]
+            for first in range(activated.shape[1])
+        ]
+        np.testing.assert_allclose(table.to_numpy(), np.array(expected), atol=1e-9)
+
+
+def test_tables_are_the_same_whether_unpacked_at_once_or_in_pieces(monkeypatch):
+    sharing = sharing_of(torch.rand(7, 3, 2, 40, generator=torch.Generator().manual_seed(0)) > 0.6)
+    tables = ("summary", "by_language", "persistence", "overlap")
+    at_once = [getattr(sharing, table)() for table in tables]
+    monkeypatch.setattr(ns.sharing, "_CHUNK_BYTES", 1)
+    for table, expected in zip(tables, at_once, strict=True):
+        pd.testing.assert_frame_equal(getattr(sharing, table)(), expected)
+
+
+# Layers of different width.
+
+
+def ragged() -> tuple[ns.NeuronSharing, list[torch.Tensor]]:
+    """Three layers of 5, 12 and 3 neurons, and each layer's activations for itself."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.rand(4, 3, width, generator=generator) > 0.5 for width in (5, 12, 3)]
+    activated = torch.stack([torch.nn.functional.pad(layer, (0, 12 - layer.shape[-1])) for layer in layers], dim=2)
+    hooks = ["blocks.0.mlp.hook_post", "blocks.2.mlp.hook_post", "blocks.7.mlp.hook_post"]
+    return ns.NeuronSharing.from_activated(
+        activated, languages=["en", "de", "fr"], widths=[5, 12, 3], hooks=hooks
+    ), layers
+
+
+def test_layers_of_different_width_are_as_each_for_itself(tmp_path):
+    """Padding is type 255, in no mask and in no percentage."""
+    sharing, layers = ragged()
+    assert (sharing.d_mlp, sharing.widths) == (12, (5, 12, 3))
+    assert sharing.hooks[1] == "blocks.2.mlp.hook_post"
+    sharing.save(tmp_path / "ragged")
+    for result in (sharing, ns.NeuronSharing.load(tmp_path / "ragged"), ns.NeuronSharing.concatenate([sharing])):
+        for number, (layer, width) in enumerate(zip(layers, result.widths, strict=True)):
+            alone = sharing_of(layer.unsqueeze(2))
+            assert torch.equal(result.types[:, number, :width], alone.types[:, 0])
+            assert (result.types[:, number, width:] == 255).all()
+            assert not any(result.mask(type)[:, number, width:].any() for type in ns.NeuronType)
+            assert not result.activated()[:, :, number, width:].any()
+            for table in ("summary", "by_language", "persistence"):
+                ours = getattr(result, table)().query("layer == @number").drop(columns="layer").reset_index(drop=True)
+                theirs = getattr(alone, table)().drop(columns="layer").replace({"l0": "en", "l1": "de", "l2": "fr"})
+                pd.testing.assert_frame_equal(ours, theirs)
+            np.testing.assert_allclose(result.overlap(number).to_numpy(), alone.overlap().to_numpy())
+
+
+def test_a_model_with_layers_of_different_width(animals):
+    """A Llama whose second MLP was cut to 40 neurons: `cfg` knows nothing of it, the tensors do."""
+    directory = animals.directory("llama")
+    model = ns.load_model(directory, backend="bridge", device="cpu")
+    mlp = model.original_model.model.layers[1].mlp
+    with torch.no_grad():
+        for linear in (mlp.gate_proj, mlp.up_proj):
+            linear._original_component.weight = torch.nn.Parameter(linear._original_component.weight[:40])
+        down = mlp.down_proj._original_component
+        down.weight = torch.nn.Parameter(down.weight[:, :40])
+    prompts = ns.ParallelPrompts({"en": ["The sky is", "Cats"], "de": ["Der", "Katzen"]})
+    uncut = animals.lens("llama", "bridge")
+    for site, position in (("post", "last"), ("gate", "any")):
+        sharing = ns.categorise(model, prompts, site=site, position=position)
+        assert sharing.widths == (96, 40, 96)
+        whole = ns.categorise(uncut, prompts, site=site, position=position)
+        assert torch.equal(sharing.activated()[:, :, 1, :40], whole.activated()[:, :, 1, :40])
+        assert (sharing.types[:, 1, 40:] == 255).all()
+
+
+# Concatenation.
+
+
+def test_concatenation_joins_examples_and_says_what_differs():
+    activated = torch.rand(5, 2, 2, 9, generator=torch.Generator().manual_seed(0)) > 0.5
+
+    def part(examples, **metadata):
+        return ns.NeuronSharing.from_activated(activated[examples], languages=["en", "de"], metadata=metadata)
+
+    first = part(slice(0, 2), threshold=0.0, device="cpu", borderline_fraction=0.5)
+    second = part(slice(2, 5), threshold=0.0, device="cuda", borderline_fraction=0.0)
+    both = ns.NeuronSharing.concatenate([first, second])
+    assert torch.equal(both.activated(), activated)
+    assert both.metadata == {"threshold": 0.0, "device": ["cpu", "cuda"], "borderline_fraction": pytest.approx(0.2)}
+    with pytest.raises(ns.NeuronShareError, match="Result 1 has threshold 0.5, result 0 0.0; concatenate results that"):
+        ns.NeuronSharing.concatenate([first, part(slice(2, 5), threshold=0.5)])
+    with pytest.raises(ns.NeuronShareError, match=r"Result 1 has languages \('de', 'en'\), result 0 \('en', 'de'\)"):
+        ns.NeuronSharing.concatenate([first, ns.NeuronSharing.from_activated(activated, languages=["de", "en"])])
+    with pytest.raises(ns.NeuronShareError, match="no result to concatenate"):
+        ns.NeuronSharing.concatenate([])
+
+
+def test_results_of_other_weights_are_not_concatenated(animals):
+    prompts = ns.ParallelPrompts({"en": ["The sky is"], "de": ["Der"]})
+    bloom = ns.categorise(animals.lens("bloom", "bridge"), prompts)
+    others = ns.NeuronSharing.from_activated(
+        bloom.activated(), languages=["en", "de"], metadata=bloom.metadata | {"fingerprint": "0123-4567"}
+    )
+    with pytest.raises(ns.NeuronShareError, match="Result 1 has fingerprint of the weights '0123', result 0 "):
+        ns.NeuronSharing.concatenate([bloom, others])

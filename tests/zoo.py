@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,20 @@ KINDS = {
 }
 
 
+CONTEXT = 24  # of the models of drawn size: short, so that prompts as long as it are quickly run
+
+
+def of_size(name: str, n_layers: int, d_mlp: int) -> Kind:
+    """An architecture with other numbers of layers and neurons."""
+    kind = KINDS[name]
+    width = {"opt": "ffn_dim"}.get(name, "intermediate_size")
+    config = {**kind.config, "num_hidden_layers": n_layers, width: d_mlp, "max_position_embeddings": CONTEXT}
+    hooked = kind.hooked
+    if isinstance(hooked, dict):
+        hooked = {**hooked, "n_layers": n_layers, "d_mlp": d_mlp, "n_ctx": CONTEXT}
+    return replace(kind, config=config, n_layers=n_layers, hooked=hooked)
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 400 tokens whose padding is its BOS and end token, as GPT-2's is: the hard case."""
     tokenizer = Tokenizer(models.BPE())
@@ -207,7 +221,8 @@ def hooked_by_hand(hooked: dict[str, Any], directory: Path) -> Any:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained import weight_conversions
 
-    config = HookedTransformerConfig(d_model=32, n_heads=4, d_head=8, n_ctx=128, d_vocab=400, device="cpu", **hooked)
+    sizes = {"d_model": 32, "n_heads": 4, "d_head": 8, "n_ctx": 128, "d_vocab": 400}
+    config = HookedTransformerConfig(device="cpu", **(sizes | hooked))
     convert = {
         "GPT2LMHeadModel": weight_conversions.convert_gpt2_weights,
         "LlamaForCausalLM": weight_conversions.convert_llama_weights,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -280,8 +280,10 @@ def _activation_function(model: LensModel, block: str) -> Callable[[Tensor], Ten
 
 def output_weights(model: LensModel, hook: str) -> Float[Tensor, "neuron d_model"]:
     """W_out of the MLP that this hook belongs to: row j is what neuron j writes to the residual stream."""
-    weights: Tensor = block_of(model, hook).mlp.W_out
-    return weights.detach()
+    mlp = block_of(model, hook).mlp
+    with loaded(mlp):
+        weights: Tensor = mlp.W_out
+        return weights.detach()
 
 
 def unembedding(model: LensModel, tokens: Int[Tensor, " token"]) -> Float[Tensor, "d_model token"]:
@@ -388,6 +390,18 @@ def _without_vocabulary(model: LensModel) -> dict[str, Any]:
         return {"stop_at_layer": model.cfg.n_layers}
     forward = inspect.signature(model.original_model.forward)  # type: ignore[attr-defined]
     return {"logits_to_keep": 1} if "logits_to_keep" in forward.parameters else {}
+
+
+@contextmanager
+def loaded(module: torch.nn.Module) -> Iterator[None]:
+    """The module's weights where they can be read: accelerate keeps offloaded ones on the meta device."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            if any(parameter.is_meta for parameter in part.parameters(recurse=False)) and hasattr(part, "_hf_hook"):
+                hook: Any = part._hf_hook
+                stack.callback(hook.post_forward, part, None)
+                hook.pre_forward(part)
+        yield
 
 
 @contextmanager

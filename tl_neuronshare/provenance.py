@@ -1,10 +1,10 @@
 """Where a result comes from: what it says of the model, and fingerprints of weights and prompts.
 
 The fingerprint of weights is the same for a HookedTransformer and a TransformerBridge with the same weights, although
-the two lay them out differently: it is made of sums of the numbers' bits, which no transposition changes, over the
-tensors that TransformerLens names alike in both (attention, MLP, norms, embedding, positions, unembedding). Zeros add
-nothing, since one class makes biases of zero where the other has none. W_out enters row by row, so that the order of
-the neurons counts too.
+the two lay them out differently: it is made of the sums of the numbers' bits, which no transposition changes, one for
+each tensor that TransformerLens names alike in both (attention, MLP, norms, embedding, positions, unembedding). A sum
+of zero is left out, since one class makes biases of zero where the other has none. W_out enters row by row, so that
+the order of the neurons counts too.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from operator import attrgetter
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from tl_neuronshare import models
@@ -34,6 +34,7 @@ _TENSORS = (
     ("W_Q",), ("_W_K", "W_K"), ("_W_V", "W_V"), ("W_O",), ("b_Q",), ("_b_K", "b_K"), ("_b_V", "b_V"), ("b_O",),
     ("W_in",), ("W_gate",), ("b_in",), ("b_out",), ("w",), ("b",), ("W_E",), ("W_pos",), ("W_U",), ("b_U",),
 )  # fmt: skip
+_CHUNK = 1 << 18  # numbers at a time
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -83,23 +84,31 @@ def fingerprint_of_weights(model: LensModel, hooks: Sequence[str]) -> str:
         >>> len(fingerprint_of_weights(model, ["blocks.0.mlp.hook_post"]))
         16
     """
-    digest, total = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     with torch.no_grad():
         for hook in hooks:
-            with _loaded(models.block_of(model, hook)):
-                rows = models.output_weights(model, hook)
-                digest.update(str(tuple(rows.shape)).encode())
-                digest.update(_bits(rows).sum(-1, dtype=torch.int64).cpu().numpy().tobytes())
-        for owner, groups in (*((block, _BLOCK_PARTS) for block in model.blocks), (model, _MODEL_PARTS)):
-            for part in filter(None, (_first(owner, names) for names in groups)):
-                with _loaded(part):
-                    total += sum(_sum_of_bits(tensor) for tensor in _tensors(model, part))
-    digest.update(str(total).encode())
+            rows = models.output_weights(model, hook)
+            digest.update(str(tuple(rows.shape)).encode())
+            digest.update(torch.cat([part.flatten(1).sum(1) for part in _bits(rows)]).cpu().numpy().tobytes())
+        for name, tensor in _named_alike(model):
+            total = int(torch.stack([part.sum() for part in _bits(tensor)]).sum())
+            digest.update(f"{name}={total}\n".encode() if total else b"")
     return digest.hexdigest()[:16]
 
 
-def _tensors(model: LensModel, part: nn.Module) -> Iterator[Tensor]:
-    """The tensors of one part that both classes have, as the same numbers."""
+def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that both classes have, by name and as the same numbers."""
+    owners = [(f"blocks.{number}", block, _BLOCK_PARTS) for number, block in enumerate(model.blocks)]
+    for place, owner, parts in (*owners, ("model", model, _MODEL_PARTS)):
+        for names in parts:
+            part = _first(owner, names)
+            if part is not None:
+                with models.loaded(part):
+                    yield from ((f"{place}.{names[0]}.{name}", tensor) for name, tensor in _tensors(model, part))
+
+
+def _tensors(model: LensModel, part: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Those of one module."""
     gemma = "Gemma" in str(getattr(model.cfg, "original_architecture", None) or getattr(model.cfg, "architecture", ""))
     for names in _TENSORS:
         tensor = _first(part, names)
@@ -113,7 +122,7 @@ def _tensors(model: LensModel, part: nn.Module) -> Iterator[Tensor]:
             tensor = tensor[-model.cfg.n_ctx :]  # OPT's begins with two rows that no position uses
         if names == ("w",) and getattr(model.cfg, "rmsnorm_uses_offset", False):
             tensor = tensor.float() + 1  # a bridge keeps Gemma's norms as their distance from 1
-        yield tensor
+        yield names[-1], tensor
 
 
 def _first(owner: Any, names: Sequence[str]) -> Any:
@@ -128,21 +137,8 @@ def _attribute(owner: Any, name: str) -> Any:
         return None
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().view(_INTEGERS[tensor.element_size()])
-
-
-def _sum_of_bits(tensor: Tensor) -> int:
-    return int(_bits(tensor).sum(dtype=torch.int64))
-
-
-@contextmanager
-def _loaded(module: nn.Module) -> Iterator[None]:
-    """The module's weights where they can be read: accelerate keeps offloaded ones on the meta device."""
-    with ExitStack() as stack:
-        for part in module.modules():
-            if hasattr(part, "_hf_hook"):
-                from accelerate.utils import align_module_device
-
-                stack.enter_context(align_module_device(part))
-        yield
+def _bits(tensor: Tensor) -> Iterator[Int[Tensor, ...]]:
+    """The bits of its numbers as integers, some rows at a time: as 64 bits they take up to four times the memory."""
+    bits = tensor.detach().view(_INTEGERS[tensor.element_size()])
+    rows = max(1, _CHUNK * len(bits) // max(1, bits.numel()))
+    return (part.long() for part in torch.split(bits, rows))

@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tl_neuronshare import models, provenance
@@ -36,6 +36,7 @@ from tl_neuronshare.models import LensModel, Site
 from tl_neuronshare.prompts import ParallelPrompts, as_list
 from tl_neuronshare.sharing import NeuronSharing, fingerprint
 
+_CHUNK = 1 << 20  # values at a time: what is needed for a moment is little beside what the model itself needs
 Mask = Int[Tensor, "prompt position"] | Bool[Tensor, "prompt position"]
 
 
@@ -269,26 +270,40 @@ class Batch:
         """Record one layer: reduce its values over the tokens, compare with every threshold, keep a bit a neuron."""
         if self._is_decoding_step(layer, tensor):
             return
-        recorder, values = self._recorder, tensor.detach()
+        recorder = self._recorder
         # The same layer twice in a row is one call under two names, as a bridge's compatibility mode makes them.
         if not self._borderline or (layer in self._borderline and layer != self._latest):
             self._borderline.clear()
             self._held.clear()
             recorder._fired[self._prompts] = False
-        if self._index is not None:
-            values = at_index(values, self._index.to(values.device))
-        counted = None if self._counted is None else self._counted.to(values.device)
-        # At one token the largest value is the value itself.
-        chosen, scale = extreme(
-            recorder.layers[layer].values(values), counted, "all" if recorder.position == "all" else "any"
-        )
-        bits = torch.stack([pack(chosen > threshold) for threshold in recorder.thresholds])
-        self._borderline[layer] = count_borderline(chosen, recorder.thresholds, scale, values.dtype)
-        self._held.append((layer, bits, scale.isfinite().squeeze(-1)))
+        n_tokens = tensor.shape[1] if self._index is None else 1
+        step = max(1, _CHUNK // (n_tokens * tensor.shape[2]))
+        starts = range(0, len(tensor), step)
+        parts = [self._reduced(layer, tensor.detach(), slice(start, start + step)) for start in starts]
+        bits, borderline, finite = zip(*parts, strict=True)
+        self._borderline[layer] = torch.cat(borderline, dim=1)
+        self._held.append((layer, torch.cat(bits, dim=1), torch.cat(finite)))
         self._latest = layer
         # Else the results wait for the last layer: fetching them at each would stop the model every time.
         if _answers_at_once(tensor) or self.is_complete:
             self._store()
+
+    def _reduced(
+        self, layer: int, values: Float[Tensor, "prompt position neuron"], rows: slice
+    ) -> tuple[
+        UInt8[Tensor, "threshold row byte"], Int[Tensor, "threshold row"], Bool[Tensor, " row"]
+    ]:  # fmt: skip
+        """Of some prompts: which neurons are activated, how many values are borderline, whether all are finite."""
+        recorder, values, device = self._recorder, values[rows], values.device
+        if self._index is not None:
+            values = at_index(values, self._index[rows].to(device))
+        counted = None if self._counted is None else self._counted[rows].to(device)
+        # At one token the largest value is the value itself.
+        quantifier: Literal["any", "all"] = "all" if recorder.position == "all" else "any"
+        chosen, scale = extreme(recorder.layers[layer].values(values), counted, quantifier)
+        bits = torch.stack([pack(chosen > threshold) for threshold in recorder.thresholds])
+        borderline = count_borderline(chosen, recorder.thresholds, scale, values.dtype)
+        return bits, borderline, scale.isfinite().squeeze(-1)
 
     @property
     def is_complete(self) -> bool:

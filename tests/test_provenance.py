@@ -1,0 +1,110 @@
+"""What identifies a result: the fingerprint of weights and prompts, under slices and concatenation too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tl_neuronshare as ns
+import zoo
+from tl_neuronshare import models
+from tl_neuronshare.provenance import fingerprint_of_prompts, fingerprint_of_weights
+
+
+def of_weights(model) -> str:
+    return fingerprint_of_weights(model, [layer.hook for layer in models.neuron_layers(model, "post")])
+
+
+@pytest.mark.skipif(not models.has_hooked_transformer(), reason="TransformerLens 4 has one model class only")
+@pytest.mark.parametrize("name", [*zoo.KINDS, "demo"])
+def test_both_model_classes_have_the_same_fingerprint(animals, name):
+    hooked = animals.lens(name, "hooked")
+    assert of_weights(hooked) == of_weights(animals.lens(name, "bridge"))
+
+
+# Of the built-in model's weights, on TransformerLens 3.9 and 4.3 alike.
+SEEN = "b955fe9bd7e2bb1f"
+
+
+def test_it_is_the_same_on_both_versions_of_transformer_lens(animals, backend):
+    assert of_weights(animals.lens("demo", backend)) == SEEN
+
+
+def one_of_each(hugging_face):
+    """The parameters of the second layer, and those that belong to no layer."""
+    for name, parameter in hugging_face.named_parameters():
+        if ".1." in name or not any(f".{layer}." in name for layer in range(12)):
+            yield name, parameter
+
+
+@pytest.mark.parametrize("name", ["bloom", "qwen2", "llama", "opt", "gemma2"])
+def test_it_differs_when_one_weight_does(animals, name, tmp_path):
+    """Any weight: one element of each tensor of a layer, of the embeddings and of the final norm, in turn."""
+    hugging_face, tokenizer = animals.hugging_face(name)
+    found = {of_weights(animals.lens(name, "bridge"))}
+    names = [parameter for parameter, _ in one_of_each(hugging_face)]
+    for parameter_name, parameter in one_of_each(hugging_face):
+        last = (-1,) * parameter.ndim
+        before = parameter.data[last].item()
+        parameter.data[last] = before + 1e-3
+        hugging_face.save_pretrained(tmp_path / parameter_name)
+        tokenizer.save_pretrained(tmp_path / parameter_name)
+        parameter.data[last] = before
+        found.add(of_weights(ns.load_model(tmp_path / parameter_name, backend="bridge", device="cpu")))
+    assert len(names) > 8
+    assert len(found) == 1 + len(names)
+
+
+def test_it_differs_when_two_neurons_change_places(animals, tmp_path):
+    """The model computes the same, but neuron 0 is not what it was."""
+    hugging_face, tokenizer = animals.hugging_face("llama")
+    order = [1, 0, *range(2, 96)]
+    with torch.no_grad():
+        mlp = hugging_face.model.layers[1].mlp
+        mlp.gate_proj.weight[:], mlp.up_proj.weight[:] = mlp.gate_proj.weight[order], mlp.up_proj.weight[order]
+        mlp.down_proj.weight[:] = mlp.down_proj.weight[:, order]
+    hugging_face.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    swapped = ns.load_model(tmp_path, backend="bridge", device="cpu")
+    original = animals.lens("llama", "bridge")
+    tokens = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(swapped(tokens), original(tokens), atol=1e-4, rtol=1e-4)
+    assert of_weights(swapped) != of_weights(original)
+
+
+def test_it_is_read_in_half_precision_too(animals, backend):
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    loaded = [ns.load_model(animals.directory("bloom"), backend=backend, device="cpu", dtype=dtype) for dtype in dtypes]
+    assert len({of_weights(model) for model in loaded}) == 3
+    bridges = [ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu", dtype=d) for d in dtypes]
+    assert [of_weights(model) for model in loaded] == [of_weights(model) for model in bridges]
+
+
+def test_it_differs_when_one_prompt_does_and_not_with_the_order_of_languages(bloom):
+    prompts = ns.ParallelPrompts(zoo.LONGER)
+    other = {language: list(texts) for language, texts in zoo.LONGER.items()}
+    other["th"][1] += "."
+    fingerprints = [
+        ns.categorise(bloom, given).metadata["fingerprint"]
+        for given in (prompts, ns.ParallelPrompts(other), prompts.select(list(zoo.LONGER)[::-1]), prompts[:2])
+    ]
+    assert fingerprints[0] == fingerprints[2]
+    assert len(set(fingerprints)) == 3
+    assert len({fingerprint.split("-")[0] for fingerprint in fingerprints}) == 1
+    hashes = fingerprint_of_prompts(prompts)
+    assert [a == b for a, b in zip(hashes, fingerprint_of_prompts(ns.ParallelPrompts(other)), strict=True)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_slices_and_concatenations_have_the_fingerprint_of_their_prompts(bloom, tmp_path):
+    prompts = ns.ParallelPrompts(zoo.LONGER)
+    whole = ns.categorise(bloom, prompts)
+    assert whole[1:].metadata["fingerprint"] == ns.categorise(bloom, prompts[1:]).metadata["fingerprint"]
+    again = ns.NeuronSharing.concatenate([whole[:1], ns.categorise(bloom, prompts[1:])])
+    assert again == whole
+    assert again.metadata["fingerprint"] == whole.metadata["fingerprint"]
+    whole.save(tmp_path / "whole")
+    assert ns.NeuronSharing.load(tmp_path / "whole")[1:].metadata == whole[1:].metadata
