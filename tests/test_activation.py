@@ -17,6 +17,7 @@ from tl_neuronshare.activation import (
     extreme,
     nth_from_the_end,
     pack,
+    pack_above,
     pack_with_torch,
     unpack,
 )
@@ -113,6 +114,15 @@ def test_packing_keeps_every_bit_with_numpy_and_with_torch(activated):
     activated = torch.from_numpy(activated)
     assert torch.equal(unpack(pack(activated), activated.shape[-1]), activated)
     assert torch.equal(pack_with_torch(activated), pack(activated))
+
+
+@given(hnp.arrays(np.float32, (3, 11), elements=finite), finite)
+def test_above_a_threshold_is_what_torch_says_it_is(values, threshold):
+    """Thresholds in the precision of the values, and values equal to it are not above it, in single and double."""
+    for dtype in (torch.float32, torch.float64):
+        tensor = torch.from_numpy(values).to(dtype)
+        for at in (threshold, 0.1, tensor[1, 1].item()):
+            assert torch.equal(unpack(pack_above(tensor, at), 11), tensor > at)
 
 
 @pytest.mark.parametrize("position", [0, 3, True, 1.5, "first", None, "-1"])

@@ -153,20 +153,30 @@ def packed_width(width: int) -> int:
     return -(-width // 8)
 
 
+def pack_above(values: Float[Tensor, "*batch neuron"], threshold: Number) -> UInt8[Tensor, "*batch byte"]:
+    """Whether each value is above the threshold, eight neurons to a byte, on the device where they are.
+
+    Example:
+        >>> pack_above(torch.tensor([0.5, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.1, 2.0]), 0.0)
+        tensor([129, 128], dtype=torch.uint8)
+    """
+    if values.device.type == "cpu":  # numpy compares several times faster than torch
+        return torch.from_numpy(np.packbits(values.numpy() > threshold, axis=-1))
+    return pack_with_torch(values > threshold)
+
+
 def pack(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "*batch byte"]:
-    """Eight neurons to a byte, on the device where they are.
+    """Eight neurons to a byte.
 
     Example:
         >>> pack(torch.tensor([True, False, False, False, False, False, False, True, True]))
         tensor([129, 128], dtype=torch.uint8)
     """
-    if activated.device.type == "cpu":
-        return torch.from_numpy(np.packbits(activated.numpy(), axis=-1))
-    return pack_with_torch(activated)
+    return torch.from_numpy(np.packbits(activated.numpy(force=True), axis=-1))
 
 
 def pack_with_torch(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "*batch byte"]:
-    """The same as numpy's packbits where numpy cannot go: an eighth of the bytes leave the device."""
+    """The same where numpy cannot go: an eighth of the bytes leave the device."""
     missing = -activated.shape[-1] % 8
     bits = torch.nn.functional.pad(activated.to(torch.uint8), (0, missing))
     weights = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)

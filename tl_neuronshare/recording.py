@@ -27,7 +27,7 @@ from tl_neuronshare.activation import (
     count_borderline,
     extreme,
     nth_from_the_end,
-    pack,
+    pack_above,
     packed_width,
     tokens_needed,
 )
@@ -301,7 +301,7 @@ class Batch:
         # At one token the largest value is the value itself.
         quantifier: Literal["any", "all"] = "all" if recorder.position == "all" else "any"
         chosen, scale = extreme(recorder.layers[layer].values(values), counted, quantifier)
-        bits = torch.stack([pack(chosen > threshold) for threshold in recorder.thresholds])
+        bits = torch.stack([pack_above(chosen, threshold) for threshold in recorder.thresholds])
         borderline = count_borderline(chosen, recorder.thresholds, scale, values.dtype)
         return bits, borderline, scale.isfinite().squeeze(-1)
 
