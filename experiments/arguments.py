@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import tl_neuronshare as ns
+from tl_neuronshare.activation import Position, as_position
 from tl_neuronshare.models import Backend, LensModel, Site
 
 DEMO = "demo"
@@ -53,11 +54,24 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--site", default="post", choices=get_args(Site), help="which neurons of gated MLPs (default: post)"
     )
+    parser.add_argument(
+        "--position",
+        type=_position,
+        default="last",
+        help="which token is read: last, any, all, or a negative index from the prompt's end (default: last)",
+    )
     parser.add_argument("--threshold", type=float, default=0.0, help="activated is above this (default: 0)")
     parser.add_argument("--batch-size", type=_batch_size, default="auto", metavar="N", help="prompts a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default: 0)")
     parser.add_argument("--out", type=Path, help="folder to write to (default: runs/EXPERIMENT/MODEL-TASK)")
     return parser
+
+
+def _position(text: str) -> Position:
+    try:
+        return as_position(int(text) if text.lstrip("-").isdigit() else text)
+    except ns.NeuronShareError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _batch_size(text: str) -> str | int:

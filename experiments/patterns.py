@@ -20,7 +20,14 @@ def main() -> None:
     prompts = arguments.load_prompts(args)
     model = arguments.load_model(args)
     run.timed("load")
-    sharing = ns.categorise(model, prompts, site=args.site, threshold=args.threshold, batch_size=args.batch_size)
+    sharing = ns.categorise(
+        model,
+        prompts,
+        site=args.site,
+        position=args.position,
+        threshold=args.threshold,
+        batch_size=args.batch_size,
+    )
     run.timed("categorise")
     summary, by_language = sharing.summary(), sharing.by_language()
     print(f"{sharing}\n\nTypes of neurons, percent of each layer (mean over {len(sharing)} examples)")
@@ -31,7 +38,8 @@ def main() -> None:
     summary.to_csv(run.folder / "summary.csv", index=False)
     by_language.to_csv(run.folder / "by_language.csv", index=False)
     size = f"{len(sharing)} examples, {len(sharing.languages)} languages"
-    title = f"{sharing.metadata['model']} on {prompts.name}: {size}, site {sharing.metadata['site']}"
+    read = f"site {sharing.metadata['site']}, position {sharing.metadata['position']}"
+    title = f"{sharing.metadata['model']} on {prompts.name}: {size}, {read}"
     ns.plots.patterns(summary, by_language, title=title).savefig(run.folder / "patterns.png", dpi=200)
     run.timed("tables and figure")
     run.finish(sharing=sharing.metadata)

@@ -44,13 +44,14 @@ def test_patterns_on_a_directory(tmp_path, animals):
     directory = animals.directory("llama")
     result = run(
         *("--model", directory, "--languages", "en", "th", "zh", "--limit", 5, "--site", "gate"),
-        *("--threshold", 0.1, "--batch-size", 4, "--out", tmp_path / "here"),
+        *("--threshold", 0.1, "--position", -2, "--batch-size", 4, "--out", tmp_path / "here"),
         folder=tmp_path,
     )
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "here" / "run.json").read_text())
     assert record["sharing"] | {
         "site": "gate",
+        "position": -2,
         "threshold": 0.1,
         "prompts": "world_facts",
         "batch_size": 4,
@@ -76,6 +77,12 @@ def test_mistakes_are_said_in_a_line(tmp_path, arguments, message, monkeypatch):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert re.search(message, result.stderr), result.stderr
+
+
+def test_positions_are_checked_by_the_parser(tmp_path):
+    result = run("--position", "first", folder=tmp_path)
+    assert result.returncode == 2
+    assert "argument --position: position='first' is unknown; use one of last, any, all, or a negative" in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--task", "--site", "--dtype", "--backend"])
