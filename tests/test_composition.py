@@ -253,6 +253,36 @@ def test_in_compatibility_mode_which_calls_a_hook_under_each_of_its_names(animal
     assert {name.split(".")[0] for name in calls} == {"blocks"}
 
 
+@pytest.mark.parametrize("mode", ["gradients", "no_grad", "inference_mode"])
+def test_with_and_without_gradients(bloom, longer, mode):
+    """Gradients flow as if nobody looked on; what is recorded in inference mode can be recorded over outside it."""
+    expected = ns.categorise(bloom, longer)
+    context = {"gradients": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}[mode]
+    tokens, mask = padded(bloom, longer, "en", "left")
+    gradients = []
+    for watched in (False, True):
+        recorder = ns.SharingRecorder(bloom, ["en", "de"], 3)
+        with context():
+            logits = bloom.run_with_hooks(
+                tokens, attention_mask=mask, fwd_hooks=recorder.fwd_hooks("en", range(3), mask) if watched else []
+            )
+        if mode == "gradients":
+            bloom.zero_grad()
+            logits[:, -1].square().sum().backward()
+            gradients.append([None if p.grad is None else p.grad.clone() for p in bloom.parameters()])
+            bloom.zero_grad()
+    if mode == "gradients":
+        assert any(gradient is not None and gradient.any() for gradient in gradients[0])
+        for alone, seen in zip(*gradients, strict=True):
+            assert (alone is None and seen is None) or torch.equal(alone, seen)
+    others, other_mask = padded(bloom, longer, "de", "left")
+    for way in (context, nullcontext, context, nullcontext):
+        with way():
+            hooks = recorder.fwd_hooks("de", range(3), other_mask)
+            bloom.run_with_hooks(others, attention_mask=other_mask, fwd_hooks=hooks)
+            assert torch.equal(recorder.sharing().activated(), expected.activated()[:, :2])
+
+
 # Generation.
 
 

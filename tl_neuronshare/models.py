@@ -37,7 +37,6 @@ class LensModel(Protocol):
 
     cfg: Any
     tokenizer: Any
-
     blocks: Any
 
     @property

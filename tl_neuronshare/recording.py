@@ -89,10 +89,11 @@ class SharingRecorder:
         # The axis of prompts is that of examples and, within it, of languages.
         n_prompts, n_layers = self.n_examples * len(self.languages), len(self.layers)
         n_bytes = packed_width(max(layer.width for layer in self.layers))
-        self._packed = torch.zeros(len(self.thresholds), n_prompts, n_layers, n_bytes, dtype=torch.uint8)
+        with torch.inference_mode(False):  # else they could not be written to outside it
+            self._packed = torch.zeros(len(self.thresholds), n_prompts, n_layers, n_bytes, dtype=torch.uint8)
+            self._borderline = torch.zeros(len(self.thresholds), n_prompts, dtype=torch.int32)
+            self._fired = torch.zeros(n_prompts, n_layers, dtype=torch.bool)
         self._handed_out = False
-        self._borderline = torch.zeros(len(self.thresholds), n_prompts, dtype=torch.int32)
-        self._fired = torch.zeros(n_prompts, n_layers, dtype=torch.bool)
 
     def fwd_hooks(
         self,
@@ -229,7 +230,8 @@ class SharingRecorder:
     def _write(self, prompts: Int[Tensor, " prompt"], layer: int, bits: UInt8[Tensor, "threshold prompt byte"]) -> None:
         """Keep one layer of a batch; results that were handed out earlier stay as they are."""
         if self._handed_out:
-            self._packed, self._handed_out = self._packed.clone(), False
+            with torch.inference_mode(False):
+                self._packed, self._handed_out = self._packed.clone(), False
         self._packed[:, :, layer, : bits.shape[-1]].index_copy_(1, prompts, bits)
         self._fired[prompts, layer] = True
 
