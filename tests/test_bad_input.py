@@ -136,6 +136,9 @@ def test_thresholds(bloom, prompts):
         ns.categorise(bloom, prompts, threshold=[0, 0.0])
     with pytest.raises(ns.NeuronShareError, match="threshold=inf is no finite number"):
         ns.categorise(bloom, prompts, threshold=(0.1, float("inf")))
+    for huge in (10**400, 1e39):
+        with pytest.raises(ns.NeuronShareError, match="is no finite number"):
+            ns.categorise(bloom, prompts, threshold=huge)
 
 
 def test_positions_before_a_prompt_s_first_token(bloom):
@@ -163,9 +166,9 @@ def test_the_up_branch_of_a_model_without_gates(bloom, prompts):
 
 
 RECORDERS = {
-    "one language": ((["en"], 2), {}, r"languages=\['en'\]; give at least two"),
-    "a language twice": ((["en", "en"], 2), {}, "at least two names of languages, all different"),
-    "a string of languages": (("en", 2), {}, "languages='en'; give at least two"),
+    "one language": ((["en"], 2), {}, r"languages=\['en'\]; give a list of at least two names"),
+    "a language twice": ((["en", "en"], 2), {}, "a list of at least two names, all different"),
+    "a string of languages": (("en", 2), {}, "languages='en'; give a list of at least two"),
     "no examples": ((["en", "de"], 0), {}, "n_examples=0 is no number of examples"),
     "examples for their number": ((["en", "de"], ["a"]), {}, r"n_examples=\['a'\] is no number"),
     "position": ((["en", "de"], 2), {"position": 1}, "position=1 is unknown"),
@@ -201,6 +204,8 @@ BATCHES = {
         {"tokens": torch.ones(1, 5).long()},
         r"attention_mask has shape \(1, 4\), tokens \(1, 5\)",
     ),
+    "a mask to be added": (("en", [0]), {"attention_mask": torch.tensor([[0.0, -1e9]])}, "other values than 0 and 1"),
+    "examples as floats": (("en", [0.0]), {}, "There is no example 0.0"),
     "an empty row": (("en", [0, 1], torch.tensor([[1, 1], [0, 0]])), {}, "'en', example 1: the prompt has 0 token"),
 }
 
@@ -216,7 +221,9 @@ def test_runs_that_are_not_the_batch_that_was_announced(bloom):
     recorder = ns.SharingRecorder(bloom, ["en", "de"], 2)
     hooks = recorder.fwd_hooks("en", [0, 1], torch.ones(2, 4).long())
     for shape in ((1, 4), (3, 4), (2, 5), (2, 3), (2, 1)):
-        message = rf"gave a tensor of shape \({shape[0]}, {shape[1]}, 128\), not \(2, 4, 128\) .*Were these the prompts"
+        message = (
+            rf"gave a tensor of shape \({shape[0]}, {shape[1]}, 128\), not \(2, 4, 128\) .*Hooks are for the one batch"
+        )
         with pytest.raises(ns.NeuronShareError, match=message):
             bloom.run_with_hooks(torch.ones(shape).long(), fwd_hooks=hooks)
     bloom.run_with_hooks(torch.ones(2, 4).long(), fwd_hooks=hooks)
@@ -228,13 +235,16 @@ def test_results_before_everything_is_recorded(bloom):
     recorder = ns.SharingRecorder(bloom, ["en", "de"], 2)
     with pytest.raises(ns.NeuronShareError, match=r"'en', example 0: .* did not fire, so that 4 of 4 prompts are not"):
         recorder.sharing()
-    bloom.run_with_hooks(torch.ones(2, 4).long(), fwd_hooks=recorder.fwd_hooks("en", [0, 1]))
+    tokens = torch.ones(2, 4).long()
+    bloom.run_with_hooks(tokens, fwd_hooks=recorder.fwd_hooks("en", [0, 1], tokens=tokens))
     with pytest.raises(ns.NeuronShareError, match=r"'de', example 0: .* did not fire, so that 2 of 4 prompts are not"):
         recorder.sharing()
-    bloom.run_with_hooks(torch.ones(2, 4).long(), fwd_hooks=recorder.fwd_hooks("de", [0, 1]))
+    bloom.run_with_hooks(tokens, fwd_hooks=recorder.fwd_hooks("de", [0, 1], tokens=tokens))
     assert len(recorder.sharing()) == 2
     with pytest.raises(ns.NeuronShareError, match="The prompts are 1 examples in en, de; 2 in en, de were recorded"):
         recorder.sharing(prompts=ns.ParallelPrompts({"en": ["a"], "de": ["b"]}))
+    with pytest.raises(ns.NeuronShareError, match="prompts is a dict; give the ParallelPrompts that were run"):
+        recorder.sharing(prompts={"en": ["a"], "de": ["b"]})
 
 
 def caches_of(model, **shapes):
@@ -246,7 +256,7 @@ def test_caches(animals, backend, bloom):
     assert len(ns.categorise_caches(caches)) == 2
     with pytest.raises(ns.NeuronShareError, match="caches is no mapping"):
         ns.categorise_caches(list(caches.values()))
-    with pytest.raises(ns.NeuronShareError, match=r"languages=\['en'\]; give at least two"):
+    with pytest.raises(ns.NeuronShareError, match=r"languages=\['en'\]; give a list of at least two names"):
         ns.categorise_caches({"en": caches["en"]})
     with pytest.raises(ns.NeuronShareError, match="'de': a dict is no ActivationCache.*run_with_cache returns"):
         ns.categorise_caches(caches | {"de": dict(caches["de"].cache_dict)})
@@ -261,7 +271,7 @@ def test_caches(animals, backend, bloom):
         ns.categorise_caches(caches | some)
     lengths = {"en": [4, 2], "de": [5, 1]}
     assert len(ns.categorise_caches(caches, lengths=lengths)) == 2
-    for wrong in ([4], [4, 0], [4, 6], [4, 1.5], [[4, 2]]):
+    for wrong in ([4], [4, 0], [4, 6], [4, 1.5], [[4, 2]], ["4", "2"], [[4], [2, 1]], None):
         with pytest.raises(ns.NeuronShareError, match="'de': lengths .* do not fit 2 prompts of at most 5 tokens"):
             ns.categorise_caches(caches, lengths=lengths | {"de": wrong})
     with pytest.raises(ns.NeuronShareError, match="lengths is not for the languages of the caches; give it for en, de"):
@@ -274,7 +284,7 @@ def test_caches(animals, backend, bloom):
 
 def test_layers_of_a_result_that_are_not_there(bloom, prompts):
     sharing = ns.categorise(bloom, prompts)
-    for layer in (3, -1, "0", True):
+    for layer in (3, -1, "0", True, 1.0):
         with pytest.raises(
             ns.NeuronShareError, match="There is no layer .*; use 0 to 2, or None for all|give one of 0 to 2"
         ):
@@ -395,7 +405,9 @@ def test_activations_that_are_no_numbers(bloom, value):
         return spoilt
 
     with bloom.hooks(fwd_hooks=[("blocks.2.mlp.hook_post", spoil)]):
-        message = r"Language 'de', example 'sky': NaN or infinite activations at blocks\.2\.mlp\.hook_post"
+        message = (
+            r"Language 'de', example 'sky': NaN or infinite activations .or beyond 1e19. at blocks\.2\.mlp\.hook_post"
+        )
         with pytest.raises(ns.NeuronShareError, match=message):
             ns.categorise(bloom, prompts, batch_size=1)
 
@@ -406,6 +418,8 @@ def test_files(tmp_path):
         ns.NeuronSharing.load(tmp_path / "missing")
     with pytest.raises(ns.NeuronShareError, match="no directory.*absent"):
         sharing.save(tmp_path / "absent" / "file")
+    with pytest.raises(ns.NeuronShareError, match="is a directory; name a file in it"):
+        sharing.save(tmp_path)
     odd = ns.NeuronSharing.from_activated(
         torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de"], metadata={"model": object()}
     )
@@ -456,8 +470,17 @@ def test_results():
         sharing.mask("shared")
     with pytest.raises(ns.NeuronShareError, match=r"use a slice, such as sharing\[3:4\]"):
         sharing[0]
-    with pytest.raises(ns.NeuronShareError, match="nothing to share"):
+    with pytest.raises(ns.NeuronShareError, match=r"slice\(5, None, None\) selects none of the 1 examples"):
         sharing[5:]
+    for examples in (0, [0]):
+        with pytest.raises(ns.NeuronShareError, match=r"use a slice, such as sharing\[3:4\]"):
+            sharing.activated(examples)
+    for odd in (torch.ones(1, 2, 1, 8), torch.ones(2, 1, 8, dtype=torch.bool), [[[[True]]]]):
+        with pytest.raises(ns.NeuronShareError, match="activated is no boolean tensor with axes example, language"):
+            ns.NeuronSharing.from_activated(odd, languages=["en", "de"])
+    for odd in ({0.0: sharing}, [sharing, None], sharing):
+        with pytest.raises(ns.NeuronShareError, match="results is no list of NeuronSharing; with several thresholds"):
+            ns.NeuronSharing.concatenate(odd)
     with pytest.raises(ns.NeuronShareError, match="1 language"):
         ns.neuron_types(torch.ones(1, 1, 4, dtype=torch.bool))
     with pytest.raises(ns.NeuronShareError, match="torch.float32 of shape .*give booleans"):

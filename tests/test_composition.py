@@ -370,7 +370,96 @@ def test_results_wait_for_the_last_layer_where_fetching_them_would_stop_the_mode
     assert set(stored) == {3}
 
 
+@pytest.mark.parametrize("kind", ["bloom", "neox-1-8"])
+def test_a_rerun_that_fails_voids_what_was_recorded(animals, backend, kind):
+    """Of one layer too, where a new run cannot be told by its first layer."""
+    model = animals.lens(kind, backend)
+    recorder = ns.SharingRecorder(model, ["en", "de"], 1)
+    tokens = torch.tensor([[5, 6, 7]])
+    hooks = {language: recorder.fwd_hooks(language, [0]) for language in ("en", "de")}
+    for of_language in hooks.values():
+        model.run_with_hooks(tokens, fwd_hooks=of_language)
+    before = recorder.sharing()
+    spoil = [(recorder.layers[-1].hook, lambda tensor, hook: tensor * float("nan"))]
+    with pytest.raises(ns.NeuronShareError, match="'de', example 0: NaN"):
+        model.run_with_hooks(tokens, fwd_hooks=spoil + hooks["de"])
+    with pytest.raises(ns.NeuronShareError, match="1 of 2 prompts are not recorded"):
+        recorder.sharing()
+    model.run_with_hooks(tokens.flip(1), fwd_hooks=hooks["de"])
+    assert recorder.sharing() != before
+    assert torch.equal(before.activated()[:, 0], before.activated()[:, 1])  # handed out earlier, and as it was
+
+
+def test_hooks_are_for_one_batch_and_longer_prompts_are_not_taken_for_decoding(bloom):
+    """Without a key-value cache a step has one token more than the last; a jump is another prompt."""
+    recorder = ns.SharingRecorder(bloom, ["en", "de"], 1)
+    hooks = recorder.fwd_hooks("en", [0])
+    for n_tokens in (4, 5, 6, 1, 1, 7, 4, 5):  # two prompts of four tokens, and steps after each
+        bloom.run_with_hooks(torch.full((1, n_tokens), 7), fwd_hooks=hooks)
+    with pytest.raises(ns.NeuronShareError, match=r"of shape \(1, 9, 128\), not \(1, 4, 128\) .*ask for new ones"):
+        bloom.run_with_hooks(torch.full((1, 9), 7), fwd_hooks=hooks)
+
+
+# Padding that nobody speaks of.
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_list_of_strings_that_transformer_lens_pads(animals, name, backend, longer):
+    """On the right: the last token is then padding. Without tokens it is warned of, with them refused."""
+    model = animals.lens(name, backend)
+    texts = list(longer.prompts["en"])
+    recorder = ns.SharingRecorder(model, LANGUAGES, 3)
+    with pytest.warns(UserWarning, match="Several prompts without attention_mask and tokens are taken to be unpadded"):
+        recorder.fwd_hooks("en", range(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recorder.fwd_hooks("en", range(3))  # said once
+        recorder.fwd_hooks("en", [0])  # a single prompt has no padding
+    for side in ("left", "right"):
+        tokens = padded(model, longer, "en", side)[0]
+        with pytest.raises(ns.NeuronShareError, match=f"'en', example .: the tokens are padded on the {side}.*give"):
+            recorder.fwd_hooks("en", range(3), tokens=tokens)
+    caches = {language: model.run_with_cache(texts)[1] for language in ("en", "de")}
+    tokens = {language: model.to_tokens(texts) for language in caches}
+    with pytest.raises(ns.NeuronShareError, match=r"the tokens are padded on the .*\(for caches, give lengths\)"):
+        ns.categorise_caches(caches, tokens=tokens)
+
+
+def test_prompts_that_end_in_the_padding_token_are_not_taken_for_padded(bloom):
+    """`categorise` knows the lengths: an end token of the prompt's own is read like any other."""
+    prompts = ns.ParallelPrompts({"en": ["ab", "c<|end|>"], "de": ["<|end|>d", "ef"]})
+    assert ns.categorise(bloom, prompts) == ns.categorise(bloom, prompts, batch_size=1)
+    assert ns.categorise(bloom, prompts, position="any").metadata["batches"] == 1
+
+
 # Special tokens in the user's own run.
+
+
+def test_some_batches_with_tokens_and_some_without_are_no_result(animals, backend, longer):
+    model = animals.lens("bloom", backend)
+    recorder = ns.SharingRecorder(model, ["en", "de"], 3, position="any")
+    for language in ("en", "de"):
+        tokens, mask = padded(model, longer, language, "left")
+        given = tokens if language == "en" else None
+        hooks = recorder.fwd_hooks(language, range(3), mask, tokens=given)
+        model.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks)
+    with pytest.raises(ns.NeuronShareError, match="'de', example 0: recorded without tokens.*for all or for none"):
+        recorder.sharing()
+    model.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=recorder.fwd_hooks("de", range(3), mask, tokens=tokens))
+    expected = ns.categorise(model, longer.select(["en", "de"]), position="any")
+    assert recorder.sharing() == expected
+    both = ns.NeuronSharing.concatenate([recorder.sharing(), expected])
+    assert len(both) == 6  # a recorder does not know of prepend_bos, and does not say otherwise
+
+
+def test_unknown_tokens_stand_for_text(animals):
+    """They are special tokens to the tokenizer, and part of the prompt all the same."""
+    model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
+    assert models.special_tokens(model) == [0]
+    model.tokenizer.unk_token = "a"
+    unknown = model.tokenizer.unk_token_id
+    assert unknown in model.tokenizer.all_special_ids
+    assert models.special_tokens(model) == [0]
 
 
 def test_without_tokens_the_bos_counts_and_that_is_said_once(animals, backend, longer):

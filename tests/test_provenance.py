@@ -12,7 +12,7 @@ from tl_neuronshare.provenance import fingerprint_of_prompts, fingerprint_of_wei
 
 
 def of_weights(model) -> str:
-    return fingerprint_of_weights(model, [layer.hook for layer in models.neuron_layers(model, "post")])
+    return fingerprint_of_weights(model)
 
 
 @pytest.mark.skipif(not models.has_hooked_transformer(), reason="TransformerLens 4 has one model class only")
@@ -23,7 +23,7 @@ def test_both_model_classes_have_the_same_fingerprint(animals, name):
 
 
 # Of the built-in model's weights, on TransformerLens 3.9 and 4.3 alike.
-SEEN = "b955fe9bd7e2bb1f"
+SEEN = "b84559b1e04ab39b"
 
 
 def test_it_is_the_same_on_both_versions_of_transformer_lens(animals, backend):
@@ -70,6 +70,28 @@ def test_it_differs_when_two_neurons_change_places(animals, tmp_path):
     tokens = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(swapped(tokens), original(tokens), atol=1e-4, rtol=1e-4)
     assert of_weights(swapped) != of_weights(original)
+
+
+@pytest.mark.parametrize("change", ["tokens", "columns", "rows", "opposite"])
+def test_it_differs_when_weights_of_one_tensor_change_places(animals, backend, change):
+    """Two tokens' embeddings, two columns or rows of W_in; or two weights change by opposite amounts."""
+    model = animals.lens("llama", backend)
+    before = of_weights(model)
+    W_E, W_in = model.embed.W_E, model.blocks[1].mlp.W_in  # noqa: N806
+    tensor = W_E if change == "tokens" else W_in
+    kept = tensor.data.clone()
+    with torch.no_grad():
+        if change == "columns":
+            W_in[:, [3, 5]] = W_in[:, [5, 3]].clone()
+        elif change == "opposite":
+            W_in.data.view(torch.int32)[2, 2] += 1
+            W_in.data.view(torch.int32)[3, 7] -= 1
+        else:
+            tensor[[3, 5]] = tensor[[5, 3]].clone()
+        assert not torch.equal(tensor, kept)
+        assert of_weights(model) != before
+        tensor.copy_(kept)
+    assert of_weights(model) == before
 
 
 def test_it_is_read_in_half_precision_too(animals, backend):

@@ -20,7 +20,7 @@ from torch import Tensor
 from tl_neuronshare.errors import NeuronShareError
 
 Position = Literal["last", "any", "all"] | int
-Number = float | int  # the checks of the tests take annotations at their word
+Number = float | int  # beartype, under pytest, takes `float` to exclude integers
 
 
 def as_position(position: Any) -> Position:

@@ -119,7 +119,9 @@ def categorise(
         for indices in batches:
             tokens, mask = models.left_padded([rows[index] for index in indices])
             languages = [prompts.languages[index // len(prompts)] for index in indices]
-            batch = recorder.batch(languages, [index % len(prompts) for index in indices], mask, tokens)
+            examples = [index % len(prompts) for index in indices]
+            shown = torch.ones_like(tokens) if mask is None else mask
+            batch = recorder.batch(languages, examples, shown, tokens)
             models.run(model, tokens, mask)
             batch.require_complete()
             bar.update(len(indices))
@@ -177,8 +179,10 @@ def categorise_caches(
     """The same as `categorise`, from activations that `run_with_cache` has cached already.
 
     Args:
-        caches: for each language its ActivationCache, row i of every one for example i.
-        lengths: for each language how many tokens each prompt has; None where nothing is padded.
+        caches: for each language its ActivationCache, row i of every one for example i. Of whole prompts: of one that
+            was made with `pos_slice`, what it holds is taken for the prompt.
+        lengths: for each language how many tokens each prompt has; None only where nothing is padded (TransformerLens
+            pads a list of strings by itself).
         padding_side: where the padding stands.
         tokens: for each language what the model was given. For the positions `any` and `all`, which leave special
             tokens out and cannot see them otherwise; without it they count every token.
@@ -255,14 +259,15 @@ def _mask(
     lengths: Sequence[int] | Int[Tensor, " example"], n_examples: int, n_tokens: int, padding_side: str, language: str
 ) -> Bool[Tensor, "example position"]:
     """True at the tokens that are no padding."""
-    given = torch.as_tensor(as_list(lengths))
-    if given.shape != (n_examples,) or given.is_floating_point() or given.min() < 1 or given.max() > n_tokens:
+    given = as_list(lengths)
+    fits = isinstance(given, Sequence) and len(given) == n_examples
+    if not fits or not all(isinstance(length, Integral) and length in range(1, n_tokens + 1) for length in given):
         raise NeuronShareError(
             f"Language {language!r}: lengths {lengths!r} do not fit {n_examples} prompts of at most {n_tokens} tokens; "
             "give the number of tokens of each."
         )
     places = torch.arange(n_tokens) if padding_side == "right" else torch.arange(n_tokens).flip(0)
-    return places < given[:, None]
+    return places < torch.tensor(given)[:, None]
 
 
 def _check_options(prompts: object, batch_size: object, prepend_bos: object) -> None:

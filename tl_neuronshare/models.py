@@ -379,8 +379,10 @@ def device_of(model: LensModel) -> torch.device:
 
 
 def special_tokens(model: LensModel) -> list[int]:
-    """The ids of the tokenizer's special tokens, which belong to no prompt's text."""
-    return sorted(set(model.tokenizer.all_special_ids))
+    """The ids of the tokenizer's special tokens, which belong to no prompt's text; an unknown token stands for text."""
+    tokenizer = model.tokenizer
+    others = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return sorted(set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - others))
 
 
 def _without_vocabulary(model: LensModel) -> dict[str, Any]:

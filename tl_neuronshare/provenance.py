@@ -1,10 +1,10 @@
 """Where a result comes from: what it says of the model, and fingerprints of weights and prompts.
 
-The fingerprint of weights is the same for a HookedTransformer and a TransformerBridge with the same weights, although
-the two lay them out differently: it is made of the sums of the numbers' bits, which no transposition changes, one for
-each tensor that TransformerLens names alike in both (attention, MLP, norms, embedding, positions, unembedding). A sum
-of zero is left out, since one class makes biases of zero where the other has none. W_out enters row by row, so that
-the order of the neurons counts too.
+The fingerprint of weights is the same for a HookedTransformer and a TransformerBridge with the same weights. It is made
+of one sum for each tensor that TransformerLens names alike in both, and so lays out alike (attention, MLP, norms,
+embedding, positions, unembedding): of the numbers' bits, each times a number of its own for its place. A sum of zero is
+left out, since one class makes biases of zero where the other has none. It is a checksum against mistakes, not
+against somebody who wants to deceive.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from tl_neuronshare import models
@@ -32,9 +31,10 @@ _BLOCK_PARTS = (("ln1",), ("ln1_post",), ("ln2",), ("ln2_post",), ("attn",), ("m
 _MODEL_PARTS = (("embed",), ("embed_ln", "embed.ln"), ("pos_embed",), ("ln_final",), ("unembed",))
 _TENSORS = (
     ("W_Q",), ("_W_K", "W_K"), ("_W_V", "W_V"), ("W_O",), ("b_Q",), ("_b_K", "b_K"), ("_b_V", "b_V"), ("b_O",),
-    ("W_in",), ("W_gate",), ("b_in",), ("b_out",), ("w",), ("b",), ("W_E",), ("W_pos",), ("W_U",), ("b_U",),
+    ("W_in",), ("W_gate",), ("W_out",), ("b_in",), ("b_out",), ("w",), ("b",), ("W_E",), ("W_pos",), ("W_U",), ("b_U",),
 )  # fmt: skip
 _CHUNK = 1 << 18  # numbers at a time
+_GOLDEN = -7046029254386353131  # 2 to the 64th by the golden ratio, signed: spreads places over all bits
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -73,26 +73,20 @@ def fingerprint_of_prompts(prompts: ParallelPrompts) -> list[str]:
     ]
 
 
-def fingerprint_of_weights(model: LensModel, hooks: Sequence[str]) -> str:
+def fingerprint_of_weights(model: LensModel) -> str:
     """A hash of the model's weights, the same for both model classes; another as soon as one weight is another.
 
-    Args:
-        model: whose weights; offloaded ones are loaded a block at a time.
-        hooks: a hook of each MLP that is read.
+    Offloaded weights are loaded a module at a time.
 
     Example:
-        >>> len(fingerprint_of_weights(model, ["blocks.0.mlp.hook_post"]))
+        >>> len(fingerprint_of_weights(model))
         16
     """
     digest = hashlib.sha256()
     with torch.no_grad():
-        for hook in hooks:
-            rows = models.output_weights(model, hook)
-            digest.update(str(tuple(rows.shape)).encode())
-            digest.update(torch.cat([part.flatten(1).sum(1) for part in _bits(rows)]).cpu().numpy().tobytes())
         for name, tensor in _named_alike(model):
-            total = int(torch.stack([part.sum() for part in _bits(tensor)]).sum())
-            digest.update(f"{name}={total}\n".encode() if total else b"")
+            checksum = _checksum(tensor)
+            digest.update(f"{name} {tensor.numel()} {checksum}\n".encode() if checksum else b"")
     return digest.hexdigest()[:16]
 
 
@@ -137,8 +131,13 @@ def _attribute(owner: Any, name: str) -> Any:
         return None
 
 
-def _bits(tensor: Tensor) -> Iterator[Int[Tensor, ...]]:
-    """The bits of its numbers as integers, some rows at a time: as 64 bits they take up to four times the memory."""
+def _checksum(tensor: Tensor) -> int:
+    """The sum of the numbers' bits, each times an odd multiple for its place, modulo 2 to the 64th."""
     bits = tensor.detach().view(_INTEGERS[tensor.element_size()])
-    rows = max(1, _CHUNK * len(bits) // max(1, bits.numel()))
-    return (part.long() for part in torch.split(bits, rows))
+    rows = max(1, _CHUNK * len(bits) // max(1, bits.numel()))  # as 64 bits they take up to four times the memory
+    sums, place = [], 0
+    for part in torch.split(bits, rows):
+        places = torch.arange(2 * place + 1, 2 * (place + part.numel()), 2, device=bits.device) * _GOLDEN
+        sums.append((part.flatten().long() * places).sum())
+        place += part.numel()
+    return int(torch.stack(sums).sum())

@@ -6,9 +6,8 @@ wider than that is held. `categorising.py` has ready-made runs.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -36,6 +35,7 @@ from tl_neuronshare.models import LensModel, Site
 from tl_neuronshare.prompts import ParallelPrompts, as_list
 from tl_neuronshare.sharing import NeuronSharing, fingerprint
 
+_LARGEST: Any = torch.finfo(torch.float32).max
 _CHUNK = 1 << 20  # values at a time: what is needed for a moment is little beside what the model itself needs
 Mask = Int[Tensor, "prompt position"] | Bool[Tensor, "prompt position"]
 
@@ -84,8 +84,10 @@ class SharingRecorder:
         # A model without gates has only `post`.
         self.site = site if site != "gate" or any(layer.activation for layer in self.layers) else "post"
         self.model = model
-        self.labels: Sequence[Hashable] = range(n_examples)
-        self._all_had_tokens = True
+        self.labels: Sequence[Hashable] = range(self.n_examples)
+        self._made_from = provenance.describe(model)
+        self._weights = provenance.fingerprint_of_weights(model)
+        self._warned: set[str] = set()
         # The axis of prompts is that of examples and, within it, of languages.
         n_prompts, n_layers = self.n_examples * len(self.languages), len(self.layers)
         n_bytes = packed_width(max(layer.width for layer in self.layers))
@@ -93,6 +95,7 @@ class SharingRecorder:
             self._packed = torch.zeros(len(self.thresholds), n_prompts, n_layers, n_bytes, dtype=torch.uint8)
             self._borderline = torch.zeros(len(self.thresholds), n_prompts, dtype=torch.int32)
             self._fired = torch.zeros(n_prompts, n_layers, dtype=torch.bool)
+            self._had_tokens = torch.zeros(n_prompts, dtype=torch.bool)
         self._handed_out = False
 
     def fwd_hooks(
@@ -105,22 +108,33 @@ class SharingRecorder:
     ) -> list[tuple[str, Callable[..., None]]]:
         """Hooks for one batch: pairs of a hook's name and a function, for `run_with_hooks` or `model.hooks`.
 
-        The batch's prompts are recorded when it runs, and anew if it runs again. Calls that continue it by generated
-        tokens are left alone; after a prompt of a single token, every later call is taken for one of these.
+        They are for this very batch: its prompts are recorded when it runs, and anew if it runs again. Calls that
+        continue it by generated tokens (one more at a time, or one alone with a key-value cache) are left alone;
+        after a prompt of a single token, every call of one token is taken for one of these.
 
         Args:
             language: of all rows of the batch, or one for each.
             examples: which example each row is, counted from 0.
-            attention_mask: what the model gets too, true at the tokens that are no padding; padding on either side.
-                None where nothing is padded.
+            attention_mask: what the model gets too, 1 at the tokens that are no padding; padding on either side.
+                None only where nothing is padded: TransformerLens pads a list of strings by itself.
             tokens: what the model gets. For the positions `any` and `all`, which leave special tokens out and cannot
                 see them otherwise; without it they count every token that the mask shows.
+
+        Warns:
+            UserWarning: once, for several prompts without mask and tokens, which may be padded unseen; and for `any`
+                and `all` without tokens on a model whose prompts begin with a BOS.
 
         Raises:
             NeuronShareError: an unknown language or example, a mask or tokens of another shape, or a prompt with too
                 few tokens for the position.
         """
         batch = self.batch(language, examples, attention_mask, tokens)
+        if attention_mask is None and tokens is None and batch.n_prompts > 1:
+            self.warn_once(
+                "Several prompts without attention_mask and tokens are taken to be unpadded. TransformerLens pads a "
+                "list of strings by itself, mostly on the right, so that the last token is padding; pass the mask.",
+                stacklevel=3,
+            )
         return [(layer.hook, partial(batch.hook, layer=number)) for number, layer in enumerate(self.layers)]
 
     def sharing(self, *, prompts: ParallelPrompts | None = None) -> NeuronSharing | dict[float, NeuronSharing]:
@@ -130,7 +144,8 @@ class SharingRecorder:
             prompts: what was run, for the fingerprint in the metadata; without them it says `unknown`.
 
         Raises:
-            NeuronShareError: a prompt has not been recorded, or prompts of other languages or another number.
+            NeuronShareError: a prompt has not been recorded, prompts of other languages or another number, or some
+                batches with `tokens` and others without at a position that leaves special tokens out.
         """
         if not bool(self._fired.all()):
             prompt, layer = (int(index) for index in (~self._fired).nonzero()[0])
@@ -139,22 +154,30 @@ class SharingRecorder:
                 f"{int((~self._fired).any(-1).sum())} of {len(self._fired)} prompts are not recorded. Run "
                 "each under the hooks that fwd_hooks gives for it, through all layers; do other hooks replace the MLP?"
             )
+        if not (prompts is None or isinstance(prompts, ParallelPrompts)):
+            raise NeuronShareError(f"prompts is a {type(prompts).__name__}; give the ParallelPrompts that were run.")
         if prompts is not None and (set(prompts.languages) != set(self.languages) or len(prompts) != self.n_examples):
             raise NeuronShareError(
                 f"The prompts are {len(prompts)} examples in {', '.join(prompts.languages)}; "
                 f"{self.n_examples} in {', '.join(self.languages)} were recorded. Give the prompts that were run."
             )
+        special = self.special_tokens()
+        if special and self._had_tokens.any() and not self._had_tokens.all():
+            prompt = int((~self._had_tokens).int().argmax())
+            raise NeuronShareError(
+                f"{self._where(prompt)}: recorded without tokens, and so with its special tokens, while other prompts "
+                "are without theirs; pass tokens= to fwd_hooks for all or for none."
+            )
         hashes = None if prompts is None else provenance.fingerprint_of_prompts(prompts)
-        weights = provenance.fingerprint_of_weights(self.model, [layer.hook for layer in self.layers])
         metadata = {
-            **provenance.describe(self.model),
+            **self._made_from,
             "prompts": "" if prompts is None else prompts.name,
             "languages": list(self.languages),
             "site": self.site,
             "position": self.position,
             "prepend_bos": None,
-            "special_tokens_left_out": self._special_tokens() if self._all_had_tokens else [],
-            "fingerprint": fingerprint(weights, hashes),
+            "special_tokens_left_out": special if self._had_tokens.all() else [],
+            "fingerprint": fingerprint(self._weights, hashes),
         }
         self._handed_out = True
         packed = rearrange(
@@ -186,10 +209,11 @@ class SharingRecorder:
         tokens: Int[Tensor, "prompt position"] | None,
     ) -> Batch:
         """The rows of one forward pass, checked."""
+        mask, tokens = (None if given is None else torch.as_tensor(given) for given in (mask, tokens))
         rows = range(self.n_examples)[examples] if isinstance(examples, slice) else as_list(examples)
         if not isinstance(rows, Sequence) or isinstance(rows, str) or not len(rows):
             raise NeuronShareError(f"examples={examples!r} selects no examples; give their numbers, such as [0, 1].")
-        unknown = [row for row in rows if isinstance(row, bool) or row not in range(self.n_examples)]
+        unknown = [row for row in rows if not _is_index(row, self.n_examples)]
         if unknown:
             raise NeuronShareError(f"There is no example {unknown[0]!r}; there are {self.n_examples}, counted from 0.")
         names = [language] * len(rows) if isinstance(language, str) else list(language)
@@ -210,22 +234,20 @@ class SharingRecorder:
             raise NeuronShareError(
                 f"attention_mask has shape {tuple(mask.shape)}, tokens {tuple(tokens.shape)}; they are of one batch."
             )
+        if mask is not None and not ((mask == 0) | (mask == 1)).all():
+            raise NeuronShareError("attention_mask holds other values than 0 and 1; give 1 at tokens, 0 at padding.")
         prompts = [int(row) * len(self.languages) + self.languages.index(n) for row, n in zip(rows, names, strict=True)]
         return Batch(self, torch.tensor(prompts), mask, tokens)
 
-    def _special_tokens(self) -> list[int]:
+    def special_tokens(self) -> list[int]:
         """What `any` and `all` leave out."""
         return models.special_tokens(self.model) if self.position in ("any", "all") else []
 
-    def _note_missing_tokens(self) -> None:
-        """Without its tokens a prompt's BOS counts: say so once, where the model is one that begins with a BOS."""
-        if self._all_had_tokens and self.model.cfg.default_prepend_bos:
-            warnings.warn(
-                f"position={self.position!r} without tokens counts special tokens too, such as the BOS; "
-                "pass tokens= to leave them out.",
-                stacklevel=5,  # the line that called fwd_hooks or categorise_caches
-            )
-        self._all_had_tokens = False
+    def warn_once(self, message: str, *, stacklevel: int) -> None:
+        """Warn of something that holds for many batches."""
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=stacklevel)
 
     def _write(self, prompts: Int[Tensor, " prompt"], layer: int, bits: UInt8[Tensor, "threshold prompt byte"]) -> None:
         """Keep one layer of a batch; results that were handed out earlier stay as they are."""
@@ -252,16 +274,23 @@ class Batch:
     ) -> None:
         self._recorder, self._prompts = recorder, prompts
         self._length: int | None = None
+        self._reached = 0  # how many tokens the latest pass had
         self._counted: Bool[Tensor, "prompt position"] | None = None  # None: all
         self._index: Int[Tensor, " prompt"] | None = None  # the one token to read, where it is one
         self._borderline: dict[int, Int[Tensor, "threshold prompt"]] = {}  # of each layer that has been read
         self._held: list[tuple[int, Tensor, Tensor]] = []
         self._latest = -1
-        if recorder.position in ("any", "all") and tokens is None:
-            recorder._note_missing_tokens()
+        self._has_tokens = tokens is not None
+        if recorder.special_tokens() and tokens is None and recorder.model.cfg.default_prepend_bos:
+            recorder.warn_once(
+                f"position={recorder.position!r} without tokens counts special tokens too, such as the BOS; "
+                "pass tokens= to leave them out.",
+                stacklevel=5,  # the line that called fwd_hooks or categorise_caches
+            )
         if mask is not None:
             self._locate(mask.bool().cpu(), tokens)
         elif tokens is not None:
+            self._refuse_padding(tokens.cpu())
             self._locate(torch.ones(tokens.shape, dtype=torch.bool), tokens)
 
     def hook(self, tensor: Tensor, hook: Any, *, layer: int) -> None:
@@ -278,6 +307,8 @@ class Batch:
             self._borderline.clear()
             self._held.clear()
             recorder._fired[self._prompts] = False
+            recorder._had_tokens[self._prompts] = self._has_tokens
+        recorder._fired[self._prompts, layer] = False
         n_tokens = tensor.shape[1] if self._index is None else 1
         step = max(1, _CHUNK // (n_tokens * tensor.shape[2]))
         starts = range(0, len(tensor), step)
@@ -308,6 +339,11 @@ class Batch:
         return bits, borderline, scale.isfinite().squeeze(-1)
 
     @property
+    def n_prompts(self) -> int:
+        """How many rows it has."""
+        return len(self._prompts)
+
+    @property
     def is_complete(self) -> bool:
         """Whether every layer has been read."""
         return len(self._borderline) == len(self._recorder.layers)
@@ -324,29 +360,44 @@ class Batch:
     def _is_decoding_step(self, layer: int, tensor: Tensor) -> bool:
         """Whether this call goes on after the prompt; else its shape must be the batch's.
 
-        With a key-value cache decoding steps have one token, without it more than the prompt.
+        With a key-value cache decoding steps have one token, without it one more than the step before.
         """
-        width, n_prompts = self._recorder.layers[layer].width, len(self._prompts)
-        fits = tensor.ndim == 3 and tensor.shape[0] == n_prompts and tensor.shape[2] == width
-        if fits and self._length is None:
-            self._locate(torch.ones(tensor.shape[:2], dtype=torch.bool), None)
-        if fits and tensor.shape[1] == self._length:
-            return self._length == 1 and self.is_complete
-        if fits and self.is_complete and (tensor.shape[1] == 1 or tensor.shape[1] > (self._length or 0)):
-            return True
+        width, n_prompts = self._recorder.layers[layer].width, self.n_prompts
+        if tensor.ndim == 3 and tensor.shape[0] == n_prompts and tensor.shape[2] == width:
+            length = tensor.shape[1]
+            if self._length is None:
+                self._locate(torch.ones(tensor.shape[:2], dtype=torch.bool), None)
+            if length == self._length and not (length == 1 and self.is_complete):
+                self._reached = length
+                return False
+            if self.is_complete and (length == 1 or length in (self._reached, self._reached + 1)):
+                self._reached = max(length, self._reached)
+                return True
         raise NeuronShareError(
             f"{self._recorder.layers[layer].hook} gave a tensor of shape {tuple(tensor.shape)}, "
-            f"not {(n_prompts, self._length or 'any', width)} (prompts, positions, neurons). Were these the prompts, "
-            "the mask and the tokens that fwd_hooks was told of? Does a hook of yours change the shape?"
+            f"not {(n_prompts, self._length or 'any', width)} (prompts, positions, neurons). Hooks are for the one "
+            "batch that fwd_hooks was told of: ask for new ones for another; batches that are expanded (beams, several "
+            "sequences a prompt) cannot be recorded. Or does a hook of yours change the shape?"
         )
+
+    def _refuse_padding(self, tokens: Int[Tensor, "prompt position"]) -> None:
+        """Without a mask nothing may be padded; prompts that begin or end in unlike numbers of padding tokens are."""
+        is_pad = tokens == self._recorder.model.tokenizer.pad_token_id
+        for side, run in (("left", is_pad.cumprod(1).sum(1)), ("right", is_pad.flip(1).cumprod(1).sum(1))):
+            if run.min() != run.max():
+                where = self._recorder._where(int(self._prompts[int(run.argmax())]))
+                raise NeuronShareError(
+                    f"{where}: the tokens are padded on the {side}, and there is no mask that says so; "
+                    "give attention_mask, made from the lengths (for caches, give lengths)."
+                )
 
     def _locate(self, shown: Bool[Tensor, "prompt position"], tokens: Int[Tensor, "prompt position"] | None) -> None:
         """Which tokens to read, once the length is known; every prompt must have enough of them."""
         recorder = self._recorder
         self._length = shown.shape[1]
         counted = shown
-        if tokens is not None and recorder._special_tokens():
-            counted = shown & ~torch.isin(tokens.cpu(), torch.tensor(recorder._special_tokens()))
+        if tokens is not None and recorder.special_tokens():
+            counted = shown & ~torch.isin(tokens.cpu(), torch.tensor(recorder.special_tokens()))
         needed = tokens_needed(recorder.position)
         too_short = counted.sum(1) < needed
         if too_short.any():
@@ -364,24 +415,23 @@ class Batch:
 
     def _store(self) -> None:
         """Move what has been read to the recorder."""
-        recorder = self._recorder
-        for layer, bits, finite in self._held:
+        recorder, held, self._held = self._recorder, self._held, []
+        for layer, bits, finite in held:
             if not finite.all():
                 prompt = int(self._prompts[int((~finite).int().argmax())])
                 raise NeuronShareError(
-                    f"{recorder._where(prompt)}: NaN or infinite activations at {recorder.layers[layer].hook}; "
-                    "load the model in float32 or bfloat16, and check your own hooks."
+                    f"{recorder._where(prompt)}: NaN or infinite activations (or beyond 1e19) at "
+                    f"{recorder.layers[layer].hook}; load the model in float32 or bfloat16, and check your own hooks."
                 )
             recorder._write(self._prompts, layer, bits.cpu())
-        self._held.clear()
         if self.is_complete:
             recorder._borderline[:, self._prompts] = sum(counts.cpu() for counts in self._borderline.values())
 
 
-def _as_languages(languages: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(languages) if not isinstance(languages, str) and isinstance(languages, Sequence) else ()
+def _as_languages(languages: Any) -> tuple[str, ...]:
+    names = () if isinstance(languages, str) or not isinstance(languages, Iterable) else tuple(languages)
     if len(set(names)) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
-        raise NeuronShareError(f"languages={languages!r}; give at least two names of languages, all different.")
+        raise NeuronShareError(f"languages={languages!r}; give a list of at least two names, all different.")
     return names
 
 
@@ -397,11 +447,15 @@ def _as_thresholds(threshold: Any) -> tuple[tuple[float, ...], bool]:
     one = not isinstance(given, Sequence) or isinstance(given, str)
     thresholds = [given] if one else list(given)
     for number in thresholds:
-        if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
-            raise NeuronShareError(f"threshold={number!r} is no finite number; 0.0 is the paper's.")
+        if isinstance(number, bool) or not isinstance(number, Real) or not abs(number) < _LARGEST:
+            raise NeuronShareError(f"threshold={number!r} is no finite number (or list of them); 0.0 is the paper's.")
     if len(set(map(float, thresholds))) < max(1, len(thresholds)):
         raise NeuronShareError(f"threshold={threshold!r}; give at least one threshold, each once.")
     return tuple(map(float, thresholds)), one
+
+
+def _is_index(number: Any, size: int) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool) and number in range(size)
 
 
 def _answers_at_once(tensor: Tensor) -> bool:

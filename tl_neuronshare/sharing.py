@@ -8,10 +8,12 @@ to one example, not to the neuron for good.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +136,7 @@ class NeuronSharing:
         self._packed = packed
         self.languages, self.widths, self.hooks = tuple(languages), tuple(widths), tuple(hooks)
         self.prompt_hashes = None if prompt_hashes is None else tuple(prompt_hashes)
-        self.metadata = dict(metadata)
+        self.metadata = copy.deepcopy(dict(metadata))
         if "fingerprint" in self.metadata:
             weights = str(self.metadata["fingerprint"]).split("-")[0]
             self.metadata["fingerprint"] = fingerprint(weights, self.prompt_hashes)
@@ -161,6 +163,10 @@ class NeuronSharing:
         Raises:
             NeuronShareError: a neuron beyond its layer's width is activated, or sizes do not fit.
         """
+        if not isinstance(activated, Tensor) or activated.dtype != torch.bool or activated.ndim != 4:
+            raise NeuronShareError(
+                "activated is no boolean tensor with axes example, language, layer, neuron; give such as values > 0."
+            )
         n_layers, width = activated.shape[-2:]
         widths = [width] * n_layers if widths is None else widths
         if max(widths, default=0) != width:
@@ -191,6 +197,10 @@ class NeuronSharing:
             >>> NeuronSharing.concatenate([sharing[2:], sharing[:2]]).n_examples == sharing.n_examples
             True
         """
+        if isinstance(results, Mapping | NeuronSharing) or not all(isinstance(one, cls) for one in results):
+            raise NeuronShareError(
+                "results is no list of NeuronSharing; with several thresholds, concatenate those of each threshold."
+            )
         if not results:
             raise NeuronShareError("There is no result to concatenate; give at least one.")
         first = results[0]
@@ -200,7 +210,7 @@ class NeuronSharing:
                     raise NeuronShareError(_incompatible(number, what, getattr(first, what), getattr(other, what)))
             ours, theirs = _measured(first.metadata), _measured(other.metadata)
             for what in ours:
-                if ours[what] != theirs[what]:
+                if ours[what] != theirs[what] and not (what == "prepend_bos" and None in (ours[what], theirs[what])):
                     raise NeuronShareError(_incompatible(number, what, ours[what], theirs[what]))
         hashes = [result.prompt_hashes for result in results]
         known = [hash for part in hashes if part is not None for hash in part]
@@ -233,8 +243,6 @@ class NeuronSharing:
 
     def __getitem__(self, examples: slice) -> NeuronSharing:
         """The selected examples."""
-        if not isinstance(examples, slice):
-            raise NeuronShareError(f"{examples!r} selects no examples; use a slice, such as sharing[3:4].")
         return NeuronSharing(
             self._rows(examples),
             languages=self.languages,
@@ -245,7 +253,7 @@ class NeuronSharing:
         )
 
     def __eq__(self, other: object) -> bool:
-        """Whether both hold the same activations of the same neurons; where they come from does not count."""
+        """Whether both hold the same activations of the same neurons and languages, in the same order."""
         return (
             isinstance(other, NeuronSharing)
             and (self.languages, self.widths, self.hooks) == (other.languages, other.widths, other.hooks)
@@ -340,7 +348,10 @@ class NeuronSharing:
             >>> sharing.overlap().loc["de", "de"]
             np.float64(1.0)
         """
-        if layer is not None and (isinstance(layer, bool) or layer not in range(self.n_layers)):
+        if not (
+            layer is None
+            or (isinstance(layer, Integral) and not isinstance(layer, bool) and 0 <= layer < self.n_layers)
+        ):
             raise NeuronShareError(f"There is no layer {layer!r}; use 0 to {self.n_layers - 1}, or None for all.")
         layers = list(range(self.n_layers)) if layer is None else [layer]
         indices = torch.cat([_jaccard(activated[:, :, layers]) for activated in self._chunks()])
@@ -355,6 +366,8 @@ class NeuronSharing:
         """
         if not Path(path).parent.is_dir():
             raise NeuronShareError(f"There is no directory {str(Path(path).parent)!r}; make it first.")
+        if Path(path).is_dir():
+            raise NeuronShareError(f"{str(path)!r} is a directory; name a file in it.")
         header = {
             "languages": self.languages,
             "widths": self.widths,
@@ -394,6 +407,10 @@ class NeuronSharing:
 
     def _rows(self, examples: slice) -> UInt8[Tensor, "example language layer byte"]:
         """The packed activations of some examples; torch itself does not count backwards."""
+        if not isinstance(examples, slice):
+            raise NeuronShareError(f"{examples!r} selects no examples; use a slice, such as sharing[3:4].")
+        if not range(self.n_examples)[examples]:
+            raise NeuronShareError(f"{examples!r} selects none of the {self.n_examples} examples.")
         backwards = examples.step is not None and examples.step < 0
         return self._packed[list(range(self.n_examples)[examples])] if backwards else self._packed[examples]
 
@@ -468,7 +485,7 @@ def short_hash(text: str) -> str:
 def _measured(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same for examples to stand in one result."""
     weights = str(metadata.get("fingerprint", "")).split("-")[0]
-    return {"fingerprint of the weights": weights, **{key: metadata.get(key) for key in _MEASURED}}
+    return {**{key: metadata.get(key) for key in _MEASURED}, "fingerprint of the weights": weights}
 
 
 def _incompatible(number: int, what: str, ours: object, theirs: object) -> str:
