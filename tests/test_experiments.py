@@ -90,3 +90,13 @@ def test_options_with_few_values_are_checked_by_the_parser(tmp_path, option):
     result = run(option, "xyz", folder=tmp_path)
     assert result.returncode == 2
     assert f"{option}: invalid choice: 'xyz'" in result.stderr
+
+
+def test_the_benchmark_runs(tmp_path):
+    """Its ratios mean nothing on so few prompts; that it still fits the library is what is tested."""
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "categorise.py")]
+    arguments = ["--model", str(ns.demo.DIRECTORY), "--examples", "4", "--repeats", "1"]
+    result = subprocess.run(command + arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"six thresholds +\d\.\d+ of it", result.stdout)) == 2
+    assert "the bare trunk takes" in result.stdout
