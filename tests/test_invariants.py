@@ -54,7 +54,9 @@ def cases(draw: st.DrawFn) -> Case:
     bos = draw(st.booleans())
     position = draw(st.sampled_from(["last", "any", "all", -1, -2]))
     shortest = 2 if position == -2 and not bos else 1
-    texts = st.text(CHARACTERS, min_size=shortest, max_size=zoo.CONTEXT - bos)
+    longest = zoo.CONTEXT - bos
+    lengths = st.sampled_from([shortest, longest]) | st.integers(shortest, longest)  # the ends as often as all between
+    texts = lengths.flatmap(lambda length: st.text(CHARACTERS, min_size=length, max_size=length))
     drawn_texts = {la: draw(st.lists(texts, min_size=n_examples, max_size=n_examples)) for la in languages}
     model = draw(st.sampled_from(MODELS))
     sites = ["post", "gate", "up"] if model.startswith("llama") else ["post"]
