@@ -23,7 +23,7 @@ def test_both_model_classes_have_the_same_fingerprint(animals, name):
 
 
 # Of the built-in model's weights, on TransformerLens 3.9 and 4.3 alike.
-SEEN = "b84559b1e04ab39b"
+SEEN = "ef664ba53cfbd5e7"
 
 
 def test_it_is_the_same_on_both_versions_of_transformer_lens(animals, backend):
@@ -92,6 +92,34 @@ def test_it_differs_when_weights_of_one_tensor_change_places(animals, backend, c
         assert of_weights(model) != before
         tensor.copy_(kept)
     assert of_weights(model) == before
+
+
+def test_reading_it_leaves_the_weights_alone(animals):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu", dtype=dtype)
+        before = [parameter.clone() for parameter in model.parameters()]
+        assert of_weights(model) == of_weights(model)
+        assert all(torch.equal(kept, now) for kept, now in zip(before, model.parameters(), strict=True))
+
+
+def test_the_chunks_are_as_many_as_they_are(animals, monkeypatch):
+    """Places count through all of a tensor, however it is cut: rows that change places far apart are seen."""
+    from tl_neuronshare import provenance
+
+    tensor = torch.arange(60.0).reshape(20, 3)
+    swapped = tensor[[17, *range(1, 17), 0, 18, 19]]
+    for chunk in (3, 7, 1000):
+        monkeypatch.setattr(provenance, "_CHUNK", chunk)
+        assert provenance._checksum(tensor) != provenance._checksum(swapped)
+        assert provenance._checksum(tensor.T.contiguous().T) == provenance._checksum(tensor)
+    square = tensor[:3]
+    assert provenance._checksum(square) != provenance._checksum(square.T)
+    by_hand = sum(
+        int(bits) * (2 * row + 1) * (4 * column + 3) * provenance._GOLDEN
+        for row, numbers in enumerate(square.view(torch.int32).tolist())
+        for column, bits in enumerate(numbers)
+    )
+    assert (provenance._checksum(square) - by_hand) % 2**64 == 0
 
 
 def test_it_is_read_in_half_precision_too(animals, backend):

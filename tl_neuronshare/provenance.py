@@ -2,9 +2,9 @@
 
 The fingerprint of weights is the same for a HookedTransformer and a TransformerBridge with the same weights. It is made
 of one sum for each tensor that TransformerLens names alike in both, and so lays out alike (attention, MLP, norms,
-embedding, positions, unembedding): of the numbers' bits, each times a number of its own for its place. A sum of zero is
-left out, since one class makes biases of zero where the other has none. It is a checksum against mistakes, not
-against somebody who wants to deceive.
+embedding, positions, unembedding): of the numbers' bits, each times a number for its place. A sum of zero is left out,
+since one class makes biases of zero where the other has none. It is a checksum against mistakes, not against
+somebody who wants to deceive.
 """
 
 from __future__ import annotations
@@ -132,12 +132,19 @@ def _attribute(owner: Any, name: str) -> Any:
 
 
 def _checksum(tensor: Tensor) -> int:
-    """The sum of the numbers' bits, each times an odd multiple for its place, modulo 2 to the 64th."""
+    """The sum of the numbers' bits, each times a number for its row and one for its column, modulo 2 to the 64th.
+
+    In the order of the axes, not of the memory: the two model classes keep some tensors transposed.
+    """
     bits = tensor.detach().view(_INTEGERS[tensor.element_size()])
+    if bits.ndim == 1:
+        bits = bits.unsqueeze(0)
+    columns = torch.arange(3, 4 * bits.shape[-1], 4, device=bits.device) * _GOLDEN
     rows = max(1, _CHUNK * len(bits) // max(1, bits.numel()))  # as 64 bits they take up to four times the memory
     sums, place = [], 0
     for part in torch.split(bits, rows):
-        places = torch.arange(2 * place + 1, 2 * (place + part.numel()), 2, device=bits.device) * _GOLDEN
-        sums.append((part.flatten().long() * places).sum())
-        place += part.numel()
+        # A copy of what has 64 bits already too: these are the weights.
+        of_rows = part.to(torch.int64, copy=True).mul_(columns).sum(-1).flatten()
+        sums.append((of_rows * torch.arange(2 * place + 1, 2 * (place + len(of_rows)), 2, device=bits.device)).sum())
+        place += len(of_rows)
     return int(torch.stack(sums).sum())
