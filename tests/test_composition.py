@@ -11,7 +11,7 @@ import torch
 
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import models
+from tl_neuronshare import batching, models
 
 LANGUAGES = list(zoo.LONGER)
 POSITIONS = ["last", "any", "all", -2]
@@ -77,7 +77,7 @@ def test_recorder_caches_and_categorise_agree(animals, name, site, position, bac
 def test_one_batch_may_hold_several_languages(bloom, longer):
     """As `categorise` does it: here the very same batch, and so the same bits in whatever precision."""
     rows = [ids for language in LANGUAGES for ids in models.tokenise(bloom, longer.prompts[language])]
-    tokens, mask = models.left_padded(rows)
+    tokens, mask = batching.left_padded(rows)
     recorder = ns.SharingRecorder(bloom, LANGUAGES, 3, position="any")
     languages = [language for language in LANGUAGES for _ in range(3)]
     hooks = recorder.fwd_hooks(languages, [0, 1, 2] * 5, mask, tokens=tokens)

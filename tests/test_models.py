@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import models, provenance
+from tl_neuronshare import batching, models, provenance
 
 DENSE = [*zoo.KINDS, "demo"]
 
@@ -56,7 +56,7 @@ def last_values(model, rows, layers):
     """Each layer's values at the last token of each row."""
     values = {}
     with torch.no_grad(), models.reading(model, layers, lambda layer, tensor: values.update({layer: tensor[:, -1]})):
-        models.run(model, *models.left_padded(rows))
+        models.run(model, *batching.left_padded(rows))
     return [values[layer] for layer in range(len(layers))]
 
 
@@ -109,23 +109,23 @@ def test_numbers_of_numpy_serve_as_options(animals, prompts, tmp_path):
 
 
 def test_batches_hold_every_prompt_once_and_pad_little():
-    lengths = [7, 3, 9, 3, 3, 8, 1, 7]
+    lengths = [(7,), (3,), (9,), (3,), (3,), (8,), (1,), (7,)]
     for pad in (True, False):
         for batch_size in (1, 3, 100, "auto"):
-            batches = ns.categorising.plan_batches(lengths, batch_size, pad=pad)
+            batches = batching.plan_batches(lengths, batch_size, pad=pad)
             assert sorted(index for batch in batches for index in batch) == list(range(8))
             if not pad:
                 assert all(len({lengths[index] for index in batch}) == 1 for batch in batches)
             if batch_size != "auto":
                 assert max(map(len, batches)) <= batch_size
-    order = [lengths[index] for batch in ns.categorising.plan_batches(lengths, 3, pad=True) for index in batch]
+    order = [lengths[index] for batch in batching.plan_batches(lengths, 3, pad=True) for index in batch]
     assert order == sorted(lengths)
 
 
 def test_automatic_batches_shrink_as_prompts_grow():
-    assert len(ns.categorising.plan_batches([10] * 300, "auto", pad=True)) == 2
-    assert max(map(len, ns.categorising.plan_batches([4096] * 5, "auto", pad=True))) == 2
-    assert max(map(len, ns.categorising.plan_batches([100_000] * 3, "auto", pad=True))) == 1
+    assert len(batching.plan_batches([(10,)] * 300, "auto", pad=True)) == 2
+    assert max(map(len, batching.plan_batches([(4096,)] * 5, "auto", pad=True))) == 2
+    assert max(map(len, batching.plan_batches([(100_000,)] * 3, "auto", pad=True))) == 1
 
 
 def test_hooked_transformer_where_there_is_one(animals):

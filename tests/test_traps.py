@@ -10,7 +10,7 @@ import torch
 
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import models
+from tl_neuronshare import batching, models
 
 TEXTS = {"en": ["The capital of France is", "Cats"], "de": ["Die", "Zwei und drei sind"]}
 
@@ -39,7 +39,7 @@ def test_padding_is_bos_and_end_token(animals, name, backend, uneven):
     model = animals.lens(name, backend)
     assert model.tokenizer.pad_token_id == model.tokenizer.bos_token_id == 0
     rows = models.tokenise(model, uneven.prompts["en"], prepend_bos=True)
-    tokens, mask = models.left_padded(rows)
+    tokens, mask = batching.left_padded(rows)
     naive = activated_last(model, tokens, (tokens != 0).long())
     assert not torch.equal(naive, activated_last(model, tokens, mask))  # the trap
     alone = one_by_one(model, uneven, prepend_bos=True)
@@ -53,7 +53,7 @@ def test_padding_is_bos_and_end_token(animals, name, backend, uneven):
 def test_left_padding_without_a_mask(animals, name, backend, uneven):
     """Silently wrong in TransformerLens; a mask always goes with padding here."""
     model = animals.lens(name, backend)
-    tokens, mask = models.left_padded(models.tokenise(model, uneven.prompts["de"]))
+    tokens, mask = batching.left_padded(models.tokenise(model, uneven.prompts["de"]))
     assert mask is not None
     assert not torch.equal(activated_last(model, tokens, None), activated_last(model, tokens, mask))  # the trap
     given = []

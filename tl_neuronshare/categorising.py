@@ -17,14 +17,12 @@ from tqdm.auto import tqdm
 
 from tl_neuronshare import models
 from tl_neuronshare.activation import Number, Position
+from tl_neuronshare.batching import BatchSize, check_options, left_padded, plan_batches, tokenised
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import LensModel, NeuronLayer, Site
 from tl_neuronshare.prompts import ParallelPrompts, as_list
 from tl_neuronshare.recording import Batch, SharingRecorder
 from tl_neuronshare.sharing import NeuronSharing
-
-# What "auto" puts in one batch, padding included: enough to keep a GPU busy, little beside a model's weights.
-_AUTO_TOKENS, _AUTO_PROMPTS = 8192, 256
 
 
 @overload
@@ -35,7 +33,7 @@ def categorise(
     site: Site = ...,
     position: Position = ...,
     threshold: Number = ...,
-    batch_size: Literal["auto"] | int = ...,
+    batch_size: BatchSize = ...,
     prepend_bos: bool | None = ...,
     progress: bool = ...,
 ) -> NeuronSharing: ...
@@ -49,7 +47,7 @@ def categorise(
     site: Site = ...,
     position: Position = ...,
     threshold: Sequence[Number],
-    batch_size: Literal["auto"] | int = ...,
+    batch_size: BatchSize = ...,
     prepend_bos: bool | None = ...,
     progress: bool = ...,
 ) -> dict[float, NeuronSharing]: ...
@@ -62,7 +60,7 @@ def categorise(
     site: Site = "post",
     position: Position = "last",
     threshold: Number | Sequence[Number] = 0.0,
-    batch_size: Literal["auto"] | int = "auto",
+    batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
     progress: bool = True,
 ) -> NeuronSharing | dict[float, NeuronSharing]:
@@ -99,13 +97,18 @@ def categorise(
         >>> list(categorise(model, prompts, position="any", threshold=[0, 0.5]))
         [0.0, 0.5]
     """
-    _check_options(prompts, batch_size, prepend_bos)
+    check_options(prompts, batch_size, prepend_bos)
+    models.check_model(model)
+    rows = [  # one language after the other
+        row
+        for language, texts in prompts.prompts.items()
+        for row in tokenised(model, texts, language, prompts.examples, prepend_bos=prepend_bos)
+    ]
     recorder = SharingRecorder(
         model, prompts.languages, len(prompts), site=site, position=position, threshold=threshold
     )
     recorder.labels = prompts.examples
-    rows = _tokenised(model, prompts, prepend_bos)
-    batches = plan_batches([len(row) for row in rows], batch_size, pad=models.can_pad(model))
+    batches = plan_batches([(len(row),) for row in rows], batch_size, pad=models.can_pad(model))
     batch: Batch
 
     def read(layer: int, tensor: Tensor) -> None:
@@ -117,7 +120,7 @@ def categorise(
         models.reading(model, recorder.layers, read),
     ):
         for indices in batches:
-            tokens, mask = models.left_padded([rows[index] for index in indices])
+            tokens, mask = left_padded([rows[index] for index in indices])
             languages = [prompts.languages[index // len(prompts)] for index in indices]
             examples = [index % len(prompts) for index in indices]
             shown = torch.ones_like(tokens) if mask is None else mask
@@ -268,56 +271,6 @@ def _mask(
         )
     places = torch.arange(n_tokens) if padding_side == "right" else torch.arange(n_tokens).flip(0)
     return places < torch.tensor(given)[:, None]
-
-
-def _check_options(prompts: object, batch_size: object, prepend_bos: object) -> None:
-    if not isinstance(prompts, ParallelPrompts):
-        raise NeuronShareError(
-            f"prompts is a {type(prompts).__name__}; make it ParallelPrompts({{language: [prompt, ...], ...}})."
-        )
-    if batch_size != "auto" and (
-        isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1
-    ):
-        raise NeuronShareError(f'batch_size={batch_size!r} is unknown; use "auto" or a number of prompts, at least 1.')
-    if not (prepend_bos is None or isinstance(prepend_bos, bool)):
-        raise NeuronShareError(f"prepend_bos={prepend_bos!r} is unknown; use True, False, or None for the model's own.")
-
-
-def _tokenised(model: LensModel, prompts: ParallelPrompts, prepend_bos: bool | None) -> list[list[int]]:
-    """Every prompt as tokens, one language after the other, checked against the context; nothing is cut off."""
-    rows = []
-    for language in prompts.languages:
-        tokenised = models.tokenise(model, prompts.prompts[language], prepend_bos=prepend_bos)
-        for example, tokens in zip(prompts.examples, tokenised, strict=True):
-            where = f"Language {language!r}, example {example!r}"
-            if not tokens:
-                raise NeuronShareError(f"{where}: the prompt has no token; write one that the tokenizer can read.")
-            if len(tokens) > model.cfg.n_ctx:
-                raise NeuronShareError(
-                    f"{where}: the prompt has {len(tokens)} tokens, the model's context {model.cfg.n_ctx}; "
-                    "shorten it or drop that example in every language."
-                )
-        rows += tokenised
-    return rows
-
-
-def plan_batches(lengths: Sequence[int], batch_size: Literal["auto"] | int, *, pad: bool) -> list[list[int]]:
-    """Which prompts share a forward pass: those of similar length, or of equal length where nothing may be padded.
-
-    Example:
-        >>> plan_batches([5, 3, 5, 4], 2, pad=True)
-        [[1, 3], [0, 2]]
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        # Sorted by length: the newest prompt is the longest of its batch.
-        room = min(_AUTO_PROMPTS, max(1, _AUTO_TOKENS // lengths[index])) if batch_size == "auto" else batch_size
-        fits = batches and len(batches[-1]) < room and (pad or lengths[batches[-1][0]] == lengths[index])
-        if fits:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 def _common_prefix_share(rows: Sequence[Sequence[int]], n_examples: int, special: set[int]) -> float:

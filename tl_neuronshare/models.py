@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -23,6 +24,7 @@ from tl_neuronshare.errors import NeuronShareError
 
 Site = Literal["post", "gate", "up"]
 Backend = Literal["auto", "hooked", "bridge"]
+Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 # Bridges that compute something else as soon as they are given an attention mask.
 _MASK_IS_NOT_SAFE = ("openai-gpt",)
 # Bridges whose forward pass is wrong on TransformerLens 3 (logits off by 0.1) and right on 4.
@@ -322,53 +324,86 @@ def can_pad(model: LensModel) -> bool:
 
 def run(model: LensModel, tokens: Int[Tensor, "prompt position"], mask: Int[Tensor, "prompt position"] | None) -> None:
     """One forward pass without the vocabulary, for what the hooks see of it."""
+    if is_bridge(model):
+        _forward(model, tokens, mask, **_logits_to_keep(model, 1))
+    else:
+        _forward(model, tokens, mask, stop_at_layer=model.cfg.n_layers)
+
+
+def last_logits(
+    model: LensModel, tokens: Int[Tensor, "row position"], mask: Int[Tensor, "row position"] | None, keep: int
+) -> Float[Tensor, "row {keep} vocabulary"]:
+    """The logits at the last so many positions; others are not made.
+
+    Example:
+        >>> last_logits(model, model.to_tokens("Country code of Peru →"), None, 2).shape
+        torch.Size([1, 2, 4000])
+    """
+    if is_bridge(model):
+        logits: Tensor = _forward(model, tokens, mask, **_logits_to_keep(model, keep))
+        return logits[:, -keep:]
+
+    def cut(residual: Tensor, hook: Any) -> Tensor:
+        return residual[:, -keep:]
+
+    # HookedTransformer cannot be told; what comes after its last block treats each position alone.
+    with model.hooks(fwd_hooks=[(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", cut)]):
+        logits = _forward(model, tokens, mask)
+    return logits
+
+
+def _forward(model: LensModel, tokens: Tensor, mask: Tensor | None, **options: Any) -> Any:
     device = device_of(model)
     masked = {} if mask is None else {"attention_mask": mask.to(device)}
-    model(tokens.to(device), **masked, **_without_vocabulary(model))
+    return model(tokens.to(device), **masked, **options)
 
 
 @contextmanager
 def reading(model: LensModel, layers: Sequence[NeuronLayer], read: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Hand each layer's number and tensor to `read` in every forward pass, for as long as the context lasts.
+    """Hand each layer's number and tensor to `read` in every forward pass, for as long as the context lasts."""
 
-    Hook points are known by identity: they may bear another name than that by which they were found. They are
-    installed by one filter, since TransformerLens 3's bridge lists all its hooks anew for every name.
-    """
-    hooks = model.hook_dict
-    for layer in layers:
-        if layer.hook not in hooks:
-            raise NeuronShareError(f"{name_of(model)} has no hook {layer.hook}; see model.hook_dict for those it has.")
-    numbers = {id(hooks[layer.hook]): number for number, layer in enumerate(layers)}
-    names = {layer.hook for layer in layers}
+    def hand_over(tensor: Tensor, hook: Any, *, number: int) -> None:
+        read(number, tensor)
 
-    def hand_over(tensor: Tensor, hook: Any) -> None:
-        read(numbers[id(hook)], tensor)
-
-    with model.hooks(fwd_hooks=[(names.__contains__, hand_over)]):
+    with hooked(model, [(layer.hook, partial(hand_over, number=number)) for number, layer in enumerate(layers)]):
         yield
 
 
-def left_padded(
-    rows: Sequence[Sequence[int]],
-) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt position"] | None]:
-    """Tokens and their mask; no mask where nothing is padded.
+@contextmanager
+def hooked(model: LensModel, fwd_hooks: Hooks) -> Iterator[set[int]]:
+    """Install hooks for as long as the context lasts; gives the numbers, in the list, of those that have fired.
 
-    The mask is made from the lengths: one made from the token ids would hide a prompt's own BOS or end token
-    where that is also the padding.
+    The same as `model.hooks`, but that a name which the model lacks is an error. Hook points are known by identity:
+    they may bear another name than that by which they were found. They are installed by one filter, since
+    TransformerLens 3's bridge lists all its hooks anew for every name.
 
-    Example:
-        >>> left_padded([[5, 6, 7], [8]])
-        (tensor([[5, 6, 7],
-                [0, 0, 8]]), tensor([[1, 1, 1],
-                [0, 0, 1]]))
+    Raises:
+        NeuronShareError: no list of pairs, or a name that the model lacks.
     """
-    longest = max(map(len, rows))
-    # Any token will do: the mask hides it.
-    tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    if lengths.min() == longest:
-        return tokens, None
-    return tokens, (torch.arange(longest) >= longest - lengths[:, None]).long()
+    points = model.hook_dict
+    functions: dict[int, list[tuple[int, Callable[..., Any]]]] = {}
+    names, fired = set(), set()
+    for number, pair in enumerate(fwd_hooks):
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and callable(pair[1])):
+            raise NeuronShareError(f"{pair!r} is no hook; give pairs of a hook's name and a function.")
+        chosen = [pair[0]] if isinstance(pair[0], str) else [name for name in points if pair[0](name)]
+        if not chosen or chosen[0] not in points:
+            raise NeuronShareError(f"{name_of(model)} has no hook {pair[0]}; see model.hook_dict for those it has.")
+        names.update(chosen)
+        for point in {id(points[name]) for name in chosen}:
+            functions.setdefault(point, []).append((number, pair[1]))
+
+    def call(tensor: Tensor, hook: Any) -> Tensor | None:
+        changed = None
+        for number, function in functions[id(hook)]:
+            fired.add(number)
+            result = function(tensor, hook=hook)
+            if result is not None:
+                changed = tensor = result
+        return changed
+
+    with model.hooks(fwd_hooks=[(names.__contains__, call)]) if names else nullcontext():
+        yield fired
 
 
 def device_of(model: LensModel) -> torch.device:
@@ -385,12 +420,10 @@ def special_tokens(model: LensModel) -> list[int]:
     return sorted(set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - others))
 
 
-def _without_vocabulary(model: LensModel) -> dict[str, Any]:
-    """Arguments of the forward pass that keep it from making logits for every position."""
-    if not is_bridge(model):
-        return {"stop_at_layer": model.cfg.n_layers}
+def _logits_to_keep(model: LensModel, number: int) -> dict[str, int]:
+    """The argument by which a bridge is told to make logits for the last positions only; remote code may lack it."""
     forward = inspect.signature(model.original_model.forward)  # type: ignore[attr-defined]
-    return {"logits_to_keep": 1} if "logits_to_keep" in forward.parameters else {}
+    return {"logits_to_keep": number} if "logits_to_keep" in forward.parameters else {}
 
 
 @contextmanager

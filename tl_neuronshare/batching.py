@@ -1,0 +1,161 @@
+"""From prompts to batches of tokens: tokenising with checks, which prompts share a forward pass, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from numbers import Integral
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_neuronshare import models
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.models import LensModel
+from tl_neuronshare.prompts import ParallelPrompts
+
+BatchSize = Literal["auto"] | int
+# What "auto" puts in one batch, padding included: enough to keep a GPU busy, little beside a model's weights.
+_AUTO_TOKENS, _AUTO_PROMPTS = 8192, 256
+AUTO_LOGITS = 1 << 27  # numbers: half a GiB in float32
+
+
+def check_options(prompts: object, batch_size: object, prepend_bos: object) -> None:
+    """Refuse what is no ParallelPrompts, no size of a batch, or no choice of BOS."""
+    if not isinstance(prompts, ParallelPrompts):
+        raise NeuronShareError(
+            f"prompts is a {type(prompts).__name__}; make it ParallelPrompts({{language: [prompt, ...], ...}})."
+        )
+    check_run_options(batch_size, prepend_bos)
+
+
+def check_run_options(batch_size: object, prepend_bos: object) -> None:
+    """Refuse what is no size of a batch, or no choice of BOS."""
+    if batch_size != "auto" and (
+        isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1
+    ):
+        raise NeuronShareError(f'batch_size={batch_size!r} is unknown; use "auto" or a number of prompts, at least 1.')
+    if not (prepend_bos is None or isinstance(prepend_bos, bool)):
+        raise NeuronShareError(f"prepend_bos={prepend_bos!r} is unknown; use True, False, or None for the model's own.")
+
+
+def tokenised(
+    model: LensModel, texts: Sequence[str], language: str, examples: Sequence[Hashable], *, prepend_bos: bool | None
+) -> list[list[int]]:
+    """Each text of one language as tokens, checked against the context; nothing is cut off.
+
+    Raises:
+        NeuronShareError: a text without a token, or with more than the model's context.
+
+    Example:
+        >>> len(tokenised(model, ["Country code of Peru →"], "en", [0], prepend_bos=None)[0])
+        5
+    """
+    rows = models.tokenise(model, texts, prepend_bos=prepend_bos)
+    for example, tokens in zip(examples, rows, strict=True):
+        where = f"Language {language!r}, example {example!r}"
+        if not tokens:
+            raise NeuronShareError(f"{where}: the prompt has no token; write one that the tokenizer can read.")
+        check_length(model, len(tokens), where)
+    return rows
+
+
+def check_length(model: LensModel, n_tokens: int, where: str, what: str = "the prompt") -> None:
+    """Refuse what is longer than the context."""
+    if n_tokens > model.cfg.n_ctx:
+        raise NeuronShareError(
+            f"{where}: {what} has {n_tokens} tokens, the model's context {model.cfg.n_ctx}; "
+            "shorten it or drop that example in every language."
+        )
+
+
+def plan_batches(
+    sizes: Sequence[tuple[int, ...]],
+    batch_size: BatchSize,
+    *,
+    pad: bool,
+    n_ctx: int | None = None,
+    d_vocab: int = 0,
+) -> list[list[int]]:
+    """Which prompts share a forward pass: those of similar length, or of equal length where nothing may be padded.
+
+    Args:
+        sizes: how many tokens each has, in parts that are padded apart: (prompt,) or (prompt, answer).
+        batch_size: how many at most.
+        pad: whether prompts of other lengths may be padded.
+        n_ctx: how wide a batch may be, padding included.
+        d_vocab: where logits of the last part are made, how many there are for each of its tokens.
+
+    Example:
+        >>> plan_batches([(5,), (3,), (5,), (4,)], 2, pad=True)
+        [[1, 3], [0, 2]]
+    """
+    batches: list[list[int]] = []
+    widest: tuple[int, ...] = ()  # each part's longest in the newest batch
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
+        size = sizes[index]
+        together = tuple(map(max, widest, size)) if batches else size
+        fits = (
+            batches
+            and len(batches[-1]) < _room(together, batch_size, d_vocab)
+            and (pad or size == widest)
+            and (n_ctx is None or sum(together) <= n_ctx)
+        )
+        if fits:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+        widest = together if fits else size
+    return batches
+
+
+def _room(size: tuple[int, ...], batch_size: BatchSize, d_vocab: int) -> int:
+    """How many rows of this size fit in a batch."""
+    if batch_size != "auto":
+        return int(batch_size)
+    logits = AUTO_LOGITS // max(1, size[-1] * d_vocab) if d_vocab else _AUTO_PROMPTS
+    return min(_AUTO_PROMPTS, max(1, _AUTO_TOKENS // sum(size)), max(1, logits))
+
+
+def left_padded(
+    rows: Sequence[Sequence[int]],
+) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt position"] | None]:
+    """Tokens and their mask; no mask where nothing is padded.
+
+    The mask is made from the lengths: one made from the token ids would hide a prompt's own BOS or end token
+    where that is also the padding.
+
+    Example:
+        >>> left_padded([[5, 6, 7], [8]])
+        (tensor([[5, 6, 7],
+                [0, 0, 8]]), tensor([[1, 1, 1],
+                [0, 0, 1]]))
+    """
+    return padded_apart(rows, [()] * len(rows))
+
+
+def padded_apart(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt position"] | None]:
+    """Prompts padded on the left and answers on the right, so that all prompts end at the same place; and the mask.
+
+    Example:
+        >>> padded_apart([[5, 6], [7]], [[8], [9, 9]])
+        (tensor([[5, 6, 8, 0],
+                [0, 7, 9, 9]]), tensor([[1, 1, 1, 0],
+                [0, 1, 1, 1]]))
+    """
+    end, after = max(map(len, prompts)), max(map(len, answers))
+    # Any token will do: the mask hides it.
+    tokens = torch.tensor(
+        [
+            [0] * (end - len(prompt)) + list(prompt) + list(answer) + [0] * (after - len(answer))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+    )
+    places = torch.arange(end + after)
+    first = torch.tensor([[end - len(prompt)] for prompt in prompts])
+    last = torch.tensor([[end + len(answer)] for answer in answers])
+    mask = (places >= first) & (places < last)
+    return tokens, None if mask.all() else mask.long()
