@@ -3,8 +3,20 @@
 from importlib import import_module
 from types import ModuleType
 
+from tl_neuronshare.ablation import ablation_hooks, reference_values
+from tl_neuronshare.attribution import generation_impact
 from tl_neuronshare.categorising import categorise, categorise_caches
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.evaluation import evaluate, perplexity
+from tl_neuronshare.masks import (
+    load_lape_neurons,
+    load_masks,
+    magnitude_matched_like,
+    mask_from_frame,
+    mask_to_frame,
+    random_like,
+    save_masks,
+)
 from tl_neuronshare.models import load_model
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.recording import SharingRecorder
@@ -17,12 +29,24 @@ __all__ = [
     "NeuronType",
     "ParallelPrompts",
     "SharingRecorder",
+    "ablation_hooks",
     "categorise",
     "categorise_caches",
     "demo",
+    "evaluate",
+    "generation_impact",
+    "load_lape_neurons",
+    "load_masks",
     "load_model",
+    "magnitude_matched_like",
+    "mask_from_frame",
+    "mask_to_frame",
     "neuron_types",
+    "perplexity",
     "plots",
+    "random_like",
+    "reference_values",
+    "save_masks",
     "tasks",
 ]
 

@@ -54,6 +54,10 @@ class LensModel(Protocol):
         """Hook functions for as long as the context lasts."""
         ...
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Tokens after a prompt."""
+        ...
+
     def parameters(self) -> Iterator[Tensor]:
         """The model's weights."""
         ...
@@ -348,8 +352,7 @@ def last_logits(
 
     # HookedTransformer cannot be told; what comes after its last block treats each position alone.
     with model.hooks(fwd_hooks=[(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", cut)]):
-        logits = _forward(model, tokens, mask)
-    return logits
+        return _forward(model, tokens, mask)  # type: ignore[no-any-return]
 
 
 def _forward(model: LensModel, tokens: Tensor, mask: Tensor | None, **options: Any) -> Any:
@@ -404,6 +407,20 @@ def hooked(model: LensModel, fwd_hooks: Hooks) -> Iterator[set[int]]:
 
     with model.hooks(fwd_hooks=[(names.__contains__, call)]) if names else nullcontext():
         yield fired
+
+
+@contextmanager
+def all_firing(model: LensModel, fwd_hooks: Hooks) -> Iterator[None]:
+    """The same, for runs in which every hook must fire.
+
+    Raises:
+        NeuronShareError: as `hooked`; and at the end for a hook that has not fired.
+    """
+    with hooked(model, fwd_hooks) as fired:
+        yield
+    for number, (name, _) in enumerate(fwd_hooks):
+        if number not in fired:
+            raise NeuronShareError(f"The hook on {name} did not fire; is it of a part that this model does not run?")
 
 
 def device_of(model: LensModel) -> torch.device:

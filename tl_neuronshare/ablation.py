@@ -1,0 +1,390 @@
+"""Hooks that replace neurons' values: for runs, generation and contexts of the user's own.
+
+Each edit is a pure function of a layer's tensor. One wrapper (`_Ablation`) checks width, batch and positions, and puts
+the new values in where mask and position say so, into a new tensor: what somebody cached earlier stays as it was.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_neuronshare import models
+from tl_neuronshare.activation import Number, Position, as_position
+from tl_neuronshare.batching import BatchSize, check_run_options, left_padded, plan_batches, tokenised
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.masks import check_mask
+from tl_neuronshare.models import LensModel, NeuronLayer, Site
+from tl_neuronshare.prompts import ParallelPrompts
+
+Mode = Literal["zero", "mean", "resample", "scale"]
+Edit = Callable[[Tensor], Tensor]
+# Positions of "all" include the tokens that are generated; the others are of the prompt.
+AblationPosition = Literal["all", "last"] | int | Bool[Tensor, "batch pos"]
+
+
+def ablation_hooks(
+    model: LensModel,
+    mask: Bool[Tensor, "layer neuron"] | Bool[Tensor, "batch layer neuron"],
+    *,
+    mode: Mode | Edit = "zero",
+    values: Number | Float[Tensor, "layer neuron"] | Float[Tensor, "batch layer neuron"] | None = None,
+    position: AblationPosition = "all",
+    prompt_tokens: int | None = None,
+    tokens: Int[Tensor, "batch pos"] | None = None,
+    site: Site = "post",
+) -> list[tuple[str, Callable[..., Tensor | None]]]:
+    """Hooks that replace the values of the mask's neurons, for `run_with_hooks`, `model.hooks` and `generate`.
+
+    They are pairs of a hook's name and a function, one for each layer, so lists of them add up by `+`. Tensors are not
+    edited in place.
+
+    Args:
+        model: the HookedTransformer or TransformerBridge that you will run.
+        mask: which neurons: the same for every row of the batch, or one mask a row, in the order of the rows.
+        mode: `zero`; `mean` and `resample`, which put `values` there (`reference_values` makes them); `scale`, which
+            multiplies by the number `values` (2 amplifies); or a function of the layer's tensor
+            [batch, position, neuron] that returns one of the same shape, of which the mask's neurons are taken.
+        values: for `mean` and `resample` a value for each neuron, or for each neuron of each row; for `scale` a number.
+        position: `all` tokens, generated ones too; the prompt's `last` token; a negative index from the prompt's end;
+            or a boolean tensor over the tokens of the (padded) prompt. All but `all` leave generated tokens alone.
+        prompt_tokens: how many tokens the prompt has, left padding included. A hook cannot know where it ends
+            (with a key-value cache it sees 5 tokens, then 1, then 1; without, 5, 6, 7). None, for `last` and indices,
+            means the end of each call. After a prompt of one token, each further call of one token is taken for
+            a generated one.
+        tokens: of the (padded) prompt. With position `all`, special tokens among them (BOS ...) are then left alone.
+        site: `post`, the input of the down projection; of gated MLPs also `up`, or `gate`, where zero and scale are the
+            same as at `post`, and other modes are refused.
+
+    Raises:
+        NeuronShareError: a mask of the wrong dtype or shape, an unknown mode, position or site, values that are missing
+            or do not fit. The hooks raise it for a batch or a layer of another size than the mask's, and for calls
+            that are neither the prompt nor a step after it.
+
+    Source: the paper's deactivation (arXiv 2406.09265v2) is `zero` at all positions.
+
+    Example:
+        >>> mask = ns.categorise(model, ns.demo.prompts()[9:10], progress=False).mask("all-shared")[0]
+        >>> prompt = ns.demo.prompts().prompts["en"][9]
+        >>> for hooks in ([], ablation_hooks(model, mask), ablation_hooks(model, mask, mode="scale", values=2)):
+        ...     logits = model.run_with_hooks(prompt, fwd_hooks=hooks)
+        ...     print(prompt + model.tokenizer.decode(logits[0, -1].argmax()))
+        Sum of 12 and 10 → 22
+        Sum of 12 and 10 → 17
+        Sum of 12 and 10 → 22
+    """
+    layers = _layers(model, site, mode)
+    check_mask(mask)
+    widest = max(layer.width for layer in layers)
+    if mask.ndim > 3 or tuple(mask.shape[-2:]) != (len(layers), widest):
+        raise NeuronShareError(
+            f"The mask has shape {tuple(mask.shape)}; {models.name_of(model)} has {len(layers)} layers of {widest} "
+            f"neurons: give {(len(layers), widest)}, or {('batch', len(layers), widest)} for one mask a row."
+        )
+    for number, layer in enumerate(layers):
+        if mask[..., number, layer.width :].any():
+            raise NeuronShareError(f"Layer {number} has {layer.width} neurons, and the mask has some beyond them.")
+    edits = _edits(mode, values, mask)
+    places = _Places(model, position, prompt_tokens, tokens)
+    if mask.ndim == 3 and places.n_rows not in (None, len(mask)):
+        raise NeuronShareError(f"The mask is of {len(mask)} rows, the tokens or positions of {places.n_rows}.")
+    return [
+        (layer.hook, _Ablation(layer, mask[..., number, : layer.width], edits[number], places))
+        for number, layer in enumerate(layers)
+    ]
+
+
+def _layers(model: LensModel, site: Site, mode: Mode | Edit) -> list[NeuronLayer]:
+    """Where to edit. The gate cannot be edited as such: its hook is before the activation function."""
+    layers = models.neuron_layers(model, site)
+    if all(layer.activation is None for layer in layers):
+        return layers
+    if mode not in ("zero", "scale"):
+        raise NeuronShareError(
+            f"site={site!r} with mode={mode!r}: the gate is read before its activation function and can only be set to "
+            'zero or scaled, which is the same at site="post"; use that site.'
+        )
+    return models.neuron_layers(model, "post")
+
+
+def _edits(mode: Any, values: Any, mask: Tensor) -> list[Edit]:
+    """What each layer's tensor is replaced by, a pure function a layer."""
+    n_layers = mask.shape[-2]
+    if callable(mode) or mode == "zero":
+        if values is not None:
+            raise NeuronShareError(f"mode={mode!r} takes no values; leave them out, or choose mean, resample or scale.")
+        return [mode if callable(mode) else _zero] * n_layers
+    if mode == "scale":
+        if not isinstance(values, Real) or isinstance(values, bool):
+            raise NeuronShareError(f"mode='scale' needs a number as values, such as 2.0; got {_said(values)}.")
+        return [partial(torch.mul, other=float(values))] * n_layers
+    if mode not in ("mean", "resample"):
+        raise NeuronShareError(f"mode={mode!r} is unknown; use one of {', '.join(get_args(Mode))}, or a function.")
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise NeuronShareError(
+            f"mode={mode!r} needs values, a float tensor [layer, neuron] or [batch, layer, neuron] such as "
+            f"reference_values makes; got {_said(values)}."
+        )
+    rows = () if mask.ndim == 2 and values.ndim == 2 else ((mask if mask.ndim == 3 else values).shape[0],)
+    if tuple(values.shape) not in {tuple(mask.shape[-2:]), (*rows, *mask.shape[-2:])}:
+        raise NeuronShareError(
+            f"values have shape {tuple(values.shape)}, the mask {tuple(mask.shape)}; give one number for each neuron, "
+            "or for each neuron of each row."
+        )
+    if not (values.isfinite() | ~mask).all():
+        raise NeuronShareError("values are NaN or infinite for some of the mask's neurons; give finite ones.")
+    return [_Put(values[..., number, :]) for number in range(n_layers)]
+
+
+def _zero(tensor: Tensor) -> Tensor:
+    return tensor.new_zeros(()).expand_as(tensor)
+
+
+def _said(values: Any) -> str:
+    if isinstance(values, Tensor):
+        return f"{values.dtype} of shape {tuple(values.shape)}"
+    return "none" if values is None else repr(values)
+
+
+class _Put:
+    """Puts reference values at every position."""
+
+    def __init__(self, values: Float[Tensor, "*batch neuron"]) -> None:
+        self.values = values if values.ndim == 1 else rearrange(values, "batch neuron -> batch 1 neuron")
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        self.values = self.values.to(tensor.device)
+        values = self.values[..., : tensor.shape[-1]]
+        if values.ndim == 3 and len(values) != len(tensor):
+            raise NeuronShareError(f"The values are for {len(values)} rows, the batch has {len(tensor)}.")
+        return values.to(tensor.dtype).expand_as(tensor)
+
+
+class _Places:
+    """Which positions of a call to edit."""
+
+    def __init__(self, model: LensModel, position: Any, prompt_tokens: Any, tokens: Any) -> None:
+        self.end = _as_count(prompt_tokens)
+        self.of_prompt: Bool[Tensor, "batch pos"] | None = None  # the prompt's positions, where they are told apart
+        self.after = position == "all" if isinstance(position, str) else False  # whether to edit what comes after it
+        self.position: Any = None
+        if isinstance(position, Tensor):
+            if position.dtype != torch.bool or position.ndim != 2:
+                raise NeuronShareError(f"position is {_said(position)}; give booleans [batch, position], or a name.")
+            self.of_prompt = position
+        elif not self.after:
+            self.position = _as_index(position)
+        if tokens is not None:
+            if not self.after:
+                raise NeuronShareError(
+                    'tokens leave special tokens out of position="all"; they serve no other position.'
+                )
+            if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+                raise NeuronShareError(f"tokens is {_said(tokens)}; give the prompt's token ids [batch, position].")
+            self.of_prompt = ~torch.isin(tokens.cpu(), torch.tensor(models.special_tokens(model)))
+        if self.of_prompt is not None:
+            if self.end not in (None, self.of_prompt.shape[1]):
+                raise NeuronShareError(
+                    f"prompt_tokens={self.end}, but tokens or positions are of {self.of_prompt.shape[1]} tokens."
+                )
+            self.end = self.of_prompt.shape[1]
+        if self.position is not None and self.end is not None and self.position < -self.end:
+            raise NeuronShareError(f"position={position!r} is before the first of the prompt's {self.end} tokens.")
+
+    @property
+    def n_rows(self) -> int | None:
+        """How many rows the batch must have; None is any number."""
+        return None if self.of_prompt is None else len(self.of_prompt)
+
+    def chosen(self, tensor: Tensor, *, is_later: bool, hook: str) -> Bool[Tensor, "#batch position 1"] | None:
+        """Of the positions of this call those to edit; None where there are none.
+
+        `is_later`: this layer has seen the prompt already.
+        """
+        length = tensor.shape[1]
+        if self.of_prompt is None and self.position is None:
+            return torch.ones(1, length, 1, dtype=torch.bool, device=tensor.device)
+        end = length if self.end is None else self.end
+        is_step = length < end or (is_later and length == end == 1)  # with a key-value cache
+        if length < end and length != 1:
+            raise NeuronShareError(
+                f"{hook} gave {length} tokens, but the prompt has {end} (prompt_tokens): this is neither the prompt "
+                "nor one token after it. Make hooks for each batch, with the length of its padded prompt."
+            )
+        if is_step:
+            return torch.ones(1, 1, 1, dtype=torch.bool, device=tensor.device) if self.after else None
+        if self.of_prompt is None:
+            if end + self.position < 0:
+                raise NeuronShareError(f"{hook} gave {length} tokens; there is no position {self.position} in them.")
+            chosen = torch.zeros(1, length, dtype=torch.bool)
+            chosen[0, end + self.position] = True
+        else:
+            if len(self.of_prompt) != len(tensor):
+                raise NeuronShareError(_other_batch(hook, len(tensor), "tokens or positions", len(self.of_prompt)))
+            later = torch.full((len(tensor), length - end), self.after)
+            chosen = torch.cat([self.of_prompt.cpu(), later], dim=1)
+        return rearrange(chosen, "batch position -> batch position 1").to(tensor.device)
+
+
+def _as_count(number: Any) -> int | None:
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+        raise NeuronShareError(
+            f"prompt_tokens={number!r} is no number of tokens; give the length of the padded prompt."
+        )
+    return int(number)
+
+
+def _as_index(position: Any) -> int:
+    """The negative index; "last" is -1."""
+    if position in ("any", "all"):
+        raise NeuronShareError(f"position={position!r} is unknown here; use all, last, a negative index or a mask.")
+    index: Position = as_position(position)
+    return index if isinstance(index, int) else -1
+
+
+def _other_batch(hook: str, n_rows: int, what: str, n_expected: int) -> str:
+    return (
+        f"{hook} gave {n_rows} rows, but {what} are for {n_expected}: nothing is broadcast. Make hooks for each batch; "
+        "where a batch is expanded (beams, several sequences a prompt), repeat the mask's rows as it does."
+    )
+
+
+class _Ablation:
+    """One layer's hook function: new values where mask and position say so."""
+
+    def __init__(self, layer: NeuronLayer, mask: Bool[Tensor, "*batch neuron"], edit: Edit, places: _Places) -> None:
+        self.layer, self.edit, self.places = layer, edit, places
+        self.mask = mask if mask.ndim == 1 else rearrange(mask, "batch neuron -> batch 1 neuron")
+        self.is_empty = not mask.any()
+        self._seen_prompt = False
+        self._returned: Callable[[], Tensor | None] = lambda: None
+
+    def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None:
+        # A bridge's compatibility mode calls a function once for each name of its hook point.
+        if tensor is self._returned():
+            return None
+        self._check(tensor)
+        chosen = self.places.chosen(tensor, is_later=self._seen_prompt, hook=self.layer.hook)
+        self._seen_prompt = True
+        if chosen is None or self.is_empty:
+            return None
+        self.mask = self.mask.to(tensor.device)
+        new = self.edit(tensor)
+        if not isinstance(new, Tensor) or new.shape != tensor.shape or new.dtype != tensor.dtype:
+            raise NeuronShareError(
+                f"{self.layer.hook}: the function given as mode returned {_said(new)} for {_said(tensor)}; "
+                "it must keep shape and dtype."
+            )
+        edited = torch.where(self.mask & chosen, new, tensor)
+        self._returned = weakref.ref(edited)
+        return edited
+
+    def _check(self, tensor: Tensor) -> None:
+        hook, width = self.layer.hook, self.layer.width
+        if tensor.ndim != 3 or tensor.shape[2] != width:
+            raise NeuronShareError(
+                f"{hook} gave a tensor of shape {tuple(tensor.shape)}, not (batch, position, {width}); "
+                "does another hook change it?"
+            )
+        if self.mask.ndim == 3 and len(self.mask) != len(tensor):
+            raise NeuronShareError(_other_batch(hook, len(tensor), "the masks", len(self.mask)))
+
+
+def reference_values(
+    model: LensModel,
+    prompts: ParallelPrompts | Mapping[str, Sequence[str]],
+    *,
+    each: bool = False,
+    position: Literal["all", "last"] | int = "last",
+    site: Literal["post", "up"] = "post",
+    batch_size: BatchSize = "auto",
+    prepend_bos: bool | None = None,
+    progress: bool = True,
+) -> dict[str, Float[Tensor, "layer neuron"]] | dict[str, Float[Tensor, "example layer neuron"]]:
+    """The neurons' values over prompts, in each language: what `mean` and `resample` put in their place.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        prompts: what to run: ParallelPrompts, or texts by language, which need not be parallel.
+        each: the values of each prompt, for `resample` (take another example's row), in place of their mean.
+        position: the prompt's `last` token, a negative index, or `all`: the mean over its tokens but special ones.
+        site: `post` or, of gated MLPs, `up`.
+        batch_size: as in `categorise`.
+        prepend_bos: as in `categorise`.
+        progress: whether to show a progress bar where it takes more than two seconds.
+
+    Raises:
+        NeuronShareError: an unsuitable model or option, no texts, or a prompt too short or long.
+
+    Example:
+        >>> means = reference_values(model, {"en": ["Country code of Peru →", "Country code of Chad →"]})
+        >>> hooks = ablation_hooks(model, means["en"] > 1, mode="mean", values=means["en"])
+        >>> means["en"].shape  # layer neuron
+        torch.Size([4, 512])
+    """
+    texts = prompts.prompts if isinstance(prompts, ParallelPrompts) else prompts
+    check_run_options(batch_size, prepend_bos)
+    if not isinstance(texts, Mapping) or not texts or not all(len(of_one) for of_one in texts.values()):
+        raise NeuronShareError("prompts is no ParallelPrompts and no mapping from language to texts; give some texts.")
+    if site not in ("post", "up"):
+        raise NeuronShareError(f"site={site!r} has no values to put there; use post or up.")
+    index = None if position == "all" else _as_index(position)
+    layers = models.neuron_layers(model, site)
+    special = torch.tensor(models.special_tokens(model))
+    widest = max(layer.width for layer in layers)
+    found = {}
+    for language, of_one in tqdm(texts.items(), desc="reference values", disable=not progress, delay=2):
+        rows = tokenised(model, of_one, language, range(len(of_one)), prepend_bos=prepend_bos)
+        values = torch.zeros(len(rows), len(layers), widest)
+        for batch in plan_batches([(len(row),) for row in rows], batch_size, pad=models.can_pad(model)):
+            tokens, mask = left_padded([rows[row] for row in batch])
+            counted = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
+            if index is not None and counted.sum(1).min() < -index:
+                row = batch[int(counted.sum(1).argmin())]
+                raise NeuronShareError(f"Language {language!r}, text {row}: too short for position={position!r}.")
+            if index is None:
+                counted = counted & ~torch.isin(tokens, special)
+                if not counted.any(1).all():
+                    row = batch[int(counted.any(1).int().argmin())]
+                    raise NeuronShareError(f"Language {language!r}, text {row}: nothing but special tokens.")
+            for number, read in enumerate(values_of(model, layers, tokens, mask, counted if index is None else index)):
+                values[batch, number, : read.shape[-1]] = read.cpu()
+        found[language] = values if each else values.mean(0)
+    return found
+
+
+def values_of(
+    model: LensModel,
+    layers: Sequence[NeuronLayer],
+    tokens: Int[Tensor, "prompt position"],
+    mask: Int[Tensor, "prompt position"] | None,
+    position: int | Bool[Tensor, "prompt position"],
+) -> list[Float[Tensor, "prompt neuron"]]:
+    """Each layer's values in one forward pass: at an index from the end, or the mean over the chosen positions."""
+    read: dict[int, Tensor] = {}
+
+    def keep(layer: int, tensor: Tensor) -> None:
+        if isinstance(position, int):
+            read[layer] = tensor[:, position].float()
+        else:
+            chosen = position.to(tensor.device)
+            summed = tensor.float().masked_fill(~chosen[..., None], 0).sum(1)
+            read[layer] = summed / chosen.sum(1, keepdim=True)
+
+    with models.left_as_found(model), models.reading(model, layers, keep):
+        models.run(model, tokens, mask)
+    for number, layer in enumerate(layers):
+        if number not in read:
+            raise NeuronShareError(f"{layer.hook} did not fire; do hooks of yours replace the MLP?")
+    return [read[number] for number in range(len(layers))]

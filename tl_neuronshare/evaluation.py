@@ -1,0 +1,456 @@
+"""What a model answers, and how probable it finds the right answer; under whatever hooks.
+
+One language a batch. Of the vocabulary only what is scored is made: logits at the positions before an answer's tokens.
+
+Prompt and answer are tokenised as one text, for some tokenizers merge them where they meet. What is scored begins at
+the end of the prefix that this text and the prompt alone have in common; for choices at the shortest such prefix, so
+that all are scored from the same place.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from numbers import Integral
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_neuronshare import models
+from tl_neuronshare.batching import (
+    AUTO_LOGITS,
+    BatchSize,
+    check_length,
+    check_options,
+    check_run_options,
+    padded_apart,
+    plan_batches,
+    tokenised,
+)
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.models import Hooks, LensModel
+from tl_neuronshare.prompts import ParallelPrompts
+
+Scoring = Literal["choice", "exact"]
+# (language, the example of each row, and by name what the function asks for) -> hooks for this batch
+HookMaker = Callable[..., Hooks]
+_CHUNK = 1 << 24  # logits in float32 at a time
+
+
+def evaluate(
+    model: LensModel,
+    prompts: ParallelPrompts,
+    *,
+    scoring: Scoring = "choice",
+    fwd_hooks: Hooks | HookMaker | None = None,
+    length_normalised: bool = False,
+    max_new_tokens: int | None = None,
+    stop: Sequence[str] = ("\n",),
+    batch_size: BatchSize = "auto",
+    prepend_bos: bool | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Whether the model answers rightly, and the log-probability of the right answer, for each example and language.
+
+    The model is left as found, and hooks of the user's that are active stay so.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        prompts: with answers; for `choice` with choices too.
+        scoring: `choice`: the choice with the highest log-probability, summed over its tokens, is the prediction.
+            `exact`: greedy decoding, right if it is the answer, whatever its case, its width, and
+                the space and punctuation around it.
+        fwd_hooks: a list of pairs (hook name, function), or a function of (language, examples) that returns one for
+            each batch: `examples` holds the index of each row's example, so that `masks[examples]` is one mask a row.
+            The rows are padded so that their prompts end at the same token. If the function has parameters of these
+            names, it is also given `prompt_tokens`, the length of the padded prompts, and `tokens`, the prompts.
+        length_normalised: choose by the mean over a choice's tokens rather than their sum.
+        max_new_tokens: of `exact`; by default as many as the longest answer of the language has, and one for the end.
+        stop: where `exact` cuts off what was decoded, besides the end token.
+        batch_size: rows in one forward pass; choices that differ only in their last token share a row.
+        prepend_bos: as in `categorise`.
+        progress: whether to show a progress bar where it takes more than two seconds.
+
+    Returns:
+        A table with a row for each example and language: example, language, correct, log_prob (of the right answer,
+        in nats, summed over its tokens), prediction, merged (whether tokens of prompt and answer merge).
+
+    Raises:
+        NeuronShareError: no answers or choices, an answer that tokenises to nothing or merges with the whole prompt, an
+            unknown option or hook, a hook that does not fire.
+
+    Example:
+        >>> table = evaluate(model, ns.demo.prompts()[:2].select(["en", "de"]))
+        >>> table[["example", "language", "correct", "prediction"]]
+           example language  correct prediction
+        0        0       en     True        ...
+    """
+    task = Evaluation(
+        model,
+        prompts,
+        scoring=scoring,
+        length_normalised=length_normalised,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        batch_size=batch_size,
+        prepend_bos=prepend_bos,
+    )
+    with tqdm(total=task.n_batches, desc="evaluate", disable=not progress, delay=2) as bar:
+        return task.run(fwd_hooks, after_batch=bar.update)
+
+
+def perplexity(
+    model: LensModel,
+    texts: Mapping[str, Sequence[str]],
+    *,
+    fwd_hooks: Hooks | HookMaker | None = None,
+    batch_size: BatchSize = "auto",
+    prepend_bos: bool | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The perplexity of texts in each language: exp of the mean negative log-probability of all tokens but the first.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        texts: for each language its texts, which need not be parallel.
+        fwd_hooks: as in `evaluate`; examples are counted from 0 in each language.
+        batch_size: as in `evaluate`.
+        prepend_bos: as in `categorise`. With a BOS the first token of a text counts too.
+        progress: whether to show a progress bar where it takes more than two seconds.
+
+    Returns:
+        A table with a row for each language: language, perplexity, log_prob (nats a token), tokens, texts.
+
+    Raises:
+        NeuronShareError: no texts, one of fewer than two tokens or more than the context, an unknown hook.
+
+    Example:
+        >>> perplexity(model, {"en": ["Country code of Peru → PE"], "de": ["Ländercode von Peru → PE"]}).round(2)
+          language  perplexity  ...
+    """
+    check_run_options(batch_size, prepend_bos)
+    if not isinstance(texts, Mapping) or not texts or any(isinstance(t, str) or not len(t) for t in texts.values()):
+        raise NeuronShareError("texts is no mapping from each language to its list of texts; give at least one text.")
+    rows = []
+    for language, of_one in tqdm(texts.items(), desc="perplexity", disable=not progress, delay=2):
+        all_tokens = tokenised(model, of_one, language, range(len(of_one)), prepend_bos=prepend_bos)
+        for number, tokens in enumerate(all_tokens):
+            if len(tokens) < 2:
+                raise NeuronShareError(f"Language {language!r}, text {number}: one token, so nothing to predict.")
+        continuations = [
+            Continuation(number, tuple(tokens[:1]), tuple(tokens[1:])) for number, tokens in enumerate(all_tokens)
+        ]
+        scores = Scorer(model, language, continuations, batch_size).log_probs(fwd_hooks)
+        n_tokens = sum(map(len, all_tokens)) - len(all_tokens)
+        mean = scores.sum().item() / n_tokens
+        rows.append(
+            {
+                "language": language,
+                "perplexity": torch.tensor(-mean, dtype=torch.float64).exp().item(),
+                "log_prob": mean,
+                "tokens": n_tokens,
+                "texts": len(all_tokens),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Tokens to score after others, for one example."""
+
+    example: int
+    before: tuple[int, ...]
+    scored: tuple[int, ...]
+
+
+class Scorer:
+    """Log-probabilities of continuations in one language, in batches that are planned once.
+
+    Continuations of an example that differ in their last token only share a row: the model need not see that token.
+    """
+
+    def __init__(
+        self, model: LensModel, language: str, continuations: Sequence[Continuation], batch_size: BatchSize
+    ) -> None:
+        self.model, self.language, self.continuations = model, language, continuations
+        rows: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
+        for number, one in enumerate(continuations):
+            rows.setdefault((one.example, one.before, one.scored[:-1]), []).append(number)
+        self._rows = list(rows)
+        self._numbers = list(rows.values())
+        self.batches = plan_batches(
+            [(len(before), len(seen) + 1) for _, before, seen in self._rows],
+            batch_size,
+            pad=models.can_pad(model),
+            n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
+            d_vocab=model.cfg.d_vocab,
+        )
+
+    def log_probs(
+        self, fwd_hooks: Hooks | HookMaker | None, *, after_batch: Callable[[], Any] = lambda: None
+    ) -> Float[Tensor, " continuation"]:
+        """The sum over each continuation's tokens, in nats."""
+        sums = torch.zeros(len(self.continuations), dtype=torch.float64)
+        for batch in self.batches:
+            examples, befores, seens = zip(*(self._rows[row] for row in batch), strict=True)
+            tokens, mask = padded_apart(befores, seens)
+            end = max(map(len, befores))
+            # Where each scored token's logit is: row, column, token; and whose it is.
+            wanted = [
+                (place, column, token, number)
+                for place, row in enumerate(batch)
+                for number in self._numbers[row]
+                for column, token in enumerate(self.continuations[number].scored)
+            ]
+            place, column, token, number = torch.tensor(wanted).T
+            hooks = _hooks_for(fwd_hooks, self.language, examples, tokens[:, :end])
+            with models.all_firing(self.model, hooks):
+                found = _picked(self.model, tokens, mask, end, (place, column, token))
+            sums.index_add_(0, number, found.double())
+            after_batch()
+        return sums
+
+
+def _picked(
+    model: LensModel,
+    tokens: Int[Tensor, "row position"],
+    mask: Int[Tensor, "row position"] | None,
+    end: int,
+    wanted: tuple[Tensor, Tensor, Tensor],
+) -> Float[Tensor, " wanted"]:
+    """Log-probabilities by row, column after the prompt's end, and token, a piece of the columns after the other.
+
+    Mostly one piece does; where it would be too many logits, the model is run again on a longer prefix for each.
+    """
+    place, column, token = wanted
+    n_columns = tokens.shape[1] - end + 1
+    step = max(1, AUTO_LOGITS // (len(tokens) * model.cfg.d_vocab))
+    found = torch.zeros(len(token))
+    for start in range(0, n_columns, step):
+        stop = min(start + step, n_columns)
+        width = end - 1 + stop
+        logits = models.last_logits(model, tokens[:, :width], None if mask is None else mask[:, :width], stop - start)
+        here = (column >= start) & (column < stop)
+        rows, columns, chosen = (part[here].to(logits.device) for part in (place, column - start, token))
+        total = torch.cat(
+            [part.float().logsumexp(-1) for part in torch.split(logits, max(1, _CHUNK // logits[0].numel()))]
+        )
+        found[here] = (logits[rows, columns, chosen].float() - total[rows, columns]).cpu()
+    return found
+
+
+def _hooks_for(
+    fwd_hooks: Hooks | HookMaker | None, language: str, examples: Sequence[int], tokens: Int[Tensor, "row pos"]
+) -> Hooks:
+    """The hooks for one batch."""
+    if not callable(fwd_hooks):
+        return fwd_hooks or []
+    offered = {"prompt_tokens": tokens.shape[1], "tokens": tokens}
+    asked = inspect.signature(fwd_hooks).parameters
+    context = {name: value for name, value in offered.items() if name in asked}
+    return fwd_hooks(language, torch.tensor(examples), **context)
+
+
+class Evaluation:
+    """Prompts tokenised and batched once, to be evaluated under as many hooks as one likes. See `evaluate`."""
+
+    def __init__(
+        self,
+        model: LensModel,
+        prompts: ParallelPrompts,
+        *,
+        scoring: Scoring = "choice",
+        length_normalised: bool = False,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = ("\n",),
+        batch_size: BatchSize = "auto",
+        prepend_bos: bool | None = None,
+    ) -> None:
+        check_options(prompts, batch_size, prepend_bos)
+        models.check_model(model)
+        _check_scoring(prompts, scoring, length_normalised, max_new_tokens, stop)
+        self.model, self.prompts, self.scoring, self.stop = model, prompts, scoring, tuple(stop)
+        self.length_normalised = length_normalised
+        self.prepend_bos = models.resolve_prepend_bos(model, prepend_bos)
+        answers: Mapping[str, Sequence[str]] = prompts.answers or {}
+        # What is scored for each example: its choices, or its answer alone.
+        self.texts: dict[str, list[tuple[str, ...]]] = {
+            language: list(prompts.choices[language])
+            if scoring == "choice" and prompts.choices is not None
+            else [(answer,) for answer in answers[language]]
+            for language in prompts.languages
+        }
+        self.gold = {
+            language: [texts.index(answers[language][example]) for example, texts in enumerate(self.texts[language])]
+            for language in prompts.languages
+        }
+        self.scorers: dict[str, Scorer] = {}
+        self.merged: dict[str, list[bool]] = {}
+        self._prompt_tokens: dict[str, list[list[int]]] = {}
+        for language in prompts.languages:
+            continuations = self._tokenise(language)
+            self.scorers[language] = Scorer(model, language, continuations, batch_size)
+        self._generations = self._plan_generation(batch_size, max_new_tokens) if scoring == "exact" else {}
+
+    @property
+    def n_batches(self) -> int:
+        """How many batches a run has."""
+        generated = sum(len(batches) for batches, _ in self._generations.values())
+        return generated + sum(len(scorer.batches) for scorer in self.scorers.values())
+
+    def run(
+        self, fwd_hooks: Hooks | HookMaker | None = None, *, after_batch: Callable[[], Any] = lambda: None
+    ) -> pd.DataFrame:
+        """The table of `evaluate`."""
+        rows = []
+        with models.left_as_found(self.model):
+            for language, scorer in self.scorers.items():
+                log_probs = scorer.log_probs(fwd_hooks, after_batch=after_batch).tolist()
+                predictions = self._generate(language, fwd_hooks, after_batch) if self._generations else None
+                first = 0
+                for index, texts in enumerate(self.texts[language]):
+                    scores, lengths = (
+                        of_all[first : first + len(texts)]
+                        for of_all in (log_probs, [len(one.scored) for one in scorer.continuations])
+                    )
+                    first += len(texts)
+                    gold = self.gold[language][index]
+                    if predictions is None:
+                        ranked = [
+                            score / (length if self.length_normalised else 1)
+                            for score, length in zip(scores, lengths, strict=True)
+                        ]
+                        prediction = texts[ranked.index(max(ranked))]
+                        correct = prediction == texts[gold]
+                    else:
+                        prediction = predictions[index]
+                        correct = normalised(prediction) == normalised(texts[gold])
+                    rows.append(
+                        {
+                            "example": self.prompts.examples[index],
+                            "language": language,
+                            "correct": correct,
+                            "log_prob": scores[gold],
+                            "prediction": prediction,
+                            "merged": self.merged[language][index],
+                        }
+                    )
+        return pd.DataFrame(rows)
+
+    def _tokenise(self, language: str) -> list[Continuation]:
+        """What is scored, after what, of every example of a language."""
+        prompts, texts = self.prompts.prompts[language], self.texts[language]
+        alone = tokenised(self.model, prompts, language, self.prompts.examples, prepend_bos=self.prepend_bos)
+        whole = models.tokenise(
+            self.model,
+            [prompt + text for prompt, of_one in zip(prompts, texts, strict=True) for text in of_one],
+            prepend_bos=self.prepend_bos,
+        )
+        self._prompt_tokens[language], self.merged[language] = alone, []
+        continuations: list[Continuation] = []
+        for example, (prompt, of_one) in enumerate(zip(alone, texts, strict=True)):
+            where = f"Language {language!r}, example {self.prompts.examples[example]!r}"
+            full = whole[len(continuations) : len(continuations) + len(of_one)]
+            start = min(_common(prompt, tokens) for tokens in full)
+            if start == 0:
+                raise NeuronShareError(
+                    f"{where}: prompt and answer merge from the first token on, so that nothing comes before what is "
+                    "to be scored; write them so that the tokenizer keeps them apart, or use prepend_bos=True."
+                )
+            for text, tokens in zip(of_one, full, strict=True):
+                check_length(self.model, len(tokens), where, f"the prompt with {text!r}")
+                if len(tokens) <= start:
+                    raise NeuronShareError(f"{where}: {text!r} adds no token to the prompt; write another answer.")
+                continuations.append(Continuation(example, tuple(tokens[:start]), tuple(tokens[start:])))
+            self.merged[language].append(start < len(prompt))
+        return continuations
+
+    def _plan_generation(
+        self, batch_size: BatchSize, max_new_tokens: int | None
+    ) -> dict[str, tuple[list[list[int]], int]]:
+        """For each language the batches, of prompts of equal length, and how many tokens to make.
+
+        Equal lengths, since TransformerLens's `generate` finds padding by its token, which may also be a BOS.
+        """
+        plans = {}
+        for language, rows in self._prompt_tokens.items():
+            longest = max(len(one.scored) for one in self.scorers[language].continuations)
+            n_new = longest + 1 if max_new_tokens is None else int(max_new_tokens)
+            for example, row in zip(self.prompts.examples, rows, strict=True):
+                where = f"Language {language!r}, example {example!r}"
+                check_length(self.model, len(row) + n_new, where, f"the prompt with {n_new} new tokens")
+            plans[language] = (plan_batches([(len(row),) for row in rows], batch_size, pad=False), n_new)
+        return plans
+
+    def _generate(
+        self, language: str, fwd_hooks: Hooks | HookMaker | None, after_batch: Callable[[], Any]
+    ) -> list[str]:
+        """The greedy continuation of each prompt of a language, cut at the end token and at `stop`."""
+        model, rows = self.model, self._prompt_tokens[language]
+        batches, n_new = self._generations[language]
+        end = model.tokenizer.eos_token_id
+        found = [""] * len(rows)
+        for batch in batches:
+            tokens = torch.tensor([rows[index] for index in batch])
+            with models.all_firing(model, _hooks_for(fwd_hooks, language, batch, tokens)):
+                whole = model.generate(
+                    tokens.to(models.device_of(model)),
+                    max_new_tokens=n_new,
+                    do_sample=False,
+                    stop_at_eos=end is not None,
+                    prepend_bos=self.prepend_bos,
+                    return_type="tokens",
+                    verbose=False,
+                )
+            for index, new in zip(batch, whole[:, tokens.shape[1] :].tolist(), strict=True):
+                text = model.tokenizer.decode(new[: new.index(end)] if end in new else new)
+                found[index] = re.split("|".join(map(re.escape, self.stop)), text)[0] if self.stop else text
+            after_batch()
+        return found
+
+
+def _check_scoring(prompts: ParallelPrompts, scoring: Any, length_normalised: Any, n_new: Any, stop: Any) -> None:
+    if scoring not in get_args(Scoring):
+        raise NeuronShareError(f"scoring={scoring!r} is unknown; use one of {', '.join(get_args(Scoring))}.")
+    if prompts.answers is None:
+        raise NeuronShareError(f"{prompts!r} has no answers; give ParallelPrompts(..., answers={{language: [...]}}).")
+    if scoring == "choice" and prompts.choices is None:
+        raise NeuronShareError(
+            f'{prompts!r} has no choices; give ParallelPrompts(..., choices=...), or use scoring="exact".'
+        )
+    if not isinstance(length_normalised, bool) or (length_normalised and scoring != "choice"):
+        raise NeuronShareError(f"length_normalised={length_normalised!r}; use True, for choices only, or False.")
+    if n_new is not None and (
+        scoring != "exact" or isinstance(n_new, bool) or not isinstance(n_new, Integral) or n_new < 1
+    ):
+        raise NeuronShareError(f"max_new_tokens={n_new!r}; give a number of tokens, for scoring='exact' only.")
+    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+        raise NeuronShareError(f"stop={stop!r}; give a list of texts that are not empty.")
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def normalised(text: str) -> str:
+    """A text without differences of case, width, white space, and punctuation around it; a minus or per cent stays.
+
+    Example:
+        >>> normalised(" „Ｐaris“.") == normalised("paris"), normalised("-5 %")
+        (True, '-5 %')
+    """
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    around = "".join(
+        char for char in set(text) if char not in "%‰" and unicodedata.category(char) in ("Ps", "Pe", "Pi", "Pf", "Po")
+    )
+    return text.strip(around + " ") or text

@@ -1,0 +1,322 @@
+"""Masks: boolean tensors over neurons, [layer, neuron] or [example, layer, neuron].
+
+Set algebra is that of tensors: `a | b`, `a & b`, `~a`. Here are what else one needs: random and matched controls of
+the same size, files, tables, and the neuron files of other tools.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tl_neuronshare.errors import NeuronShareError
+
+_FORMAT = "tl_neuronshare.masks/1"
+# The order of the languages in the files of LAPE's authors.
+_LAPE_LANGUAGES = ("en", "zh", "fr", "es", "vi", "id", "ja")
+NEAR = 0.1  # impacts that differ by at most this share of the sought one are near
+
+
+def random_like(
+    mask: Bool[Tensor, "*batch layer neuron"],
+    *,
+    generator: torch.Generator,
+    within: Bool[Tensor, "*#batch #layer neuron"] | None = None,
+) -> Bool[Tensor, "*batch layer neuron"]:
+    """Random neurons, as many in each layer (and of each example) as the mask has; some may be the mask's own.
+
+    Args:
+        mask: whose size to take.
+        generator: on the CPU, seeded by you.
+        within: which neurons to draw from; all by default. For layers that are narrower than the widest it must leave
+            out what is no neuron (`sharing.types != 255`).
+
+    Raises:
+        NeuronShareError: no boolean mask, or a layer in which `within` has fewer neurons than are needed.
+
+    Example:
+        >>> mask = torch.tensor([[True, True, False, False], [False, False, False, True]])
+        >>> random_like(mask, generator=torch.Generator().manual_seed(0)).sum(-1)
+        tensor([2, 1])
+    """
+    check_mask(mask)
+    noise = torch.rand(mask.shape, generator=generator)
+    return drawn(noise.to(mask.device), mask.sum(-1), torch.ones_like(mask) if within is None else within)
+
+
+def drawn(
+    noise: Float[Tensor, "*batch layer neuron"],
+    count: Int[Tensor, "*batch layer"],
+    within: Bool[Tensor, "*#batch #layer neuron"],
+) -> Bool[Tensor, "*batch layer neuron"]:
+    """So many neurons of each layer: of those that may be drawn, the ones with the most noise.
+
+    Example:
+        >>> noise, within = torch.tensor([[0.9, 0.5, 0.7]]), torch.tensor([[False, True, True]])
+        >>> drawn(noise, torch.tensor([1]), within)
+        tensor([[False, False,  True]])
+    """
+    within = within.expand_as(noise)
+    _check_enough(count, within.sum(-1), "to draw from")
+    order = noise.masked_fill(~within, -1.0).argsort(-1, descending=True)
+    first = torch.arange(noise.shape[-1], device=noise.device) < rearrange(count, "... -> ... 1")
+    return torch.zeros_like(within).scatter(-1, order, first)
+
+
+def magnitude_matched_like(
+    mask: Bool[Tensor, "*batch layer neuron"],
+    impact: Float[Tensor, "*batch layer neuron"],
+    *,
+    generator: torch.Generator,
+) -> Bool[Tensor, "*batch layer neuron"]:
+    """For each of the mask's neurons, in random order, the nearest unused one outside the mask by impact.
+
+    Args:
+        mask: whose neurons to match; the match is in the same layer.
+        impact: such as `generation_impact`; NaN where there is no neuron.
+        generator: on the CPU, seeded by you.
+
+    Warns:
+        UserWarning: where the impact of some match is not near (within a tenth); says of what share.
+
+    Raises:
+        NeuronShareError: no boolean mask, another shape, or a layer with fewer neurons outside the mask than in it.
+
+    Example:
+        >>> mask = torch.tensor([[True, False, False, True]])
+        >>> impact = torch.tensor([[1.0, 5.0, 1.05, 5.1]])
+        >>> magnitude_matched_like(mask, impact, generator=torch.Generator())
+        tensor([[False,  True,  True, False]])
+    """
+    check_mask(mask)
+    if impact.shape != mask.shape:
+        raise NeuronShareError(
+            f"impact has shape {tuple(impact.shape)}, the mask {tuple(mask.shape)}; give one number for each neuron."
+        )
+    noise = torch.rand(mask.shape, generator=generator).to(impact.device)
+    found, far = matched(noise, mask.to(impact.device), impact)
+    if share := far.sum().item() / max(1, mask.sum().item()):
+        warnings.warn(
+            f"For {share:.1%} of the mask's neurons no unused neuron outside it has an impact within {NEAR:.0%}.",
+            stacklevel=2,
+        )
+    return found.to(mask.device)
+
+
+def matched(
+    noise: Float[Tensor, "*batch layer neuron"],
+    mask: Bool[Tensor, "*batch layer neuron"],
+    impact: Float[Tensor, "*batch layer neuron"],
+) -> tuple[Bool[Tensor, "*batch layer neuron"], Bool[Tensor, "*batch layer neuron"]]:
+    """The match of each neuron, those with the most noise choosing first; and which neurons found none that is near.
+
+    All layers choose at once, one neuron after the other.
+
+    Example:
+        >>> mask, impact = torch.tensor([[True, False, False]]), torch.tensor([[1.0, 2.0, 4.0]])
+        >>> matched(torch.rand(1, 3), mask, impact)
+        (tensor([[False,  True, False]]), tensor([[ True, False, False]]))
+    """
+    count = mask.sum(-1)
+    free = ~mask & impact.isfinite()
+    _check_enough(count, free.sum(-1), "outside the mask")
+    shape, width = mask.shape, mask.shape[-1]
+    sought = impact.reshape(-1, width)
+    unused = sought.masked_fill(~free.reshape(-1, width), torch.inf)
+    order = noise.masked_fill(~mask, -1.0).reshape(-1, width).argsort(-1, descending=True)
+    found, far = (torch.zeros(order.shape, dtype=torch.bool, device=mask.device) for _ in range(2))
+    rows, count = torch.arange(len(order), device=mask.device), count.flatten()
+    for turn in range(int(count.max()) if len(count) else 0):
+        still = count > turn
+        seeker = order[still, turn]
+        value = sought[rows[still], seeker]
+        distance, choice = (unused[still] - value[:, None]).abs().min(-1)
+        found[rows[still], choice] = True
+        unused[rows[still], choice] = torch.inf
+        far[rows[still], seeker] = distance > NEAR * value.abs()
+    return found.reshape(shape), far.reshape(shape)
+
+
+def _check_enough(count: Int[Tensor, "*batch layer"], available: Int[Tensor, "*batch layer"], where: str) -> None:
+    short = count > available
+    if short.any():
+        *example, layer = (int(index) for index in short.nonzero()[0])
+        place = (f"example {example[-1]}, " if example else "") + f"layer {layer}"
+        raise NeuronShareError(
+            f"{place}: {int(count[short][0])} neurons are needed and only {int(available[short][0])} are {where}; "
+            "use another control, or fewer neurons."
+        )
+
+
+def check_mask(mask: Any) -> None:
+    """Refuse what is no boolean tensor over neurons."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim < 2:
+        is_what = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise NeuronShareError(
+            f"The mask is {is_what}; give a boolean tensor [layer, neuron] or [example, layer, neuron], "
+            "such as sharing.mask('all-shared')."
+        )
+
+
+def save_masks(masks: Mapping[str, Bool[Tensor, "*batch layer neuron"]], path: str | Path) -> None:
+    """Write masks, by name, to one safetensors file.
+
+    Raises:
+        NeuronShareError: something that is no mask, or no such directory.
+
+    Example:
+        >>> masks = {"sun": torch.eye(2, dtype=torch.bool), "moon": torch.ones(1, 2, 3, dtype=torch.bool)}
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     save_masks(masks, f"{folder}/masks.safetensors")
+        ...     list(load_masks(f"{folder}/masks.safetensors"))
+        ['moon', 'sun']
+    """
+    if not isinstance(masks, Mapping) or not all(isinstance(name, str) for name in masks):
+        raise NeuronShareError("masks is no mapping from a name to a mask; give {'all-shared': mask, ...}.")
+    for mask in masks.values():
+        check_mask(mask)
+    if not Path(path).parent.is_dir() or Path(path).is_dir():
+        raise NeuronShareError(f"{str(path)!r} is no file in a directory that exists; make the directory first.")
+    save_file({name: mask.cpu().contiguous() for name, mask in masks.items()}, path, {"format": _FORMAT})
+
+
+def load_masks(path: str | Path) -> dict[str, Bool[Tensor, "*batch layer neuron"]]:
+    """Read what `save_masks` wrote: masks by name, in alphabetical order.
+
+    Raises:
+        NeuronShareError: no such file, or not such a file.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     save_masks({"sun": torch.eye(2, dtype=torch.bool)}, f"{folder}/masks.safetensors")
+        ...     load_masks(f"{folder}/masks.safetensors")["sun"]
+        tensor([[ True, False],
+                [False,  True]])
+    """
+    if not Path(path).is_file():
+        raise NeuronShareError(f"There is no file {str(path)!r}; save masks there first, or check the path.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("format") != _FORMAT:
+                raise NeuronShareError(f"{str(path)!r} holds no masks ({_FORMAT}); give one that save_masks wrote.")
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (SafetensorError, OSError) as error:
+        raise NeuronShareError(f"{str(path)!r} cannot be read ({error}); it is damaged or no such file.") from error
+
+
+def mask_to_frame(mask: Bool[Tensor, "*batch layer neuron"]) -> pd.DataFrame:
+    """A mask as a table of its neurons: layer, neuron, and before them example where the mask has that axis.
+
+    Example:
+        >>> print(mask_to_frame(torch.tensor([[False, True], [True, False]])).to_string(index=False))
+         layer  neuron
+             0       1
+             1       0
+    """
+    check_mask(mask)
+    names = ("example", "layer", "neuron")[-mask.ndim :]
+    return pd.DataFrame(mask.nonzero().numpy(force=True), columns=list(names))
+
+
+def mask_from_frame(
+    frame: pd.DataFrame, *, n_layers: int, d_mlp: int, n_examples: int | None = None
+) -> Bool[Tensor, "*batch layer neuron"]:
+    """A mask from a table with the columns layer and neuron; with `n_examples`, example too.
+
+    Raises:
+        NeuronShareError: a column is missing, or a number is beyond the shape.
+
+    Example:
+        >>> mask_from_frame(pd.DataFrame({"layer": [0, 1], "neuron": [1, 0]}), n_layers=2, d_mlp=2)
+        tensor([[False,  True],
+                [ True, False]])
+    """
+    columns = {"layer": n_layers, "neuron": d_mlp} if n_examples is None else {
+        "example": n_examples, "layer": n_layers, "neuron": d_mlp,
+    }  # fmt: skip
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise NeuronShareError(
+            f"The table lacks the column(s) {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}."
+        )
+    for column, size in columns.items():
+        beyond = frame[~frame[column].isin(range(size))]
+        if len(beyond):
+            raise NeuronShareError(
+                f"Row {beyond.index[0]!r} of the table has {column} {beyond[column].iloc[0]!r}; "
+                f"there are {size}, counted from 0."
+            )
+    mask = torch.zeros(*columns.values(), dtype=torch.bool)
+    mask[tuple(torch.tensor(frame[column].to_numpy(dtype="int64")) for column in columns)] = True
+    return mask
+
+
+def load_lape_neurons(
+    path: str | Path, *, d_mlp: int, languages: Sequence[str] | None = None
+) -> dict[str, Bool[Tensor, "layer neuron"]]:
+    """The language neurons that LAPE's authors publish (`MODEL.neuron.pth`), as one mask a language.
+
+    Args:
+        path: their file, a list of languages, each a list of layers, each a tensor of neurons.
+        d_mlp: how many neurons a layer of that model has (BLOOM-7B 16384, LLaMA-2-7B 11008).
+        languages: the names, in the order of the file; en zh fr es vi id [ja] by default.
+
+    Raises:
+        NeuronShareError: no such file, another number of languages, or neurons beyond d_mlp.
+
+    Source: Tang et al. 2024 (arXiv 2402.16438). The file is read with `weights_only`: no code of it is run.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     torch.save([[torch.tensor([1])], [torch.tensor([0, 2])]], f"{folder}/X.neuron.pth")
+        ...     load_lape_neurons(f"{folder}/X.neuron.pth", d_mlp=3, languages=["en", "zh"])["zh"]
+        tensor([[ True, False,  True]])
+    """
+    if not Path(path).is_file():
+        raise NeuronShareError(f"There is no file {str(path)!r}; give a downloaded MODEL.neuron.pth.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling stumbles over
+        raise NeuronShareError(f"{str(path)!r} cannot be read ({error}); is it a MODEL.neuron.pth?") from error
+    if not _is_lape(found):
+        raise NeuronShareError(f"{str(path)!r} is no list of languages, each a list of layers of neurons.")
+    names = _LAPE_LANGUAGES[: len(found)] if languages is None else tuple(languages)
+    if len(names) != len(found):
+        raise NeuronShareError(
+            f"{str(path)!r} holds {len(found)} languages, and {len(names)} are named ({', '.join(names)}); "
+            "name them with languages=[...], in the order of the file."
+        )
+    masks = {}
+    for name, layers in zip(names, found, strict=True):
+        mask = torch.zeros(len(layers), d_mlp, dtype=torch.bool)
+        for layer, neurons in enumerate(layers):
+            if len(neurons) and not 0 <= int(neurons.min()) <= int(neurons.max()) < d_mlp:
+                raise NeuronShareError(
+                    f"Language {name!r}, layer {layer}: neuron {int(neurons.max())} is beyond d_mlp={d_mlp}; "
+                    "give the d_mlp of the model that the file is of."
+                )
+            mask[layer, neurons.long()] = True
+        masks[name] = mask
+    return masks
+
+
+def _is_lape(found: Any) -> bool:
+    return (
+        isinstance(found, list)
+        and bool(found)
+        and all(isinstance(layers, list) and all(isinstance(one, Tensor) for one in layers) for layers in found)
+        and len({len(layers) for layers in found}) == 1
+    )
