@@ -21,6 +21,7 @@ from tl_neuronshare.models import load_model
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.recording import SharingRecorder
 from tl_neuronshare.sharing import NeuronSharing, NeuronType, neuron_types
+from tl_neuronshare.study import ablation_study
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "ParallelPrompts",
     "SharingRecorder",
     "ablation_hooks",
+    "ablation_study",
     "categorise",
     "categorise_caches",
     "demo",

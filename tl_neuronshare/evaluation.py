@@ -241,9 +241,8 @@ def _picked(
         logits = models.last_logits(model, tokens[:, :width], None if mask is None else mask[:, :width], stop - start)
         here = (column >= start) & (column < stop)
         rows, columns, chosen = (part[here].to(logits.device) for part in (place, column - start, token))
-        total = torch.cat(
-            [part.float().logsumexp(-1) for part in torch.split(logits, max(1, _CHUNK // logits[0].numel()))]
-        )
+        parts = torch.split(logits, max(1, _CHUNK // logits[0].numel()))
+        total = torch.cat([part.float().logsumexp(-1) for part in parts])
         found[here] = (logits[rows, columns, chosen].float() - total[rows, columns]).cpu()
     return found
 
@@ -295,7 +294,7 @@ class Evaluation:
         }
         self.scorers: dict[str, Scorer] = {}
         self.merged: dict[str, list[bool]] = {}
-        self._prompt_tokens: dict[str, list[list[int]]] = {}
+        self.prompt_tokens: dict[str, list[list[int]]] = {}
         for language in prompts.languages:
             continuations = self._tokenise(language)
             self.scorers[language] = Scorer(model, language, continuations, batch_size)
@@ -355,7 +354,7 @@ class Evaluation:
             [prompt + text for prompt, of_one in zip(prompts, texts, strict=True) for text in of_one],
             prepend_bos=self.prepend_bos,
         )
-        self._prompt_tokens[language], self.merged[language] = alone, []
+        self.prompt_tokens[language], self.merged[language] = alone, []
         continuations: list[Continuation] = []
         for example, (prompt, of_one) in enumerate(zip(alone, texts, strict=True)):
             where = f"Language {language!r}, example {self.prompts.examples[example]!r}"
@@ -382,7 +381,7 @@ class Evaluation:
         Equal lengths, since TransformerLens's `generate` finds padding by its token, which may also be a BOS.
         """
         plans = {}
-        for language, rows in self._prompt_tokens.items():
+        for language, rows in self.prompt_tokens.items():
             longest = max(len(one.scored) for one in self.scorers[language].continuations)
             n_new = longest + 1 if max_new_tokens is None else int(max_new_tokens)
             for example, row in zip(self.prompts.examples, rows, strict=True):
@@ -395,7 +394,7 @@ class Evaluation:
         self, language: str, fwd_hooks: Hooks | HookMaker | None, after_batch: Callable[[], Any]
     ) -> list[str]:
         """The greedy continuation of each prompt of a language, cut at the end token and at `stop`."""
-        model, rows = self.model, self._prompt_tokens[language]
+        model, rows = self.model, self.prompt_tokens[language]
         batches, n_new = self._generations[language]
         end = model.tokenizer.eos_token_id
         found = [""] * len(rows)

@@ -178,7 +178,7 @@ class NeuronSharing:
             hooks=[f"blocks.{layer}.mlp.hook_post" for layer in range(n_layers)] if hooks is None else hooks,
             metadata=metadata or {},
         )
-        if (activated & ~sharing._is_neuron()).any():
+        if (activated & ~sharing.is_neuron).any():
             raise NeuronShareError(
                 f"Neurons beyond the widths {sharing.widths} are activated; set them to False, or give the true widths."
             )
@@ -269,15 +269,30 @@ class NeuronSharing:
             f"({', '.join(self.languages)}), {self.n_layers} layers of {widths} neurons)"
         )
 
-    def activated(self, examples: slice = slice(None)) -> Bool[Tensor, "example language layer neuron"]:
-        """Whether each neuron is activated, unpacked for this call; False where a layer is narrower."""
-        return unpack(self._rows(examples), self.d_mlp) & self._is_neuron()
+    def activated(
+        self, examples: slice = slice(None), *, language: str | None = None
+    ) -> Bool[Tensor, "example language layer neuron"]:
+        """Whether each neuron is activated, unpacked for this call; False where a layer is narrower.
+
+        Args:
+            examples: which to unpack.
+            language: only this one, on an axis of size 1; all by default.
+
+        Raises:
+            NeuronShareError: no such example or language.
+        """
+        rows = self._rows(examples)
+        if language is not None:
+            if language not in self.languages:
+                raise NeuronShareError(f"There is no language {language!r}; there are {', '.join(self.languages)}.")
+            rows = rows[:, [self.languages.index(language)]]
+        return unpack(rows, self.d_mlp) & self.is_neuron
 
     @property
     def types(self) -> UInt8[Tensor, "example layer neuron"]:
         """Each neuron's type (a NeuronType's number); 255 where a layer is narrower than the widest."""
         return torch.cat([neuron_types(activated) for activated in self._chunks()]).masked_fill_(
-            ~self._is_neuron(), _NO_NEURON
+            ~self.is_neuron, _NO_NEURON
         )
 
     def mask(self, type: NeuronType | str) -> Bool[Tensor, "example layer neuron"]:
@@ -421,7 +436,9 @@ class NeuronSharing:
         for start in range(0, self.n_examples, step):
             yield self.activated(slice(start, start + step))
 
-    def _is_neuron(self) -> Bool[Tensor, "layer neuron"]:
+    @property
+    def is_neuron(self) -> Bool[Tensor, "layer neuron"]:
+        """Whether each place is a neuron; False where a layer is narrower than the widest."""
         return torch.arange(self.d_mlp) < rearrange(torch.tensor(self.widths), "layer -> layer 1")
 
     def _percent(self, chosen: Bool[Tensor, "*batch layer neuron"]) -> Float[Tensor, "*batch layer"]:

@@ -1,0 +1,150 @@
+"""Which neurons a study ablates: those of a type, and controls of the same size. Pure: no model is known here.
+
+Whatever is random is keyed by seed, type and example, so that it does not depend on batches or on what else is drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tl_neuronshare import provenance
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.masks import drawn
+from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.sharing import NeuronSharing, NeuronType
+
+Control = Literal["random", "random-active", "magnitude", "other-example"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+_MAJORITY = 0.5
+
+
+@dataclass(frozen=True)
+class Drawable:
+    """For which examples something can be ablated, and why not for the others."""
+
+    examples: NDArray[np.bool_]
+    why_not: str = ""
+
+
+class Selection:
+    """Which neurons a type has, after the options, and from what its controls are drawn. Knows no model."""
+
+    def __init__(
+        self,
+        sharing: NeuronSharing,
+        prompts: ParallelPrompts,
+        types: Sequence[NeuronType],
+        *,
+        layers: Sequence[int] | None,
+        consistent: float | None,
+        one_mask: bool,
+        equal_size: bool,
+    ) -> None:
+        self.sharing, self.prompts, self.one_mask, self.equal_size = sharing, prompts, one_mask, equal_size
+        self.layers = _as_layers(layers, sharing)
+        if consistent is not None and not 0 < consistent <= 1:
+            raise NeuronShareError(f"consistent={consistent!r}; give a share of the examples, above 0, or None.")
+        self.same_prompts = len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
+        in_layers = torch.zeros(sharing.n_layers, 1, dtype=torch.bool)
+        in_layers[self.layers] = True
+        all_types = sharing.types
+        self.masks: dict[NeuronType, Bool[Tensor, "example layer neuron"]] = {}
+        for type in types:
+            mask = (all_types == type) & in_layers
+            share = mask.double().mean(0)
+            if one_mask:
+                mask = (share >= (_MAJORITY if consistent is None else consistent)) & (share > 0)
+                mask = mask.expand(len(prompts), -1, -1)
+            elif consistent is not None:
+                mask = mask & (share >= consistent)
+            self.masks[type] = mask
+        counts = {type: mask.sum(-1) for type, mask in self.masks.items()}
+        smallest = torch.stack(list(counts.values())).amin(0)
+        self.counts = dict.fromkeys(counts, smallest) if equal_size else counts
+
+    def drawable(self, type: NeuronType, ablated: str) -> Drawable:
+        """For which examples this can be ablated, in every language."""
+        count, n_examples = self.counts[type], len(self.prompts)
+        none = np.zeros(n_examples, dtype=bool)
+        if not count.any():
+            of_these = f" in layers {self.layers}" if len(self.layers) < self.sharing.n_layers else ""
+            return Drawable(none, f"no neuron is {type.label}{of_these}")
+        widths = torch.tensor(self.sharing.widths)
+        if ablated == "random-active":
+            if not self.same_prompts:
+                return Drawable(
+                    np.zeros(n_examples, dtype=bool), "the types are of other prompts: activity is not known"
+                )
+            return self._where(count <= self._fewest_active(), "fewer neurons are active in some language than needed")
+        if ablated == "magnitude":
+            return self._where(count <= widths - count, "fewer neurons are outside the type than in it")
+        if ablated == "other-example" and (self.one_mask or n_examples == 1):
+            why = "all examples have one mask" if self.one_mask else "there is one example only"
+            return Drawable(none, why)
+        return Drawable(np.ones(n_examples, dtype=bool))
+
+    def _where(self, enough: Bool[Tensor, "example layer"], why_not: str) -> Drawable:
+        short = ~enough
+        if not short.any():
+            return Drawable(np.ones(len(enough), dtype=bool))
+        layer = int(short.sum(0).argmax())
+        why = f"{why_not} (layer {layer}: for {int(short[:, layer].sum())} of {len(enough)} examples)"
+        return Drawable(enough.all(-1).numpy(), why)
+
+    def _fewest_active(self) -> Int[Tensor, "example layer"]:
+        """How many neurons are active, in the language in which the fewest are."""
+        fewest = [self.sharing.activated(language=language).sum(-1)[:, 0] for language in self.prompts.languages]
+        return torch.stack(fewest).amin(0)
+
+    def drawn(self, type: NeuronType, seed: int, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
+        """The type's neurons of some examples; with equal sizes as many of them as the smallest type has."""
+        mask = self.masks[type][examples]
+        if not self.equal_size:
+            return mask
+        return drawn(self.noise(seed, type, "equal size", examples), self.counts[type][examples], mask)
+
+    def noise(
+        self, seed: int, type: NeuronType, purpose: str, examples: Sequence[int]
+    ) -> Float[Tensor, "row layer neuron"]:
+        """Random numbers for each neuron, that depend on seed, example and purpose, and not on batches."""
+        shape = (self.sharing.n_layers, self.sharing.d_mlp)
+        return torch.stack(
+            [torch.rand(shape, generator=self.generator(seed, type, purpose, example)) for example in examples]
+        )
+
+    def generator(self, seed: int, type: NeuronType, purpose: str, example: int) -> torch.Generator:
+        """A random generator keyed by these."""
+        key = repr((int(seed), type.label, purpose, self.prompts.examples[example]))
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+
+    def other_example(self, seed: int, type: NeuronType, purpose: str, example: int) -> int:
+        """Another example than this."""
+        others = [other for other in range(len(self.prompts)) if other != example]
+        return others[int(torch.randint(len(others), (), generator=self.generator(seed, type, purpose, example)))]
+
+
+def _as_layers(layers: Any, sharing: NeuronSharing) -> list[int]:
+    if layers is None:
+        return list(range(sharing.n_layers))
+    found = [int(layer) for layer in layers if isinstance(layer, Integral) and layer in range(sharing.n_layers)]
+    if not found or len(found) < len(list(layers)) or len(set(found)) < len(found):
+        raise NeuronShareError(f"layers={layers!r}; give some of 0 to {sharing.n_layers - 1}, each once.")
+    return found
+
+
+def first_differing(prompts: ParallelPrompts, sharing: NeuronSharing) -> int | None:
+    """The first example whose prompts are not those of the types, where that can be told."""
+    if sharing.prompt_hashes is None or set(prompts.languages) != set(sharing.languages):
+        return None
+    hashes = provenance.fingerprint_of_prompts(prompts)
+    return next((i for i, (a, b) in enumerate(zip(hashes, sharing.prompt_hashes, strict=False)) if a != b), None)

@@ -1,0 +1,483 @@
+"""What breaks when the neurons of one type are switched off, and what would have broken anyway.
+
+Each type is ablated for each example by its own mask, and beside it controls of the same size: each answers another
+objection. Differences are paired by example, and so are their intervals. The paper (arXiv 2406.09265v2, deactivation)
+reports types without controls; its all-shared neurons are a large class, so that their number alone may do the damage.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_neuronshare import models, provenance
+from tl_neuronshare.ablation import Edit, Mode, ablation_hooks, reference_values, values_of
+from tl_neuronshare.activation import Number
+from tl_neuronshare.attribution import generation_impact
+from tl_neuronshare.batching import BatchSize, left_padded
+from tl_neuronshare.controls import CONTROLS, Control, Selection, first_differing
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.evaluation import Evaluation, Scoring
+from tl_neuronshare.masks import NEAR, drawn, matched
+from tl_neuronshare.models import Hooks, LensModel, Site
+from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.sharing import TYPES, NeuronSharing, NeuronType, as_type
+
+METRICS = ("accuracy", "log_prob")
+
+
+def ablation_study(
+    model: LensModel,
+    prompts: ParallelPrompts,
+    sharing: NeuronSharing,
+    *,
+    types: Sequence[NeuronType | str] = TYPES,
+    controls: Sequence[Control] = CONTROLS,
+    mode: Mode | Edit = "zero",
+    values: Number | Mapping[str, Float[Tensor, "layer neuron"]] | None = None,
+    seeds: Sequence[int] = range(5),
+    scoring: Scoring = "choice",
+    length_normalised: bool = False,
+    position: Literal["all", "last"] | int = "all",
+    skip_special_tokens: bool = False,
+    site: Site = "post",
+    layers: Sequence[int] | None = None,
+    equal_size: bool = False,
+    consistent: float | None = None,
+    one_mask: bool = False,
+    n_resamples: int = 5000,
+    batch_size: BatchSize = "auto",
+    prepend_bos: bool | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Ablate each type of neuron, and controls of the same size, and compare with the unablated model and each other.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        prompts: those that `sharing` is of, with answers (and choices); or some of their languages.
+        sharing: the types, from `categorise`.
+        types: which to ablate.
+        controls: `random`: as many in each layer and example, from all neurons. `random-active`: from those that are
+            active for that example in that language. `magnitude`: for each neuron the nearest by generation impact at
+            the last prompt token, outside the type. `other-example`: the same type's neurons of another example; its
+            size differs.
+        mode: as in `ablation_hooks`.
+        values: for `scale` a number; for `mean` a tensor for each language, by default of these prompts' own means.
+            `resample` takes for each example the values of another, at the last prompt token.
+        seeds: one draw of each control a seed; their results are averaged before anything else.
+        scoring: as in `evaluate`.
+        length_normalised: as in `evaluate`.
+        position: as in `ablation_hooks`, by name or index.
+        skip_special_tokens: leave special tokens of the prompt (BOS ...) alone, with position `all`.
+        site: as in `ablation_hooks`.
+        layers: only these; all by default.
+        equal_size: of every type only as many neurons, in each layer and example, as the smallest of `types` has,
+            drawn anew for each seed.
+        consistent: only neurons that are of the type for at least this share of the examples.
+        one_mask: the same neurons for every example: those of the type for at least the share `consistent` (0.5 by
+            default). `sharing` may then be of other prompts in these languages.
+        n_resamples: of the bootstrap.
+        batch_size: as in `evaluate`.
+        prepend_bos: as in `categorise`.
+        progress: whether to show a progress bar where it takes more than two seconds.
+
+    Returns:
+        A table with a row for each type, what was ablated, language and metric. Columns: type; ablated (`type` or the
+        control); language (`all` is the mean); metric (accuracy, or log_prob of the right answer in nats); value;
+        difference from the unablated model, low and high (its 95 % interval); vs_control, vs_low and vs_high, on the
+        rows of controls (type minus control, and its interval); neurons (mean a layer); overlap (share of the
+        control's neurons that are in the type); note. The unablated model is the row of type `none`. Intervals are
+        paired percentile bootstraps over examples. A control that cannot be drawn has NaN, and why in `note`.
+        `table.attrs` says how it was made.
+
+    Raises:
+        NeuronShareError: an unknown type, control or option, or a `sharing` of other prompts, languages or layers.
+
+    Warns:
+        UserWarning: the types were measured on other weights.
+
+    Source: arXiv 2406.09265v2, deactivation; the controls are ours.
+
+    Example:
+        >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
+        >>> table = ablation_study(model, prompts, ns.categorise(model, prompts), types=["all-shared"], seeds=[0])
+        >>> table.query("language == 'all' and metric == 'accuracy'")[["type", "ablated"]].to_numpy().tolist()[:3]
+        [['none', 'none'], ['all-shared', 'type'], ['all-shared', 'random']]
+    """
+    chosen_types = _as_types(types)
+    _check(prompts, sharing, controls, seeds, n_resamples)
+    _check_fit(model, prompts, sharing, one_mask=one_mask)
+    evaluation = Evaluation(
+        model,
+        prompts,
+        scoring=scoring,
+        length_normalised=length_normalised,
+        batch_size=batch_size,
+        prepend_bos=prepend_bos,
+    )
+    selection = Selection(
+        sharing,
+        prompts,
+        chosen_types,
+        layers=layers,
+        consistent=consistent,
+        one_mask=one_mask,
+        equal_size=equal_size,
+    )
+    protocol = _Protocol(mode, values, position, site, skip_special_tokens)
+    ablation = _Ablating(model, evaluation, selection, protocol)
+    type_is_drawn = equal_size or mode == "resample"
+    planned = [
+        (type, ablated, seed, selection.drawable(type, ablated))
+        for type in chosen_types
+        for ablated in ("type", *controls)
+        for seed in (seeds if type_is_drawn or ablated != "type" else seeds[:1])
+    ]
+    outcomes: dict[tuple[NeuronType, str], _Outcome] = {}
+    n_runs = 1 + sum(bool(drawable.examples.any()) for *_, drawable in planned)
+    with tqdm(total=n_runs * evaluation.n_batches, desc="ablation study", disable=not progress, delay=2) as bar:
+        unablated = _scores(evaluation.run(after_batch=bar.update), prompts)
+        for type, ablated, seed, drawable in planned:
+            outcome = outcomes.setdefault((type, ablated), _Outcome(drawable.examples, drawable.why_not))
+            if drawable.examples.any():
+                draws = ablation.draws(type, ablated, seed)
+                outcome.add(_scores(evaluation.run(draws.hooks, after_batch=bar.update), prompts), draws)
+    table = pd.DataFrame(_rows(prompts, unablated, outcomes, n_resamples))
+    table.attrs.update(
+        {
+            **provenance.describe(model),
+            "sharing": dict(sharing.metadata),
+            "mode": getattr(mode, "__name__", str(mode)),
+            "position": position,
+            "skip_special_tokens": skip_special_tokens,
+            "site": site,
+            "seeds": [int(seed) for seed in seeds],
+            "scoring": scoring,
+            "length_normalised": length_normalised,
+            "layers": selection.layers,
+            "equal_size": equal_size,
+            "consistent": consistent,
+            "one_mask": one_mask,
+            "prepend_bos": evaluation.prepend_bos,
+            "examples": len(prompts),
+            "merged": float(np.mean([merged for of_one in evaluation.merged.values() for merged in of_one])),
+        }
+    )
+    return table
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """How masks are ablated."""
+
+    mode: Mode | Edit
+    values: Any
+    position: Literal["all", "last"] | int
+    site: Site
+    skip_special_tokens: bool
+
+
+class _Ablating:
+    """Makes the hooks of each draw."""
+
+    def __init__(self, model: LensModel, evaluation: Evaluation, selection: Selection, protocol: _Protocol) -> None:
+        self.model, self.evaluation, self.selection, self.protocol = model, evaluation, selection, protocol
+        self.layers = models.neuron_layers(model, "post")
+        self._of_language: tuple[str, Tensor] | None = None
+
+    def draws(self, type: NeuronType, ablated: str, seed: int) -> _Draws:
+        """The hooks of one type or control and seed."""
+        return _Draws(self, type, ablated, seed)
+
+    def hooks(
+        self,
+        mask: Bool[Tensor, "row layer neuron"],
+        values: Any,
+        prompt_tokens: int,
+        tokens: Int[Tensor, "row position"],
+    ) -> Hooks:
+        """Those of one batch."""
+        how = self.protocol
+        return ablation_hooks(
+            self.model,
+            mask,
+            mode=how.mode,
+            values=values,
+            position=how.position,
+            prompt_tokens=None if how.position == "all" else prompt_tokens,
+            tokens=tokens if how.skip_special_tokens else None,
+            site=how.site,
+        )
+
+    def impact(self, language: str, examples: Sequence[int]) -> Float[Tensor, "row layer neuron"]:
+        """Each neuron's generation impact at the last prompt token, of the unablated model; NaN where there is none."""
+        rows = [self.evaluation.prompt_tokens[language][example] for example in examples]
+        impact = torch.full((len(rows), self.selection.sharing.n_layers, self.selection.sharing.d_mlp), torch.nan)
+        for length in sorted({len(row) for row in rows}) if not models.can_pad(self.model) else [None]:
+            some = [number for number, row in enumerate(rows) if length in (None, len(row))]
+            read = values_of(self.model, self.layers, *left_padded([rows[number] for number in some]), -1)
+            for number, (layer, values) in enumerate(zip(self.layers, read, strict=True)):
+                weights = models.output_weights(self.model, layer.hook).to(values.device)
+                impact[some, number, : layer.width] = generation_impact(values, weights).cpu()
+        return impact
+
+    def values_for(self, language: str, examples: Sequence[int], type: NeuronType, seed: int) -> Any:
+        """What `mean` and `resample` put in place, for some examples of a language."""
+        if self.protocol.mode == "mean":
+            return self._reference(language, each=False)
+        if self.protocol.mode == "resample":
+            others = [self.selection.other_example(seed, type, "resample", example) for example in examples]
+            return self._reference(language, each=True)[others]
+        return self.protocol.values
+
+    def _reference(self, language: str, *, each: bool) -> Tensor:
+        """Of these prompts unless they were given; one language's at a time, for they may be large."""
+        if isinstance(self.protocol.values, Mapping):
+            given: Tensor = self.protocol.values[language]
+            return given
+        if self._of_language is None or self._of_language[0] != language:
+            found = reference_values(
+                self.model,
+                {language: self.evaluation.prompts.prompts[language]},
+                each=each,
+                position="last" if each else self.protocol.position,
+                site="up" if self.protocol.site == "up" else "post",
+                prepend_bos=self.evaluation.prepend_bos,
+                progress=False,
+            )
+            self._of_language = (language, found[language])
+        return self._of_language[1]
+
+
+class _Draws:
+    """One type or control with one seed: its hooks batch by batch, and what was drawn."""
+
+    def __init__(self, ablating: _Ablating, type: NeuronType, ablated: str, seed: int) -> None:
+        self.ablating, self.type, self.ablated, self.seed = ablating, type, ablated, seed
+        self.drawable = ablating.selection.drawable(type, ablated).examples
+        prompts = ablating.selection.prompts
+        # Of each example and language: how many neurons, how many of them in the type, how many without a near match.
+        self.neurons, self.shared, self.far = (np.zeros((len(prompts), len(prompts.languages))) for _ in range(3))
+
+    def hooks(self, language: str, examples: Tensor, prompt_tokens: int, tokens: Tensor) -> Hooks:
+        """For one batch."""
+        unique = sorted(set(examples.tolist()))
+        row = torch.tensor([unique.index(example) for example in examples.tolist()])
+        mask = self._draw(language, unique)
+        values = self.ablating.values_for(language, unique, self.type, self.seed)
+        values = values[row] if isinstance(values, Tensor) and values.ndim == 3 else values
+        return self.ablating.hooks(mask[row], values, prompt_tokens, tokens)
+
+    def _draw(self, language: str, examples: list[int]) -> Bool[Tensor, "row layer neuron"]:
+        """The mask of each example; empty where it cannot be drawn."""
+        selection = self.ablating.selection
+        of_type = selection.drawn(self.type, self.seed, examples)
+        mask = torch.zeros_like(of_type)
+        able = [number for number, example in enumerate(examples) if self.drawable[example]]
+        far = torch.zeros_like(of_type)
+        if able:
+            mask[able], far[able] = self._drawn(language, [examples[number] for number in able], of_type[able])
+        column = selection.prompts.languages.index(language)
+        self.neurons[examples, column] = mask.sum((1, 2))
+        self.shared[examples, column] = (mask & of_type).sum((1, 2))
+        self.far[examples, column] = far.sum((1, 2))
+        return mask
+
+    def _drawn(self, language: str, examples: list[int], of_type: Tensor) -> tuple[Tensor, Tensor]:
+        """The masks, and which of the type's neurons have no near match."""
+        selection, sharing = self.ablating.selection, self.ablating.selection.sharing
+        none = torch.zeros_like(of_type)
+        if self.ablated == "type":
+            return of_type, none
+        if self.ablated == "other-example":
+            others = [selection.other_example(self.seed, self.type, self.ablated, example) for example in examples]
+            return selection.drawn(self.type, self.seed, others), none
+        noise = selection.noise(self.seed, self.type, self.ablated, examples)
+        if self.ablated == "magnitude":
+            return matched(noise, of_type, self.ablating.impact(language, examples))
+        within = sharing.is_neuron
+        if self.ablated == "random-active":
+            active = [sharing.activated(slice(one, one + 1), language=language)[0] for one in examples]
+            within = torch.cat(active)
+        return drawn(noise, of_type.sum(-1), within), none
+
+
+@dataclass
+class _Outcome:
+    """What came of one type or control: scores, averaged over seeds, for the examples that could be drawn."""
+
+    examples: NDArray[np.bool_]
+    why_not: str
+    runs: list[dict[str, NDArray[np.float64]]] = field(default_factory=list)
+    draws: list[_Draws] = field(default_factory=list)
+
+    def add(self, scores: dict[str, NDArray[np.float64]], draws: _Draws) -> None:
+        """One seed's."""
+        self.runs.append(scores)
+        self.draws.append(draws)
+
+    def scores(self, metric: str) -> NDArray[np.float64]:
+        """Example x language, the mean over seeds; NaN where nothing was drawn."""
+        mean = np.mean([run[metric] for run in self.runs], axis=0)
+        return np.where(self.examples[:, None], mean, np.nan)
+
+    def total(self, what: str) -> NDArray[np.float64]:
+        """Example x language, the mean over seeds."""
+        mean: NDArray[np.float64] = np.mean([getattr(draws, what) for draws in self.draws], axis=0)
+        return mean[self.examples]
+
+    @property
+    def note(self) -> str:
+        """What a reader of the row must know."""
+        notes = []
+        n_drawn, n_examples = int(self.examples.sum()), len(self.examples)
+        if n_drawn == 0:
+            notes.append(self.why_not)
+        elif n_drawn < n_examples:
+            notes.append(f"only {n_drawn} of {n_examples} examples: {self.why_not}")
+        if self.draws and self.total("far").any():
+            share = self.total("far").sum() / self.total("neurons").sum()
+            notes.append(f"{share:.0%} of its neurons are no near match (impact within {NEAR:.0%})")
+        return "; ".join(notes)
+
+
+def _scores(table: pd.DataFrame, prompts: ParallelPrompts) -> dict[str, NDArray[np.float64]]:
+    """Each metric as example x language."""
+    columns = {"accuracy": "correct", "log_prob": "log_prob"}
+    return {
+        metric: table[column].to_numpy(dtype=float).reshape(len(prompts.languages), len(prompts)).T
+        for metric, column in columns.items()
+    }
+
+
+def _rows(
+    prompts: ParallelPrompts,
+    unablated: dict[str, NDArray[np.float64]],
+    outcomes: Mapping[tuple[NeuronType, str], _Outcome],
+    n_resamples: int,
+) -> Iterable[dict[str, Any]]:
+    """The table's rows."""
+    bootstrap = _Bootstrap(n_resamples)
+    for metric in METRICS:
+        for language, values in _by_language(unablated[metric], prompts):
+            yield _row("none", "none", language, metric, value=values.mean(), difference=0.0, neurons=0.0)
+    for (type, ablated), outcome in outcomes.items():
+        of_type = outcomes[type, "type"]
+        for metric in METRICS:
+            if not outcome.runs:
+                for language in ("all", *prompts.languages):
+                    yield _row(type.label, ablated, language, metric, note=outcome.note)
+                continue
+            kept = outcome.examples
+            sides = [
+                _by_language(scores[metric][kept] if isinstance(scores, dict) else scores.scores(metric)[kept], prompts)
+                for scores in (outcome, unablated, of_type)
+            ]
+            sizes = [
+                np.column_stack([of_all.mean(1), of_all])
+                for of_all in (outcome.total("neurons"), outcome.total("shared"))
+            ]
+            for column, ((language, values), (_, before), (_, types)) in enumerate(zip(*sides, strict=True)):
+                low, high = bootstrap.interval(values - before)
+                row = _row(type.label, ablated, language, metric, value=values.mean(), low=low, high=high)
+                row["difference"] = (values - before).mean()
+                row["neurons"] = sizes[0][:, column].mean() / max(1, len(outcome.draws[0].ablating.selection.layers))
+                row["note"] = outcome.note
+                if ablated != "type":
+                    row["vs_control"] = (types - values).mean()
+                    row["vs_low"], row["vs_high"] = bootstrap.interval(types - values)
+                    row["overlap"] = sizes[1][:, column].sum() / max(1, sizes[0][:, column].sum())
+                yield row
+
+
+def _row(type: str, ablated: str, language: str, metric: str, **known: Any) -> dict[str, Any]:
+    """A row in which everything else is missing."""
+    numbers = ("value", "difference", "low", "high", "vs_control", "vs_low", "vs_high", "neurons", "overlap")
+    labels = {"type": type, "ablated": ablated, "language": language, "metric": metric}
+    return {**labels, **dict.fromkeys(numbers, np.nan), "note": "", **known}
+
+
+def _by_language(scores: NDArray[np.float64], prompts: ParallelPrompts) -> list[tuple[str, NDArray[np.float64]]]:
+    """The mean over languages as "all", then each language: numbers by example."""
+    return [("all", scores.mean(1)), *zip(prompts.languages, scores.T, strict=True)]
+
+
+class _Bootstrap:
+    """Percentile intervals over examples; the same resamples for all that have as many examples."""
+
+    def __init__(self, n_resamples: int) -> None:
+        self.n_resamples = n_resamples
+        self._weights: dict[int, NDArray[np.float64]] = {}
+
+    def interval(self, differences: NDArray[np.float64]) -> tuple[float, float]:
+        """The 95 % interval of the mean."""
+        n = len(differences)
+        if n not in self._weights:
+            drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=self.n_resamples)
+            self._weights[n] = drawn / n
+        low, high = np.quantile(self._weights[n] @ differences, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def _as_types(types: Any) -> list[NeuronType]:
+    given = [types] if isinstance(types, str | NeuronType) else list(types)
+    found = [as_type(type) for type in given]
+    if not found or len(set(found)) < len(found):
+        raise NeuronShareError(f"types={types!r}; give at least one type, each once.")
+    return found
+
+
+def _check(prompts: Any, sharing: Any, controls: Any, seeds: Any, n_resamples: Any) -> None:
+    if not isinstance(prompts, ParallelPrompts) or not isinstance(sharing, NeuronSharing):
+        raise NeuronShareError(
+            f"prompts is a {type(prompts).__name__} and sharing a {type(sharing).__name__}; give ParallelPrompts and "
+            "the NeuronSharing that categorise found for them."
+        )
+    unknown = isinstance(controls, str) or [control for control in controls if control not in CONTROLS]
+    if unknown or len(set(controls)) < len(controls):
+        raise NeuronShareError(f"controls={controls!r}; give a list of {', '.join(CONTROLS)}, each once.")
+    if not len(seeds) or not all(isinstance(seed, Integral) for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise NeuronShareError(f"seeds={seeds!r}; give a list of integers, all different, such as range(5).")
+    if not isinstance(n_resamples, Integral) or n_resamples < 1:
+        raise NeuronShareError(f"n_resamples={n_resamples!r}; give a number, such as 5000.")
+
+
+def _check_fit(model: LensModel, prompts: ParallelPrompts, sharing: NeuronSharing, *, one_mask: bool) -> None:
+    """Refuse types of other prompts, languages or layers; warn of other weights."""
+    missing = [language for language in prompts.languages if language not in sharing.languages]
+    if missing:
+        raise NeuronShareError(f"The types are of {', '.join(sharing.languages)}, and not of {', '.join(missing)}.")
+    if not one_mask:
+        if len(prompts) != len(sharing):
+            raise NeuronShareError(
+                f"There are {len(prompts)} examples of prompts and {len(sharing)} of types; give the prompts that were "
+                "categorised, or one_mask=True for neurons that were found on others."
+            )
+        differing = first_differing(prompts, sharing)
+        if differing is not None:
+            raise NeuronShareError(
+                f"Example {prompts.examples[differing]!r}: the types are of other prompts; give those that were "
+                "categorised, in the same order, or one_mask=True for neurons that were found on others."
+            )
+    widths = [layer.width for layer in models.neuron_layers(model, "post")]
+    if tuple(widths) != sharing.widths:
+        raise NeuronShareError(
+            f"The types are of layers of {', '.join(map(str, sharing.widths))} neurons, {models.name_of(model)} has "
+            f"{', '.join(map(str, widths))}; categorise with this model."
+        )
+    theirs = str(sharing.metadata.get("fingerprint", "unknown")).split("-")[0]
+    if theirs != "unknown" and theirs != provenance.fingerprint_of_weights(model):
+        warnings.warn(
+            "The types were measured on other weights than this model's; its own may be of other types.", stacklevel=3
+        )
