@@ -5,6 +5,10 @@ Hugging Face modules, torch hooks, one prompt at a time, no padding, and Python 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -80,3 +84,45 @@ def types(active: ActiveNeurons, example: int, layer: int, languages: list[str],
         else:
             found["non-activated"].add(neuron)
     return found
+
+
+@contextmanager
+def edited(
+    model: nn.Module, *, module: str, edits: dict[int, Callable[[torch.Tensor], torch.Tensor]]
+) -> Iterator[None]:
+    """What goes into a module of some layers replaced by a function of it: plain torch, on Hugging Face's modules."""
+    handles = [
+        model.get_submodule(module.format(layer)).register_forward_pre_hook(
+            lambda _, inputs, edit=edit: (edit(inputs[0]),)
+        )
+        for layer, edit in edits.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def zeroed(model: nn.Module, *, module: str, mask: torch.Tensor) -> Any:
+    """The masked neurons of each layer set to zero at every token."""
+    edits = {
+        layer: lambda values, neurons=neurons: values * (~neurons).to(values.dtype)
+        for layer, neurons in enumerate(mask)
+    }
+    return edited(model, module=module, edits=edits)
+
+
+def log_prob(model: nn.Module, before: list[int], scored: list[int]) -> float:
+    """Of tokens after others: one unpadded sequence, token by token."""
+    with torch.no_grad():
+        logits = model(torch.tensor([before + scored])).logits[0].double().log_softmax(-1)
+    return sum(logits[len(before) - 1 + place, token].item() for place, token in enumerate(scored))
+
+
+def greedy(model: nn.Module, tokens: list[int], n_new: int) -> list[int]:
+    """The most probable next token, so many times, the whole text run anew for each."""
+    for _ in range(n_new):
+        with torch.no_grad():
+            tokens = [*tokens, int(model(torch.tensor([tokens])).logits[0, -1].argmax())]
+    return tokens

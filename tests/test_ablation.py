@@ -1,0 +1,347 @@
+"""Ablation: against plain torch hooks on Hugging Face's modules, in every kind of run, beside other hooks."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import reference
+import tl_neuronshare as ns
+import zoo
+from tl_neuronshare import batching, models
+
+SIX = ["bloom", "gpt2", "llama", "opt", "qwen2", "gemma2"]
+POST = "blocks.{}.mlp.hook_post"
+
+
+def mask_of(model, *, rows=(), share=0.3, seed=0):
+    """Random neurons of every layer."""
+    widths = [layer.width for layer in models.neuron_layers(model, "post")]
+    return torch.rand(*rows, len(widths), max(widths), generator=torch.Generator().manual_seed(seed)) < share
+
+
+def tokens_of(model, text="The capital of France is"):
+    return torch.tensor(models.tokenise(model, [text]))
+
+
+def values_at(model, run, layer=0, *, before=()):
+    """What stands at a hook in each call of a run, after other hooks."""
+    seen = []
+    run([*before, (POST.format(layer), lambda tensor, hook: seen.append(tensor.clone()))])
+    return seen
+
+
+# Against Hugging Face.
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_logits_are_those_of_the_hugging_face_model_with_the_same_neurons_zeroed(animals, name, backend):
+    model, kind = animals.lens(name, backend), zoo.KINDS[name]
+    mask, tokens = mask_of(model), tokens_of(model)
+    hugging_face, _ = animals.hugging_face(name)
+    with torch.no_grad():
+        found = model.run_with_hooks(tokens, fwd_hooks=ns.ablation_hooks(model, mask))
+        plain = hugging_face(tokens).logits
+        with reference.zeroed(hugging_face, module=kind.down, mask=mask):
+            expected = hugging_face(tokens).logits
+    assert (found - expected).abs().max() <= 5e-5
+    assert (plain - expected).abs().max() > 0.1
+
+
+def negated(values):
+    return -values
+
+
+OTHER_MODES = {
+    "scale": lambda values, at, neurons: torch.where(neurons, 2.5 * values, values),
+    "mean": lambda values, at, neurons: torch.where(neurons, at, values),
+    "resample": lambda values, at, neurons: torch.where(neurons, at, values),
+    negated: lambda values, at, neurons: torch.where(neurons, -values, values),
+}
+
+
+@pytest.mark.parametrize("mode", OTHER_MODES)
+@pytest.mark.parametrize("name", ["bloom", "llama"])
+def test_other_modes_equal_the_same_in_plain_torch(animals, name, mode, backend):
+    model, kind = animals.lens(name, backend), zoo.KINDS[name]
+    mask, tokens = mask_of(model), tokens_of(model)
+    numbers = torch.randn(mask.shape, generator=torch.Generator().manual_seed(1))
+    values = {"scale": 2.5, "mean": numbers, "resample": numbers[None]}.get(mode)
+    rows = mask[None] if mode == "resample" else mask
+    hugging_face, _ = animals.hugging_face(name)
+    edits = {
+        layer: partial(OTHER_MODES[mode], at=numbers[layer], neurons=mask[layer]) for layer in range(kind.n_layers)
+    }
+    with torch.no_grad(), reference.edited(hugging_face, module=kind.down, edits=edits):
+        found = model.run_with_hooks(tokens, fwd_hooks=ns.ablation_hooks(model, rows, mode=mode, values=values))
+        assert (found - hugging_face(tokens).logits).abs().max() <= 1e-4
+
+
+def test_the_gate_is_zeroed_and_scaled_as_the_product_is(animals, backend):
+    model = animals.lens("llama", backend)
+    mask, tokens = mask_of(model), tokens_of(model)
+    run = partial(model.run_with_hooks, tokens)
+    for options in ({}, {"mode": "scale", "values": 2.0}):
+        gate, post = (run(fwd_hooks=ns.ablation_hooks(model, mask, site=site, **options)) for site in ("gate", "post"))
+        assert torch.equal(gate, post)
+    # A neuron whose up branch is zero writes nothing either.
+    up, post = (run(fwd_hooks=ns.ablation_hooks(model, mask, site=site)) for site in ("up", "post"))
+    assert (up - post).abs().max() < 1e-5
+    means = ns.reference_values(model, {"en": zoo.TEXTS["en"]}, site="up")["en"]
+    hooks = ns.ablation_hooks(model, mask, site="up", mode="mean", values=means)
+    assert (run(fwd_hooks=hooks) - post).abs().max() > 1e-3
+
+
+# Invariant 5: composition.
+
+
+def test_hooks_of_the_four_types_together_equal_zeroing_all(bloom, prompts):
+    sharing, tokens = ns.categorise(bloom, prompts), tokens_of(bloom)
+    all_types = [ns.ablation_hooks(bloom, sharing.mask(type)[0]) for type in ns.NeuronType]
+    every = ns.ablation_hooks(bloom, torch.ones(3, 128, dtype=torch.bool))
+    together = bloom.run_with_hooks(tokens, fwd_hooks=[hook for hooks in all_types for hook in hooks])
+    assert torch.equal(together, bloom.run_with_hooks(tokens, fwd_hooks=every))
+    assert not torch.equal(together, bloom.run_with_hooks(tokens, fwd_hooks=all_types[0]))
+
+
+def test_in_every_kind_of_run_and_beside_the_user_s_hooks(bloom):
+    mask, tokens = mask_of(bloom), tokens_of(bloom)
+    hooks = ns.ablation_hooks(bloom, mask)
+    ablated = bloom.run_with_hooks(tokens, fwd_hooks=hooks)
+    with bloom.hooks(fwd_hooks=hooks):
+        assert torch.equal(bloom(tokens), ablated)
+        logits, cache = bloom.run_with_cache(tokens)
+    assert torch.equal(logits, ablated)
+    for layer in range(3):
+        assert not cache[POST.format(layer)][..., mask[layer]].any()
+        assert cache[POST.format(layer)][..., ~mask[layer]].any()
+    assert torch.equal(bloom.run_with_hooks(tokens, fwd_hooks=hooks), ablated)  # and again
+    plain = bloom(tokens)
+    assert not torch.equal(plain, ablated)
+    # Before a hook of the user's on the same point, and after it.
+    seen = {}
+
+    def watch(tensor, hook, *, name):
+        seen[name] = tensor.clone()
+
+    name = POST.format(1)
+    bloom.run_with_hooks(
+        tokens, fwd_hooks=[(name, partial(watch, name="before")), *hooks, (name, partial(watch, name="after"))]
+    )
+    assert seen["before"][..., mask[1]].any()
+    assert not seen["after"][..., mask[1]].any()
+
+
+def test_edits_are_out_of_place_and_let_gradients_through(bloom):
+    mask, tokens = mask_of(bloom), tokens_of(bloom)
+    kept = []
+    watch = [(POST.format(layer), lambda tensor, hook: kept.append((tensor, tensor.clone()))) for layer in range(3)]
+    logits = bloom.run_with_hooks(tokens, fwd_hooks=watch + ns.ablation_hooks(bloom, mask))
+    assert len(kept) == 3
+    for tensor, copy in kept:
+        assert torch.equal(tensor, copy)
+    (gradient,) = torch.autograd.grad(logits.sum(), kept[0][0])
+    assert not gradient[..., mask[0]].any()
+    assert gradient[..., ~mask[0]].any()
+
+
+def test_categorising_inside_sees_the_ablated_model(bloom, prompts):
+    mask = mask_of(bloom)
+    with bloom.hooks(fwd_hooks=ns.ablation_hooks(bloom, mask)):
+        assert not (ns.categorise(bloom, prompts).mask("all-shared") & mask).any()
+
+
+def test_a_call_under_two_names_is_edited_once(animals):
+    """As a bridge's compatibility mode makes it, where a hook point answers to several names."""
+    model = animals.lens("bloom", "bridge")
+    mask, tokens = mask_of(model), tokens_of(model)
+    hooks = ns.ablation_hooks(model, mask, mode="scale", values=3.0)
+    once = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    points, calls = model.hook_dict, []
+    try:
+        for name, hook in [*hooks, (POST.format(0), lambda tensor, hook: calls.append(hook.name))]:
+            points[name].add_hook(hook, alias_names=[name, "another name"])
+        assert torch.equal(model(tokens), once)
+        assert torch.equal(model(tokens), once)
+    finally:
+        model.reset_hooks()
+    assert len(calls) == 4  # the trap: each of two passes twice
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision(animals, dtype, backend):
+    model = ns.load_model(animals.directory("bloom"), backend=backend, device="cpu", dtype=dtype)
+    mask, tokens = mask_of(model), tokens_of(model)
+    values = torch.full(mask.shape, 0.1)
+    for options, expected in (
+        ({}, torch.zeros(())),
+        ({"mode": "mean", "values": values}, torch.tensor(0.1)),
+    ):
+        hooks = ns.ablation_hooks(model, mask, **options)
+        (seen,) = values_at(model, lambda added: model.run_with_hooks(tokens, fwd_hooks=added), before=hooks)
+        assert seen.dtype == dtype
+        assert (seen[..., mask[0]] == expected.to(dtype)).all()
+        (before,) = values_at(model, lambda added: model.run_with_hooks(tokens, fwd_hooks=added))
+        assert torch.equal(seen[..., ~mask[0]], before[..., ~mask[0]])
+
+
+# Rows and positions.
+
+
+def test_each_row_has_its_own_mask_in_a_left_padded_batch(bloom, prompts):
+    rows = models.tokenise(bloom, prompts.prompts["ru"])
+    tokens, attention = batching.left_padded(rows)
+    assert attention is not None
+    masks = mask_of(bloom, rows=(len(rows),))
+    together = bloom.run_with_hooks(tokens, attention_mask=attention, fwd_hooks=ns.ablation_hooks(bloom, masks))
+    for row, ids in enumerate(rows):
+        alone = bloom.run_with_hooks(torch.tensor([ids]), fwd_hooks=ns.ablation_hooks(bloom, masks[row]))
+        assert (together[row, -1] - alone[0, -1]).abs().max() < 1e-4
+    assert len({tuple(ids) for ids in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(("position", "index"), [("last", -1), (-1, -1), (-3, -3)])
+def test_a_position_is_edited_and_no_other(bloom, position, index):
+    mask, tokens = mask_of(bloom), tokens_of(bloom)
+    run = partial(bloom.run_with_hooks, tokens)
+    (before,) = values_at(bloom, lambda added: run(fwd_hooks=added))
+    for prompt_tokens in (None, tokens.shape[1]):
+        hooks = ns.ablation_hooks(bloom, mask, position=position, prompt_tokens=prompt_tokens)
+        (after,) = values_at(bloom, lambda added, hooks=hooks: run(fwd_hooks=added), before=hooks)
+        assert not after[0, index, mask[0]].any()
+        after[0, index, mask[0]] = before[0, index, mask[0]]
+        assert torch.equal(after, before)
+
+
+def test_positions_as_a_mask_and_without_special_tokens(animals, backend):
+    model = animals.lens("gpt2", backend)  # its prompts begin with a BOS
+    mask, tokens = mask_of(model), tokens_of(model)
+    run = partial(model.run_with_hooks, tokens)
+    (before,) = values_at(model, lambda added: run(fwd_hooks=added))
+    places = torch.arange(tokens.shape[1])[None] % 2 == 0
+    ways = {
+        "mask": (ns.ablation_hooks(model, mask, position=places), places[0]),
+        "no BOS": (ns.ablation_hooks(model, mask, tokens=tokens), torch.arange(tokens.shape[1]) > 0),
+    }
+    for hooks, expected in ways.values():
+        (after,) = values_at(model, lambda added, hooks=hooks: run(fwd_hooks=added), before=hooks)
+        assert torch.equal((after != before).any(-1)[0], expected)
+        assert not after[0, expected][:, mask[0]].any()
+
+
+# Generation.
+
+PROMPTS = ["Country code of Peru →", "Sum of 12 and 10 →", "Währung von Japan →", "Kontinent: Kenia →"]
+NEW = 4
+
+
+def generate(model, prompts, **options):
+    options = {"max_new_tokens": NEW, "do_sample": False, "stop_at_eos": False, "verbose": False} | options
+    return model.generate(prompts, return_type="tokens", **options)
+
+
+@pytest.mark.parametrize("position", ["all", "last"])
+def test_generation_with_and_without_a_cache_equals_a_manual_loop(animals, backend, position):
+    model = animals.lens("demo", backend)
+    hugging_face, _ = animals.hugging_face("demo")
+    mask = ns.categorise(model, ns.demo.prompts()[:1]).mask("all-shared")[0]
+    changed = 0
+    for prompt in PROMPTS:
+        tokens = model.to_tokens(prompt)
+        n_prompt = tokens.shape[1]
+        where = {} if position == "all" else {"position": "last", "prompt_tokens": n_prompt}
+        found = []
+        for cached in (True, False):
+            with model.hooks(fwd_hooks=ns.ablation_hooks(model, mask, **where)):
+                found.append(generate(model, tokens, use_past_kv_cache=cached))
+        assert torch.equal(*found)
+
+        def zero(values, *, neurons, n_prompt=n_prompt):
+            places = slice(None) if position == "all" else slice(n_prompt - 1, n_prompt)
+            values = values.clone()
+            values[:, places] *= (~neurons).float()
+            return values
+
+        edits = {layer: partial(zero, neurons=mask[layer]) for layer in range(4)}
+        with reference.edited(hugging_face, module=zoo.KINDS["bloom"].down, edits=edits):
+            assert found[0][0].tolist() == reference.greedy(hugging_face, tokens[0].tolist(), NEW)
+        changed += found[0][0].tolist() != reference.greedy(hugging_face, tokens[0].tolist(), NEW)
+    assert changed
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_masks_stay_with_their_rows_in_generation_with_left_padding(animals, backend, cached):
+    model = animals.lens("demo", backend)
+    lengths = [model.to_tokens(prompt).shape[1] for prompt in PROMPTS]
+    assert len(set(lengths)) > 1
+    masks = mask_of(model, rows=(len(PROMPTS),), share=0.4)
+    for where in ({}, {"position": "last", "prompt_tokens": max(lengths)}):
+        with model.hooks(fwd_hooks=ns.ablation_hooks(model, masks, **where)):
+            together = generate(model, PROMPTS, use_past_kv_cache=cached)[:, -NEW:]
+        alone = []
+        for prompt, mask, length in zip(PROMPTS, masks, lengths, strict=True):
+            there = where | ({"prompt_tokens": length} if where else {})
+            with model.hooks(fwd_hooks=ns.ablation_hooks(model, mask, **there)):
+                alone.append(generate(model, model.to_tokens(prompt))[0, -NEW:])
+        assert torch.equal(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_last_prompt_token_and_nothing_after_it(animals, backend, cached):
+    """Seen call by call: the prompt's last token is edited, generated ones are not; a prompt of one token too."""
+    model = animals.lens("demo", backend)
+    mask = mask_of(model)
+    for prompt in (PROMPTS[0], "→"):
+        tokens = model.to_tokens(prompt)
+        n_prompt = tokens.shape[1]
+        hooks = ns.ablation_hooks(model, mask, position="last", prompt_tokens=n_prompt)
+        edited = []
+
+        def before(tensor, hook, edited=edited):
+            edited.append([tensor])
+
+        def after(tensor, hook, edited=edited):
+            edited[-1] = (edited[-1][0] != tensor).any(-1)[0].nonzero().flatten().tolist()
+
+        watched = [(POST.format(0), before), *hooks, (POST.format(0), after)]
+        with model.hooks(fwd_hooks=watched):
+            generate(model, tokens, use_past_kv_cache=cached)
+        later = [] if cached else [n_prompt - 1]
+        assert edited == [[n_prompt - 1], *[later] * (NEW - 1)]
+
+
+# Reference values.
+
+
+def test_reference_values_are_means_and_single_values(bloom, prompts):
+    means = ns.reference_values(bloom, prompts, position="all")
+    each = ns.reference_values(bloom, prompts, each=True)
+    for language in prompts.languages:
+        tokens_of_all, last_of_all = [], []
+        for text in prompts.prompts[language]:
+            _, cache = bloom.run_with_cache(tokens_of(bloom, text))
+            values = torch.stack([cache[POST.format(layer)][0] for layer in range(3)], dim=1)
+            tokens_of_all.append(values.mean(0))
+            last_of_all.append(values[-1])
+        assert (means[language] - torch.stack(tokens_of_all).mean(0)).abs().max() < 1e-5
+        assert (each[language] - torch.stack(last_of_all)).abs().max() < 1e-5
+    last = ns.reference_values(bloom, prompts)
+    assert (last["en"] - each["en"].mean(0)).abs().max() < 1e-5
+
+
+def test_layers_of_different_width(animals):
+    """A narrower layer takes its own columns of a mask, and refuses neurons beyond them."""
+    model = ns.load_model(animals.directory("gpt2"), backend="bridge", device="cpu")
+    narrow = models.neuron_layers(model, "post")
+    monkey = [layer if number != 1 else models.NeuronLayer(layer.hook, 100) for number, layer in enumerate(narrow)]
+    mask = mask_of(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "neuron_layers", lambda model, site: monkey)
+        with pytest.raises(ns.NeuronShareError, match="Layer 1 has 100 neurons, and the mask has some beyond"):
+            ns.ablation_hooks(model, mask)
+        mask[1, 100:] = False
+        hook = ns.ablation_hooks(model, mask)[1][1]
+        edited = hook(torch.ones(1, 2, 100), hook=None)
+    assert torch.equal(edited[0, 0] == 0, mask[1, :100])
