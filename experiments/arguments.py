@@ -74,6 +74,13 @@ def _position(text: str) -> Position:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def ablated_position(text: str) -> str | int:
+    """At which tokens to ablate: all, last, or a negative index."""
+    if text in ("all", "last") or (text.lstrip("-").isdigit() and int(text) < 0):
+        return text if text in ("all", "last") else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is none of all, last, or a negative index from the prompt's end")
+
+
 def _batch_size(text: str) -> str | int:
     return text if text == "auto" else int(text)
 

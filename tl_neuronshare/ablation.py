@@ -82,19 +82,45 @@ def ablation_hooks(
         Sum of 12 and 10 → 17
         Sum of 12 and 10 → 22
     """
-    layers = _layers(model, site, mode)
+    text = None
+    if tokens is not None:
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+            raise NeuronShareError(f"tokens is {_said(tokens)}; give the prompt's token ids [batch, position].")
+        text = ~torch.isin(tokens.cpu(), torch.tensor(models.special_tokens(model)))
+    return hooks_at(
+        layers_to_edit(model, site, mode),
+        mask,
+        mode=mode,
+        values=values,
+        position=position,
+        prompt_tokens=prompt_tokens,
+        text=text,
+    )
+
+
+def hooks_at(
+    layers: Sequence[NeuronLayer],
+    mask: Bool[Tensor, "layer neuron"] | Bool[Tensor, "batch layer neuron"],
+    *,
+    mode: Mode | Edit,
+    values: Any,
+    position: AblationPosition,
+    prompt_tokens: int | None,
+    text: Bool[Tensor, "batch pos"] | None,
+) -> list[tuple[str, Callable[..., Tensor | None]]]:
+    """`ablation_hooks` at layers that are known; `text` says which of the prompt's tokens are no special ones."""
     check_mask(mask)
     widest = max(layer.width for layer in layers)
     if mask.ndim > 3 or tuple(mask.shape[-2:]) != (len(layers), widest):
         raise NeuronShareError(
-            f"The mask has shape {tuple(mask.shape)}; {models.name_of(model)} has {len(layers)} layers of {widest} "
-            f"neurons: give {(len(layers), widest)}, or {('batch', len(layers), widest)} for one mask a row."
+            f"The mask has shape {tuple(mask.shape)}; the model has {len(layers)} layers of {widest} neurons: "
+            f"give {(len(layers), widest)}, or {('batch', len(layers), widest)} for one mask a row."
         )
     for number, layer in enumerate(layers):
         if mask[..., number, layer.width :].any():
             raise NeuronShareError(f"Layer {number} has {layer.width} neurons, and the mask has some beyond them.")
     edits = _edits(mode, values, mask)
-    places = _Places(model, position, prompt_tokens, tokens)
+    places = _Places(position, prompt_tokens, text)
     if mask.ndim == 3 and places.n_rows not in (None, len(mask)):
         raise NeuronShareError(f"The mask is of {len(mask)} rows, the tokens or positions of {places.n_rows}.")
     return [
@@ -103,8 +129,8 @@ def ablation_hooks(
     ]
 
 
-def _layers(model: LensModel, site: Site, mode: Mode | Edit) -> list[NeuronLayer]:
-    """Where to edit. The gate cannot be edited as such: its hook is before the activation function."""
+def layers_to_edit(model: LensModel, site: Site, mode: Mode | Edit) -> list[NeuronLayer]:
+    """Where `ablation_hooks` edits. The gate cannot be edited as such: its hook is before the activation function."""
     layers = models.neuron_layers(model, site)
     if all(layer.activation is None for layer in layers):
         return layers
@@ -172,7 +198,7 @@ class _Put:
 class _Places:
     """Which positions of a call to edit."""
 
-    def __init__(self, model: LensModel, position: Any, prompt_tokens: Any, tokens: Any) -> None:
+    def __init__(self, position: Any, prompt_tokens: Any, text: Bool[Tensor, "batch pos"] | None) -> None:
         self.end = _as_count(prompt_tokens)
         self.of_prompt: Bool[Tensor, "batch pos"] | None = None  # the prompt's positions, where they are told apart
         self.after = position == "all" if isinstance(position, str) else False  # whether to edit what comes after it
@@ -183,14 +209,10 @@ class _Places:
             self.of_prompt = position
         elif not self.after:
             self.position = _as_index(position)
-        if tokens is not None:
+        if text is not None:
             if not self.after:
-                raise NeuronShareError(
-                    'tokens leave special tokens out of position="all"; they serve no other position.'
-                )
-            if not isinstance(tokens, Tensor) or tokens.ndim != 2:
-                raise NeuronShareError(f"tokens is {_said(tokens)}; give the prompt's token ids [batch, position].")
-            self.of_prompt = ~torch.isin(tokens.cpu(), torch.tensor(models.special_tokens(model)))
+                raise NeuronShareError('tokens leave special tokens out of position="all"; leave them out for others.')
+            self.of_prompt = text
         if self.of_prompt is not None:
             if self.end not in (None, self.of_prompt.shape[1]):
                 raise NeuronShareError(

@@ -255,7 +255,7 @@ def mask_from_frame(
         beyond = frame[~frame[column].isin(range(size))]
         if len(beyond):
             raise NeuronShareError(
-                f"Row {beyond.index[0]!r} of the table has {column} {beyond[column].iloc[0]!r}; "
+                f"Row {beyond.index[0]} of the table has {column} {beyond[column].iloc[0]}; "
                 f"there are {size}, counted from 0."
             )
     mask = torch.zeros(*columns.values(), dtype=torch.bool)

@@ -235,7 +235,7 @@ def check_model(model: object) -> None:
     Raises:
         NeuronShareError: says which of the three, and what to load in its place.
     """
-    if not all(hasattr(model, name) for name in ("cfg", "hook_dict", "hooks")):
+    if not all(hasattr(model, name) for name in ("cfg", "hooks", "run_with_hooks")):
         raise NeuronShareError(
             f"A {type(model).__name__} is no TransformerLens model; load one with tl_neuronshare.load_model(name), "
             "HookedTransformer.from_pretrained_no_processing(name) or TransformerBridge.boot_transformers(name)."

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -68,6 +71,94 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
     return figure
 
 
+def ablation(table: pd.DataFrame, *, metric: Literal["accuracy", "log_prob"] = "accuracy", title: str = "") -> Figure:
+    """What is left when each type is ablated, beside its controls; and, by language, the types.
+
+    Args:
+        table: of `ablation_study`. Bars are the mean over languages, whiskers the 95 % interval of the difference from
+            the unablated model (dashed line). A control that could not be drawn is a cross on the axis, one that could
+            be drawn for some examples only has a star.
+        metric: `accuracy`, or `log_prob` of the right answer.
+        title: above both panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs, an unknown metric.
+
+    Example:
+        >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
+        >>> table = ns.ablation_study(model, prompts, ns.categorise(model, prompts), controls=["random"], seeds=[0])
+        >>> [axes.get_ylabel() for axes in ablation(table).figure.axes]
+        ['accuracy', 'accuracy']
+    """
+    _require(
+        table, "ablation_study", ("type", "ablated", "language", "metric", "value", "difference", "low", "high", "note")
+    )
+    if metric not in table["metric"].unique():
+        raise NeuronShareError(f"metric={metric!r} is not in the table; use one of {set(table['metric'])}.")
+    rows = table[table["metric"] == metric]
+    overall = rows[rows["language"] == "all"]
+    types = [type for type in overall["type"].unique() if type != "none"]
+    kinds = [kind for kind in overall["ablated"].unique() if kind != "none"]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.9, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+        baseline = overall.loc[overall["type"] == "none", "value"].item()
+        for axes in (left, right):
+            axes.set_ylabel("accuracy" if metric == "accuracy" else "log-probability of the answer (nats)")
+        left.axhline(baseline, color="black", linestyle="--", linewidth=0.8)
+        width = 0.8 / len(kinds)
+        for index, kind in enumerate(kinds):
+            found = overall[overall["ablated"] == kind].set_index("type").reindex(types)
+            places = np.arange(len(types)) + (index - (len(kinds) - 1) / 2) * width
+            values, missing = found["value"].to_numpy(), found["value"].isna().to_numpy()
+            spread = np.abs(np.stack([found["low"] - found["difference"], found["high"] - found["difference"]]))
+            colour = _COLOURS[0] if kind == "type" else _COLOURS[1:][index - 1]
+            label = "the type itself" if kind == "type" else f"control: {kind}"
+            left.bar(
+                places,
+                values,
+                width * 0.92,
+                yerr=spread,
+                color=colour,
+                hatch=("", "///", "...", "xxx", "\\\\\\")[index % 5],
+                edgecolor="white",
+                linewidth=0,
+                error_kw={"elinewidth": 0.8, "capsize": 1.5},
+                label=label,
+            )
+            left.plot(places[missing], np.zeros(missing.sum()), "x", color=colour, clip_on=False)
+            for place, value, note in zip(places, values, found["note"], strict=True):
+                if note.startswith("only"):
+                    left.annotate("*", (place, max(value, 0)), (0, 3), textcoords="offset points", ha="center")
+        left.set_xticks(range(len(types)), types)
+        left.set_title("All languages, 95 % interval (* some examples, × none)", loc="left", fontsize=8)
+        left.set_xlabel("ablated")
+        languages = [language for language in rows["language"].unique() if language != "all"]
+        for index, kind in enumerate(("none", *types)):
+            found = rows[(rows["type"] == kind) & rows["ablated"].isin(["none", "type"])]
+            values = found.set_index("language")["value"].reindex(languages)
+            right.plot(
+                languages,
+                values,
+                color="black" if kind == "none" else _COLOURS[index - 1],
+                marker=None if kind == "none" else _MARKERS[index - 1],
+                linestyle="--" if kind == "none" else "-",
+                linewidth=1.0,
+                label="unablated" if kind == "none" else f"without {kind}",
+            )
+        right.set_xlabel("language")
+        right.set_title("By language", loc="left", fontsize=8)
+        if metric == "accuracy":
+            for axes in (left, right):
+                axes.set_ylim(0, 1.05)
+        left.tick_params(axis="x", labelsize=7)
+        left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2, fontsize=7)
+        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2, fontsize=7)
+        if title:
+            figure.suptitle(title, fontsize=9)
+    return figure
+
+
 def _line(axes: Axes, rows: pd.DataFrame, index: int, label: str) -> None:
     """Mean by layer; colours and markers repeat only with different dashes."""
     n = len(_COLOURS)
@@ -85,6 +176,4 @@ def _line(axes: Axes, rows: pd.DataFrame, index: int, label: str) -> None:
 def _require(table: pd.DataFrame, name: str, columns: tuple[str, ...]) -> None:
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise NeuronShareError(
-            f"{name} lacks the column(s) {', '.join(missing)}; give the table that NeuronSharing.{name}() returns."
-        )
+        raise NeuronShareError(f"{name} lacks the column(s) {', '.join(missing)}; give the table that {name} returns.")

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_neuronshare import models, provenance
-from tl_neuronshare.ablation import Edit, Mode, ablation_hooks, reference_values, values_of
+from tl_neuronshare.ablation import Edit, Mode, hooks_at, layers_to_edit, reference_values, values_of
 from tl_neuronshare.activation import Number
 from tl_neuronshare.attribution import generation_impact
 from tl_neuronshare.batching import BatchSize, left_padded
@@ -194,6 +194,8 @@ class _Ablating:
     def __init__(self, model: LensModel, evaluation: Evaluation, selection: Selection, protocol: _Protocol) -> None:
         self.model, self.evaluation, self.selection, self.protocol = model, evaluation, selection, protocol
         self.layers = models.neuron_layers(model, "post")
+        self.edited = layers_to_edit(model, protocol.site, protocol.mode)
+        self.special = torch.tensor(models.special_tokens(model))
         self._of_language: tuple[str, Tensor] | None = None
 
     def draws(self, type: NeuronType, ablated: str, seed: int) -> _Draws:
@@ -209,15 +211,14 @@ class _Ablating:
     ) -> Hooks:
         """Those of one batch."""
         how = self.protocol
-        return ablation_hooks(
-            self.model,
+        return hooks_at(
+            self.edited,
             mask,
             mode=how.mode,
             values=values,
             position=how.position,
             prompt_tokens=None if how.position == "all" else prompt_tokens,
-            tokens=tokens if how.skip_special_tokens else None,
-            site=how.site,
+            text=~torch.isin(tokens, self.special) if how.skip_special_tokens else None,
         )
 
     def impact(self, language: str, examples: Sequence[int]) -> Float[Tensor, "row layer neuron"]:

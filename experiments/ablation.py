@@ -1,0 +1,173 @@
+"""Ablation: what breaks when each type of neuron is switched off, beside controls of the same size.
+
+    python experiments/ablation.py                                            # the built-in model, nine languages
+    python experiments/ablation.py --scoring choice --seeds 5 --mode mean     # other ways to measure and to ablate
+    python experiments/ablation.py --generate                                 # also answers before and after
+    python experiments/ablation.py --model bigscience/bloom-560m --limit 100  # any model that TransformerLens supports
+
+Writes ablation.csv, ablation.png, ablation.pdf and run.json (with --generate also answers.csv) to the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+import pandas as pd
+from torch import Tensor
+
+import arguments
+import tl_neuronshare as ns
+from tl_neuronshare.controls import CONTROLS
+from tl_neuronshare.evaluation import Scoring
+from tl_neuronshare.models import Hooks, LensModel
+
+TYPES = [type.label for type in ns.NeuronType][::-1]
+MODES = ("zero", "mean", "resample", "scale")
+SHOWN = 6  # examples whose answers are printed
+
+
+def main() -> None:
+    """Categorise, ablate, print the table, write it and the figure."""
+    args = parser().parse_args()
+    run = arguments.Run("ablation", args)
+    prompts = arguments.load_prompts(args)
+    model = arguments.load_model(args)
+    run.timed("load")
+    sharing = ns.categorise(
+        model,
+        prompts,
+        site=args.site,
+        position=args.position,
+        threshold=args.threshold,
+        batch_size=args.batch_size,
+    )
+    run.timed("categorise")
+    table = ns.ablation_study(
+        model,
+        prompts,
+        sharing,
+        types=args.types,
+        controls=args.controls,
+        mode=args.mode,
+        values=args.factor if args.mode == "scale" else None,
+        seeds=range(args.seed, args.seed + args.seeds),
+        scoring=args.scoring,
+        length_normalised=args.length_normalised,
+        position=args.ablate,
+        skip_special_tokens=args.skip_special_tokens,
+        layers=args.layers,
+        equal_size=args.equal_size,
+        consistent=args.consistent,
+        one_mask=args.one_mask,
+        batch_size=args.batch_size,
+    )
+    run.timed("study")
+    print(f"{sharing}\n\n{_how(args)}")
+    print(_printed(table).to_string(index=False))
+    written = ["ablation.csv", "ablation.png", "ablation.pdf", "run.json"]
+    table.to_csv(run.folder / "ablation.csv", index=False)
+    title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {_how(args)}"
+    figure = ns.plots.ablation(table, title=title)
+    figure.savefig(run.folder / "ablation.png", dpi=200)
+    figure.savefig(run.folder / "ablation.pdf")
+    run.timed("table and figure")
+    if args.generate:
+        answers = _answers(model, prompts, sharing, args)
+        answers.to_csv(run.folder / "answers.csv", index=False)
+        written.insert(1, "answers.csv")
+        print(f"\nAnswers of the first {SHOWN} examples, decoded greedily")
+        print(answers[answers["example"].isin(prompts.examples[:SHOWN])].to_string(index=False))
+        run.timed("answers")
+    run.finish(study=table.attrs)
+    print(f"\nWritten to {run.folder}: {', '.join(written)}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The shared arguments, and those of the study."""
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, help="which to ablate (default: all)")
+    parser.add_argument("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS), help="default: all")
+    parser.add_argument("--mode", choices=MODES, default="zero", help="what takes the values' place (default: zero)")
+    parser.add_argument("--factor", type=float, default=2.0, help="of --mode scale (default: 2)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of each control (default: 3)")
+    parser.add_argument(
+        "--scoring",
+        choices=get_args(Scoring),
+        default="exact",
+        help="exact: whole answers, decoded greedily; choice: the likeliest of the choices (default: exact)",
+    )
+    parser.add_argument("--length-normalised", action="store_true", help="choices by the mean over their tokens")
+    parser.add_argument(
+        "--ablate",
+        type=arguments.ablated_position,
+        default="all",
+        help="at which tokens: all, last, or a negative index from the prompt's end (default: all)",
+    )
+    parser.add_argument("--skip-special-tokens", action="store_true", help="leave BOS and the like alone")
+    parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="only these (default: all)")
+    parser.add_argument("--equal-size", action="store_true", help="of each type only as many as the smallest has")
+    parser.add_argument(
+        "--consistent", type=float, metavar="SHARE", help="only neurons of the type for this share of the examples"
+    )
+    parser.add_argument("--one-mask", action="store_true", help="the same neurons for every example")
+    parser.add_argument("--generate", action="store_true", help="show answers before and after, side by side")
+    return parser
+
+
+def _how(args: argparse.Namespace) -> str:
+    return f"{args.mode} at {args.ablate} tokens, scoring {args.scoring}, {args.seeds} seeds"
+
+
+def _printed(table: pd.DataFrame) -> pd.DataFrame:
+    """The mean over languages, a row for each type and control."""
+    shown = []
+    for (type, ablated), rows in table[table["language"] == "all"].groupby(["type", "ablated"], sort=False):
+        accuracy, log_prob = (rows[rows["metric"] == metric].iloc[0] for metric in ("accuracy", "log_prob"))
+        shown.append(
+            {
+                "type": type,
+                "ablated": ablated,
+                "accuracy": _number(accuracy["value"]),
+                "difference [95 %]": _interval(accuracy, "difference", "low", "high"),
+                "type - control [95 %]": _interval(accuracy, "vs_control", "vs_low", "vs_high"),
+                "log_prob": _number(log_prob["value"]),
+                "neurons/layer": _number(accuracy["neurons"], digits=0),
+                "overlap": _number(accuracy["overlap"]),
+                "note": accuracy["note"],
+            }
+        )
+    return pd.DataFrame(shown)
+
+
+def _number(value: float, *, digits: int = 2) -> str:
+    return "" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _interval(row: pd.Series, value: str, low: str, high: str) -> str:
+    return "" if pd.isna(row[low]) else f"{row[value]:+.2f} [{row[low]:+.2f}, {row[high]:+.2f}]"
+
+
+def _answers(
+    model: LensModel, prompts: ns.ParallelPrompts, sharing: ns.NeuronSharing, args: argparse.Namespace
+) -> pd.DataFrame:
+    """Greedy answers of the unablated model, and with each type zeroed at all positions, side by side."""
+    answers = prompts.to_frame()[["example", "language", "prompt", "answer"]]
+    columns = {"before": ns.evaluate(model, prompts, scoring="exact", batch_size=args.batch_size)}
+    for type in args.types:
+        mask = sharing.mask(type)
+
+        def hooks(language: str, examples: Tensor, mask: Tensor = mask) -> Hooks:
+            return ns.ablation_hooks(model, mask[examples])
+
+        columns[f"without {type}"] = ns.evaluate(
+            model, prompts, scoring="exact", fwd_hooks=hooks, batch_size=args.batch_size
+        )
+    for name, table in columns.items():
+        found = table.rename(columns={"prediction": name})[["example", "language", name]]
+        answers = answers.merge(found, on=["example", "language"])
+    return answers
+
+
+if __name__ == "__main__":
+    arguments.run_main(main)

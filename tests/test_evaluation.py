@@ -1,0 +1,277 @@
+"""Answers: against loops over single, unpadded sequences through Hugging Face; where tokens merge; under hooks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import reference
+import tl_neuronshare as ns
+import zoo
+from test_ablation import SIX, mask_of
+from test_memory import PeakMemory
+from tl_neuronshare import batching, evaluation, models
+
+# Answers and choices of one to many tokens; "ance" and the like merge with what is before them.
+PROMPTS = {
+    "en": ["The capital of Fr", "Two and three make", "The sk"],
+    "de": ["Die Hauptstadt von Frank", "Zwei und drei sind", "Der Him"],
+    "zh": ["法国的首", "二加三等", "天空"],
+}
+CHOICES = {
+    "en": [["ance is", " Paris", "ance"], [" five", " six", " fire"], ["y is", "y", "ies"]],
+    "de": [["reich ist", " Paris", "reich"], [" fünf", " sechs", " füng"], ["mel", "ten", "mels"]],
+    "zh": [["都是", "都", "京"], ["于五", "于", "于六"], ["是", "很蓝", "不"]],
+}
+ANSWERS = {language: [row[index % 3] for index, row in enumerate(rows)] for language, rows in CHOICES.items()}
+
+
+@pytest.fixture
+def quiz() -> ns.ParallelPrompts:
+    return ns.ParallelPrompts(PROMPTS, ANSWERS, CHOICES)
+
+
+def literal_start(tokenizer, prompt, texts, bos):
+    """Where scoring begins, and each text's tokens, by the definition."""
+
+    def ids(text):
+        return [tokenizer.bos_token_id] * bos + tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    alone, whole = ids(prompt), [ids(prompt + text) for text in texts]
+    start = min(next(i for i in range(len(w) + 1) if i >= len(alone) or w[: i + 1] != alone[: i + 1]) for w in whole)
+    return start, whole, len(alone)
+
+
+def literal(animals, name, quiz, hugging_face=None):
+    """For each language and example: log-probability of each choice, and whether tokens merge."""
+    model, tokenizer = animals.hugging_face(name)
+    model = hugging_face or model
+    found = {}
+    for language in quiz.languages:
+        for example, prompt in enumerate(quiz.prompts[language]):
+            texts = quiz.choices[language][example]
+            start, whole, n_prompt = literal_start(tokenizer, prompt, texts, zoo.KINDS[name].bos)
+            scores = [reference.log_prob(model, tokens[:start], tokens[start:]) for tokens in whole]
+            lengths = [len(tokens) - start for tokens in whole]
+            found[language, example] = scores, lengths, start < n_prompt
+    return found
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_choice_equals_a_plain_loop_over_single_unpadded_sequences(animals, name, backend, quiz):
+    """And where prompt and answer merge: most do here."""
+    expected = literal(animals, name, quiz)
+    assert 3 <= sum(merged for *_, merged in expected.values()) < 9
+    for normalise in (False, True):
+        table = ns.evaluate(animals.lens(name, backend), quiz, length_normalised=normalise)
+        assert list(table.columns[:5]) == ["example", "language", "correct", "log_prob", "prediction"]
+        assert len(table) == 9
+        for row in table.itertuples():
+            scores, lengths, merged = expected[row.language, row.example]
+            choices = quiz.choices[row.language][row.example]
+            gold = choices.index(quiz.answers[row.language][row.example])
+            assert abs(row.log_prob - scores[gold]) <= 1e-4
+            ranked = [s / n for s, n in zip(scores, lengths, strict=True)] if normalise else scores
+            assert row.prediction == choices[max(range(3), key=ranked.__getitem__)]
+            assert row.correct == (row.prediction == choices[gold])
+            assert row.merged == merged
+
+
+def test_choice_under_ablation_equals_the_loop_under_plain_hooks(animals, backend, quiz):
+    model, mask = animals.lens("bloom", backend), mask_of(animals.lens("bloom", backend))
+    hugging_face, _ = animals.hugging_face("bloom")
+    with reference.zeroed(hugging_face, module=zoo.KINDS["bloom"].down, mask=mask):
+        expected = literal(animals, "bloom", quiz, hugging_face)
+    for row in ns.evaluate(model, quiz, fwd_hooks=ns.ablation_hooks(model, mask)).itertuples():
+        gold = quiz.choices[row.language][row.example].index(quiz.answers[row.language][row.example])
+        assert abs(row.log_prob - expected[row.language, row.example][0][gold]) <= 1e-4
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_batches_and_pieces_change_nothing(animals, backend, quiz, batch_size, monkeypatch):
+    model = animals.lens("bloom", backend)
+    expected = ns.evaluate(model, quiz)
+    for logits in (batching.AUTO_LOGITS, 1):  # 1: the columns one by one
+        monkeypatch.setattr(evaluation, "AUTO_LOGITS", logits)
+        found = ns.evaluate(model, quiz, batch_size=batch_size)
+        assert (found["log_prob"] - expected["log_prob"]).abs().max() < 1e-4
+        assert found.drop(columns="log_prob").equals(expected.drop(columns="log_prob"))
+
+
+def test_choices_that_differ_in_the_last_token_share_a_row(bloom, quiz):
+    rows = []
+    with bloom.hooks(fwd_hooks=[("blocks.0.mlp.hook_post", lambda tensor, hook: rows.append(len(tensor)))]):
+        ns.evaluate(bloom, ns.demo.prompts()[:1].select(["en", "de"]))
+    task = evaluation.Evaluation(bloom, quiz)
+    prefixes = {
+        (language, one.example, one.before, one.scored[:-1])
+        for language, scorer in task.scorers.items()
+        for one in scorer.continuations
+    }
+    assert sum(len(batch) for scorer in task.scorers.values() for batch in scorer.batches) == len(prefixes) < 27
+
+
+def test_exact_equals_greedy_decoding_of_single_prompts(animals, backend):
+    model, prompts = animals.lens("demo", backend), ns.demo.prompts()[:6].select(["en", "ru", "zh"])
+    hugging_face, tokenizer = animals.hugging_face("demo")
+    mask = ns.categorise(model, prompts).mask("all-shared")
+    for fwd_hooks in (None, lambda language, examples: ns.ablation_hooks(model, mask[examples])):
+        table = ns.evaluate(model, prompts, scoring="exact", fwd_hooks=fwd_hooks)
+        choice = ns.evaluate(model, prompts, fwd_hooks=fwd_hooks)
+        assert (table["log_prob"] - choice["log_prob"]).abs().max() < 1e-4
+        for row in table.itertuples():
+            example = prompts.examples.index(row.example)
+            tokens = tokenizer(prompts.prompts[row.language][example], add_special_tokens=False)["input_ids"]
+            neurons = mask[example] if fwd_hooks else torch.zeros_like(mask[example])
+            with reference.zeroed(hugging_face, module=zoo.KINDS["bloom"].down, mask=neurons):
+                new = reference.greedy(hugging_face, tokens, 12)[len(tokens) :]
+            new = new[: new.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in new else new
+            assert tokenizer.decode(new).startswith(row.prediction)
+            answer = prompts.answers[row.language][example]
+            assert row.correct == (row.prediction.strip() == answer.strip())
+        assert table["correct"].all() == (fwd_hooks is None)
+
+
+def test_what_exact_takes_for_the_same():
+    same = [
+        ("Paris", " paris."),
+        ("“Paris”", "Paris"),
+        ("Ｐａｒｉｓ", "Paris"),
+        ("ÄGYPTEN", "Ägypten"),
+        ("a  b", "a b"),
+    ]
+    other = [("-5", "5"), ("5 %", "5"), ("Paris is", "Paris"), ("", "x"), ("C++", "C")]
+    assert all(evaluation.normalised(a) == evaluation.normalised(b) for a, b in same)
+    assert all(evaluation.normalised(a) != evaluation.normalised(b) for a, b in other)
+
+
+def test_exact_is_cut_at_stop_and_at_a_number_of_tokens(animals):
+    model, prompts = animals.lens("demo", "bridge"), ns.demo.prompts()[3:4].select(["en", "de"])
+    whole = ns.evaluate(model, prompts, scoring="exact")["prediction"][0]
+    assert whole == " New Zealand Dollar"
+    assert ns.evaluate(model, prompts, scoring="exact", stop=[" Zea", "\n"])["prediction"][0] == " New"
+    first = ns.evaluate(model, prompts, scoring="exact", max_new_tokens=1)
+    assert whole.startswith(first["prediction"][0])
+    assert not first["correct"].any()
+
+
+# Hooks.
+
+
+def test_a_function_makes_hooks_for_each_batch_with_one_mask_a_row(bloom, quiz):
+    masks = mask_of(bloom, rows=(3,))
+    asked = []
+
+    def hooks(language, examples, prompt_tokens, tokens):
+        asked.append((language, examples.tolist(), tuple(tokens.shape), prompt_tokens))
+        return ns.ablation_hooks(bloom, masks[examples], position="last", prompt_tokens=prompt_tokens)
+
+    together = ns.evaluate(bloom, quiz, fwd_hooks=hooks, batch_size=100)
+    assert [language for language, *_ in asked] == list(quiz.languages)
+    for _, examples, shape, prompt_tokens in asked:
+        assert shape == (len(examples), prompt_tokens)
+        assert set(examples) == {0, 1, 2}
+    for example in range(3):
+        alone = ns.evaluate(
+            bloom,
+            quiz[example : example + 1],
+            batch_size=1,
+            fwd_hooks=lambda language, examples, prompt_tokens, example=example: ns.ablation_hooks(
+                bloom, masks[example], position="last", prompt_tokens=prompt_tokens
+            ),
+        )
+        rows = together[together["example"] == example].reset_index(drop=True)
+        assert (rows["log_prob"] - alone["log_prob"]).abs().max() < 1e-4
+    assert (together["log_prob"] - ns.evaluate(bloom, quiz)["log_prob"]).abs().min() > 1e-4
+
+
+def test_hooks_of_the_user_s_that_are_active_are_seen_and_the_model_is_left_as_found(bloom, quiz):
+    mask = mask_of(bloom)
+    hooks = ns.ablation_hooks(bloom, mask)
+    inner = ns.evaluate(bloom, quiz, fwd_hooks=hooks)
+    bloom.train()
+    with bloom.hooks(fwd_hooks=hooks):
+        assert ns.evaluate(bloom, quiz).equals(inner)
+    assert all(module.training for module in bloom.modules())
+    with pytest.raises(ZeroDivisionError):
+        ns.evaluate(bloom, quiz, fwd_hooks=[("blocks.1.mlp.hook_post", lambda tensor, hook: 1 / 0)])
+    assert all(module.training for module in bloom.modules())
+    bloom.eval()
+    assert not any(point.fwd_hooks for point in bloom.hook_dict.values() if "hook_post" in str(point.name))
+
+
+@pytest.mark.parametrize(
+    ("hooks", "message"),
+    [
+        ([("blocks.7.mlp.hook_post", print)], "has no hook blocks.7.mlp.hook_post"),
+        ([(lambda name: name.startswith("brain"), print)], "has no hook <function"),
+        ([("blocks.0.mlp.hook_post",)], "is no hook; give pairs"),
+    ],
+)
+def test_names_that_the_model_lacks_are_an_error(bloom, quiz, hooks, message, as_users_run_it):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.evaluate(bloom, quiz, fwd_hooks=hooks)
+
+
+def test_a_hook_that_does_not_fire_is_an_error(bloom, backend, quiz):
+    """A hook point that is there and, in this architecture, never called."""
+    name = "hook_pos_embed" if backend == "hooked" else "blocks.0.attn.qkv.hook_in"
+    assert name in bloom.hook_dict
+    with pytest.raises(ns.NeuronShareError, match=f"The hook on {name} did not fire"):
+        ns.evaluate(bloom, quiz, fwd_hooks=[(name, lambda tensor, hook: None)])
+
+
+# Perplexity, memory.
+
+
+@pytest.mark.parametrize("name", ["bloom", "llama"])
+def test_perplexity_is_that_of_hugging_face_s_loss(animals, name, backend, monkeypatch):
+    hugging_face, tokenizer = animals.hugging_face(name)
+    texts = {"en": zoo.TEXTS["en"][:3], "zh": zoo.TEXTS["zh"][:2]}
+    expected = {}
+    for language, of_one in texts.items():
+        total, count = 0.0, 0
+        for text in of_one:
+            ids = [tokenizer.bos_token_id] * zoo.KINDS[name].bos + tokenizer(text, add_special_tokens=False)[
+                "input_ids"
+            ]
+            total += reference.log_prob(hugging_face, ids[:1], ids[1:])
+            count += len(ids) - 1
+        expected[language] = total / count, count
+    for logits in (batching.AUTO_LOGITS, 1000):
+        monkeypatch.setattr(evaluation, "AUTO_LOGITS", logits)
+        table = ns.perplexity(animals.lens(name, backend), texts).set_index("language")
+        for language, (mean, count) in expected.items():
+            assert table.loc[language, "log_prob"] == pytest.approx(mean, abs=1e-4)
+            assert table.loc[language, "perplexity"] == pytest.approx(math.exp(-mean), rel=1e-4)
+            assert table.loc[language, "tokens"] == count
+    model = animals.lens(name, backend)
+    ablated = ns.perplexity(model, texts, fwd_hooks=ns.ablation_hooks(model, mask_of(model)))
+    assert (ablated["log_prob"] - table["log_prob"].to_numpy()).abs().min() > 1e-3
+
+
+def test_logits_are_made_for_scored_positions_only(animals, backend):
+    """Prompts of 80 tokens and answers of a few: all logits would be ten times what is made."""
+    model = animals.lens("bloom", backend)
+    prompts = ns.ParallelPrompts(
+        {la: ["a b c d e " * 8] for la in ("en", "de")},
+        {la: [" yes"] for la in ("en", "de")},
+        {la: [[" yes", " no"]] for la in ("en", "de")},
+    )
+    n_tokens = len(models.tokenise(model, prompts.prompts["en"])[0])
+    assert n_tokens > 60
+    largest = 0
+
+    class Largest(PeakMemory):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.shape[-1:] == (400,) and result.ndim == 3:
+                largest = max(largest, result.shape[1])
+            return result
+
+    with Largest():
+        ns.evaluate(model, prompts)
+    assert 1 <= largest <= 6
