@@ -123,7 +123,9 @@ def test_the_built_in_model_needs_its_all_shared_neurons(animals, backend):
     """At most -.25 against as many random neurons, with the interval below -.15: whole answers, decoded greedily."""
     model, prompts = animals.lens("demo", backend), ns.demo.prompts()[:200]
     sharing = ns.categorise(model, prompts)
-    table = ns.ablation_study(model, prompts, sharing, types=["all-shared"], controls=["random"], scoring="exact")
+    table = ns.ablation_study(
+        model, prompts, sharing, types=["all-shared"], controls=["random"], seeds=[0, 1], scoring="exact"
+    )
     row = of_all(table).loc[("all-shared", "random")]
     assert row["vs_control"] <= -0.25
     assert row["vs_high"] < -0.15
@@ -178,7 +180,8 @@ def test_controls_are_what_they_are_said_to_be(small, monkeypatch):
                 assert not (mask & ~active).any()
             for (example, _), mask in drawn.masks[type, "magnitude", seed].items():
                 assert not (mask & of_type[example]).any()
-                assert torch.equal(mask.sum(-1), of_type[example].sum(-1))
+                count = of_type[example].sum(-1)
+                assert torch.equal(mask.sum(-1), count * bool((2 * count <= 512).all()))
             for (example, _), mask in drawn.masks[type, "other-example", seed].items():
                 same = [torch.equal(mask, other) for other in of_type]
                 assert sum(same) == 1
