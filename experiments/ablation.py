@@ -14,13 +14,11 @@ import argparse
 from typing import get_args
 
 import pandas as pd
-from torch import Tensor
 
 import arguments
 import tl_neuronshare as ns
 from tl_neuronshare.controls import CONTROLS
 from tl_neuronshare.evaluation import Scoring
-from tl_neuronshare.models import Hooks, LensModel
 
 TYPES = [type.label for type in ns.NeuronType][::-1]
 MODES = ("zero", "mean", "resample", "scale")
@@ -30,6 +28,10 @@ SHOWN = 6  # examples whose answers are printed
 def main() -> None:
     """Categorise, ablate, print the table, write it and the figure."""
     args = parser().parse_args()
+    if args.generate and args.scoring != "exact":
+        raise ns.NeuronShareError("--generate shows answers that are decoded greedily: it goes with --scoring exact.")
+    if args.seeds < 1:
+        raise ns.NeuronShareError(f"--seeds {args.seeds}: at least one draw is needed.")
     run = arguments.Run("ablation", args)
     prompts = arguments.load_prompts(args)
     model = arguments.load_model(args)
@@ -43,6 +45,13 @@ def main() -> None:
         batch_size=args.batch_size,
     )
     run.timed("categorise")
+    answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
+
+    def keep_answers(type: str, ablated: str, seed: int | None, found: pd.DataFrame) -> None:
+        if ablated == "none" or (ablated == "type" and seed in (None, args.seed)):
+            name = "before" if type == "none" else f"without {type}"
+            answers[name] = found.set_index(["example", "language"])["prediction"]
+
     table = ns.ablation_study(
         model,
         prompts,
@@ -61,10 +70,13 @@ def main() -> None:
         consistent=args.consistent,
         one_mask=args.one_mask,
         batch_size=args.batch_size,
+        on_run=keep_answers,
     )
     run.timed("study")
     print(f"{sharing}\n\n{_how(args)}")
-    print(_printed(table).to_string(index=False))
+    shown, notes = _printed(table)
+    print(shown.to_string(index=False))
+    print(*notes, sep="\n")
     written = ["ablation.csv", "ablation.png", "ablation.pdf", "run.json"]
     table.to_csv(run.folder / "ablation.csv", index=False)
     title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {_how(args)}"
@@ -73,12 +85,10 @@ def main() -> None:
     figure.savefig(run.folder / "ablation.pdf")
     run.timed("table and figure")
     if args.generate:
-        answers = _answers(model, prompts, sharing, args)
-        answers.to_csv(run.folder / "answers.csv", index=False)
+        answers.to_csv(run.folder / "answers.csv")
         written.insert(1, "answers.csv")
         print(f"\nAnswers of the first {SHOWN} examples, decoded greedily")
-        print(answers[answers["example"].isin(prompts.examples[:SHOWN])].to_string(index=False))
-        run.timed("answers")
+        print(answers.loc[list(prompts.examples[:SHOWN])].reset_index().to_string(index=False))
     run.finish(study=table.attrs)
     print(f"\nWritten to {run.folder}: {', '.join(written)}")
 
@@ -119,11 +129,13 @@ def _how(args: argparse.Namespace) -> str:
     return f"{args.mode} at {args.ablate} tokens, scoring {args.scoring}, {args.seeds} seeds"
 
 
-def _printed(table: pd.DataFrame) -> pd.DataFrame:
-    """The mean over languages, a row for each type and control."""
-    shown = []
+def _printed(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The mean over languages, a row for each type and control; and the notes, numbered."""
+    shown, notes = [], []
     for (type, ablated), rows in table[table["language"] == "all"].groupby(["type", "ablated"], sort=False):
         accuracy, log_prob = (rows[rows["metric"] == metric].iloc[0] for metric in ("accuracy", "log_prob"))
+        if accuracy["note"]:
+            notes.append(f"[{len(notes) + 1}] {accuracy['note']}")
         shown.append(
             {
                 "type": type,
@@ -134,10 +146,10 @@ def _printed(table: pd.DataFrame) -> pd.DataFrame:
                 "log_prob": _number(log_prob["value"]),
                 "neurons/layer": _number(accuracy["neurons"], digits=0),
                 "overlap": _number(accuracy["overlap"]),
-                "note": accuracy["note"],
+                "note": f"[{len(notes)}]" if accuracy["note"] else "",
             }
         )
-    return pd.DataFrame(shown)
+    return pd.DataFrame(shown), notes
 
 
 def _number(value: float, *, digits: int = 2) -> str:
@@ -146,27 +158,6 @@ def _number(value: float, *, digits: int = 2) -> str:
 
 def _interval(row: pd.Series, value: str, low: str, high: str) -> str:
     return "" if pd.isna(row[low]) else f"{row[value]:+.2f} [{row[low]:+.2f}, {row[high]:+.2f}]"
-
-
-def _answers(
-    model: LensModel, prompts: ns.ParallelPrompts, sharing: ns.NeuronSharing, args: argparse.Namespace
-) -> pd.DataFrame:
-    """Greedy answers of the unablated model, and with each type zeroed at all positions, side by side."""
-    answers = prompts.to_frame()[["example", "language", "prompt", "answer"]]
-    columns = {"before": ns.evaluate(model, prompts, scoring="exact", batch_size=args.batch_size)}
-    for type in args.types:
-        mask = sharing.mask(type)
-
-        def hooks(language: str, examples: Tensor, mask: Tensor = mask) -> Hooks:
-            return ns.ablation_hooks(model, mask[examples])
-
-        columns[f"without {type}"] = ns.evaluate(
-            model, prompts, scoring="exact", fwd_hooks=hooks, batch_size=args.batch_size
-        )
-    for name, table in columns.items():
-        found = table.rename(columns={"prediction": name})[["example", "language", name]]
-        answers = answers.merge(found, on=["example", "language"])
-    return answers
 
 
 if __name__ == "__main__":

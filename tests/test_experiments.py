@@ -17,8 +17,8 @@ import tl_neuronshare as ns
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "experiments" / "patterns.py"), *map(str, arguments)]
+def run(*arguments: object, folder: Path, experiment: str = "patterns") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "experiments" / f"{experiment}.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -58,6 +58,68 @@ def test_patterns_on_a_directory(tmp_path, animals):
     } == record["sharing"]  # fmt: skip
     by_language = pd.read_csv(tmp_path / "here" / "by_language.csv")
     assert list(by_language["language"].unique()) == ["en", "th", "zh"]
+
+
+def test_ablation(tmp_path):
+    result = run(
+        *("--limit", 6, "--languages", "en", "de", "th", "--seeds", 2, "--generate"),
+        folder=tmp_path,
+        experiment="ablation",
+    )
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / "ablation" / "demo-demo"
+    model, prompts = ns.demo.load_model(device="cpu"), ns.demo.prompts()[:6].select(["en", "de", "th"])
+    sharing = ns.categorise(model, prompts)
+    expected = ns.ablation_study(model, prompts, sharing, scoring="exact", seeds=[0, 1])
+    table = pd.read_csv(folder / "ablation.csv", keep_default_na=False, na_values=[""]).fillna({"note": ""})
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False)
+    assert image.imread(folder / "ablation.png").shape[1] >= 1200
+    assert (folder / "ablation.pdf").read_bytes().startswith(b"%PDF")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["study"]["scoring"] == "exact"
+    assert record["study"]["sharing"]["fingerprint"] == sharing.metadata["fingerprint"]
+    assert "type - control [95 %]" in result.stdout
+    assert "[1] " in result.stdout
+    answers = pd.read_csv(folder / "answers.csv")
+    assert len(answers) == 18
+    assert (answers["before"].str.strip() == answers["answer"].str.strip()).all()
+    mask = sharing.mask("all-shared")
+    ablated = ns.evaluate(
+        model, prompts, scoring="exact", fwd_hooks=lambda language, rows: ns.ablation_hooks(model, mask[rows])
+    )
+    without = answers.set_index(["example", "language"])["without all-shared"].fillna("")
+    assert without.to_dict() == ablated.set_index(["example", "language"])["prediction"].to_dict()
+
+
+def test_ablation_on_a_directory_with_other_options(tmp_path, animals):
+    result = run(
+        *("--model", animals.directory("llama"), "--languages", "en", "zh", "--limit", 4, "--seeds", 1),
+        *("--scoring", "choice", "--length-normalised", "--mode", "scale", "--factor", 3, "--ablate", "last"),
+        *("--types", "specific", "--controls", "random", "--layers", 0, 2, "--out", tmp_path / "here"),
+        folder=tmp_path,
+        experiment="ablation",
+    )
+    assert result.returncode == 0, result.stderr
+    study = json.loads((tmp_path / "here" / "run.json").read_text())["study"]
+    chosen = {"scoring": "choice", "length_normalised": True, "mode": "scale", "position": "last", "layers": [0, 2]}
+    assert study | chosen == study
+    assert set(pd.read_csv(tmp_path / "here" / "ablation.csv")["type"]) == {"none", "specific"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--generate", "--scoring", "choice"), "error: --generate .* goes with --scoring exact"),
+        (("--seeds", 0), "error: --seeds 0"),
+        (("--ablate", "last", "--skip-special-tokens", "--limit", 2), "error: tokens leave special tokens out"),
+        (("--layers", 9, "--limit", 2), r"error: layers=\[9\]; give some of 0 to 3"),
+    ],
+)
+def test_mistakes_of_ablation(tmp_path, arguments, message):
+    result = run(*arguments, folder=tmp_path, experiment="ablation")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert re.search(message, result.stderr), result.stderr
 
 
 MISTAKES = {

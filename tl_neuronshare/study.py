@@ -8,7 +8,7 @@ reports types without controls; its all-shared neurons are a large class, so tha
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from tl_neuronshare.attribution import generation_impact
 from tl_neuronshare.batching import BatchSize, left_padded
 from tl_neuronshare.controls import CONTROLS, Control, Selection, first_differing
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.evaluation import Evaluation, Scoring
+from tl_neuronshare.evaluation import Evaluation, HookMaker, Scoring
 from tl_neuronshare.masks import NEAR, drawn, matched
 from tl_neuronshare.models import Hooks, LensModel, Site
 from tl_neuronshare.prompts import ParallelPrompts
@@ -59,6 +59,7 @@ def ablation_study(
     n_resamples: int = 5000,
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
+    on_run: Callable[[str, str, int | None, pd.DataFrame], None] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Ablate each type of neuron, and controls of the same size, and compare with the unablated model and each other.
@@ -90,6 +91,8 @@ def ablation_study(
         n_resamples: of the bootstrap.
         batch_size: as in `evaluate`.
         prepend_bos: as in `categorise`.
+        on_run: called after each run with type, what was ablated, seed (None for the unablated model, whose type is
+            `none`), and its table of `evaluate`: every answer that the results are made of.
         progress: whether to show a progress bar where it takes more than two seconds.
 
     Returns:
@@ -147,12 +150,19 @@ def ablation_study(
     outcomes: dict[tuple[NeuronType, str], _Outcome] = {}
     n_runs = 1 + sum(bool(drawable.examples.any()) for *_, drawable in planned)
     with tqdm(total=n_runs * evaluation.n_batches, desc="ablation study", disable=not progress, delay=2) as bar:
-        unablated = _scores(evaluation.run(after_batch=bar.update), prompts)
+
+        def run(type: str, ablated: str, seed: int | None, hooks: HookMaker | None) -> dict[str, NDArray[np.float64]]:
+            found = evaluation.run(hooks, after_batch=bar.update)
+            if on_run is not None:
+                on_run(type, ablated, seed, found)
+            return _scores(found, prompts)
+
+        unablated = run("none", "none", None, None)
         for type, ablated, seed, drawable in planned:
             outcome = outcomes.setdefault((type, ablated), _Outcome(drawable.examples, drawable.why_not))
             if drawable.examples.any():
                 draws = ablation.draws(type, ablated, seed)
-                outcome.add(_scores(evaluation.run(draws.hooks, after_batch=bar.update), prompts), draws)
+                outcome.add(run(type.label, ablated, seed, draws.hooks), draws)
     table = pd.DataFrame(_rows(prompts, unablated, outcomes, n_resamples))
     table.attrs.update(
         {
