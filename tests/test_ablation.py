@@ -345,3 +345,97 @@ def test_layers_of_different_width(animals):
         hook = ns.ablation_hooks(model, mask)[1][1]
         edited = hook(torch.ones(1, 2, 100), hook=None)
     assert torch.equal(edited[0, 0] == 0, mask[1, :100])
+
+
+# Bad input.
+
+WRONG = {
+    "numbers for a mask": ({"mask": torch.ones(3, 128)}, "The mask is torch.float32 of shape .3, 128.; give a boolean"),
+    "a list for a mask": ({"mask": [[True]]}, "The mask is list"),
+    "too few layers": ({"mask": torch.ones(2, 128, dtype=torch.bool)}, r"shape \(2, 128\); .* 3 layers of 128 neurons"),
+    "too few neurons": ({"mask": torch.ones(3, 64, dtype=torch.bool)}, r"shape \(3, 64\); .* give \(3, 128\)"),
+    "four axes": ({"mask": torch.ones(1, 1, 3, 128, dtype=torch.bool)}, r"shape \(1, 1, 3, 128\)"),
+    "an unknown mode": ({"mode": "remove"}, "mode='remove' is unknown; use one of zero, mean, resample, scale, or a"),
+    "mean without values": ({"mode": "mean"}, "mode='mean' needs values, a float tensor .*; got none"),
+    "resample without values": ({"mode": "resample"}, "mode='resample' needs values"),
+    "scale without values": ({"mode": "scale"}, "mode='scale' needs a number as values, such as 2.0; got none"),
+    "scale by a tensor": ({"mode": "scale", "values": torch.ones(3)}, "got torch.float32 of shape"),
+    "zero with values": ({"values": 2.0}, "mode='zero' takes no values"),
+    "values of another shape": (
+        {"mode": "mean", "values": torch.ones(3, 64)},
+        r"values have shape \(3, 64\), the mask",
+    ),
+    "values that are NaN": ({"mode": "mean", "values": torch.full((3, 128), torch.nan)}, "values are NaN or infinite"),
+    "an unknown position": ({"position": "first"}, "position='first' is unknown"),
+    "any": ({"position": "any"}, "position='any' is unknown here; use all, last"),
+    "a positive position": ({"position": 2}, "position=2 is unknown"),
+    "positions that are numbers": ({"position": torch.ones(1, 4)}, "position is torch.float32 of shape"),
+    "before the prompt": ({"position": -9, "prompt_tokens": 3}, "position=-9 is before the first of the prompt's 3"),
+    "no number of tokens": ({"position": "last", "prompt_tokens": 0}, "prompt_tokens=0 is no number of tokens"),
+    "tokens at last": ({"position": "last", "tokens": torch.ones(1, 4).long()}, "tokens leave special tokens out of"),
+    "a list of tokens": ({"tokens": [[1]]}, r"tokens is \[\[1\]\]; give the prompt's token ids"),
+    "tokens and their number": ({"tokens": torch.ones(1, 4).long(), "prompt_tokens": 3}, "prompt_tokens=3, but tokens"),
+    "an unknown site": ({"site": "pre"}, "site='pre' is unknown"),
+    "up without a gate": ({"site": "up"}, "has no gate and so no up branch"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG)
+def test_what_ablation_hooks_refuses(animals, options, message, as_users_run_it):
+    model = animals.lens("bloom", "bridge")
+    mask = options.pop("mask") if "mask" in (options := dict(options)) else mask_of(model)
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.ablation_hooks(model, mask, **options)
+
+
+def test_the_gate_takes_no_other_values(animals, as_users_run_it):
+    model = animals.lens("llama", "bridge")
+    with pytest.raises(ns.NeuronShareError, match="site='gate' with mode='mean'.*use that site"):
+        ns.ablation_hooks(model, mask_of(model), site="gate", mode="mean", values=torch.ones(3, 96))
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_a_batch_of_another_size_is_an_error_and_never_broadcast(bloom, n_rows, as_users_run_it):
+    tokens = tokens_of(bloom).expand(2, -1)
+    masks, values = mask_of(bloom, rows=(n_rows,)), torch.ones(n_rows, 3, 128)
+    ways = [
+        ns.ablation_hooks(bloom, masks),
+        ns.ablation_hooks(bloom, masks[0], mode="resample", values=values),
+        ns.ablation_hooks(bloom, masks[0], position=torch.ones(n_rows, tokens.shape[1], dtype=torch.bool)),
+    ]
+    for hooks in ways:
+        with pytest.raises(
+            ns.NeuronShareError, match=f"(2 rows, but .* for {n_rows}|for {n_rows} rows, the batch has 2)"
+        ):
+            bloom.run_with_hooks(tokens, fwd_hooks=hooks)
+    with pytest.raises(ns.NeuronShareError, match="mask is of 2 rows, the tokens or positions of 3"):
+        ns.ablation_hooks(bloom, mask_of(bloom, rows=(2,)), tokens=torch.ones(3, 4).long())
+    bloom(tokens)  # nothing is left behind
+
+
+def test_calls_that_are_neither_the_prompt_nor_a_step_are_an_error(bloom, as_users_run_it):
+    hooks = ns.ablation_hooks(bloom, mask_of(bloom), position="last", prompt_tokens=4)
+    with pytest.raises(ns.NeuronShareError, match="gave 3 tokens, but the prompt has 4"):
+        bloom.run_with_hooks(torch.tensor([[5, 6, 7]]), fwd_hooks=hooks)
+    hooks = ns.ablation_hooks(bloom, mask_of(bloom), position=-4)
+    with pytest.raises(ns.NeuronShareError, match="gave 3 tokens; there is no position -4 in them"):
+        bloom.run_with_hooks(torch.tensor([[5, 6, 7]]), fwd_hooks=hooks)
+
+
+@pytest.mark.parametrize("edit", [lambda tensor: tensor[:, :1], lambda tensor: tensor.double(), lambda tensor: None])
+def test_functions_that_change_shape_or_dtype_are_an_error(bloom, edit, as_users_run_it):
+    hooks = ns.ablation_hooks(bloom, mask_of(bloom), mode=edit)
+    with pytest.raises(ns.NeuronShareError, match="the function given as mode returned .*keep shape and dtype"):
+        bloom.run_with_hooks(torch.tensor([[5, 6, 7]]), fwd_hooks=hooks)
+
+
+def test_what_reference_values_refuses(bloom, as_users_run_it):
+    for texts, options, message in (
+        ({}, {}, "give some texts"),
+        ({"en": []}, {}, "give some texts"),
+        ({"en": ["a"]}, {"position": -3}, "'en', text 0: too short for position=-3"),
+        ({"en": ["a"]}, {"site": "gate"}, "site='gate' has no values"),
+        ({"en": ["<|end|>"]}, {"position": "all"}, "'en', text 0: nothing but special tokens"),
+    ):
+        with pytest.raises(ns.NeuronShareError, match=message):
+            ns.reference_values(bloom, texts, **options)

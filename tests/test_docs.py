@@ -79,7 +79,7 @@ def test_python_in_the_pages_runs_as_it_stands(code, tmp_path):
 
 def test_readme_has_the_two_commands_and_continuous_integration_reads_them_there():
     assert len(COMMANDS) == 2
-    assert COMMANDS[0].endswith("experiments/patterns.py")
+    assert COMMANDS[0].endswith("experiments/ablation.py")
     assert COMMANDS[1].endswith("pytest")
     assert all("[hooked" in command for command in COMMANDS)
     assert "README.md" in (ROOT / ".ci" / "run").read_text()

@@ -275,3 +275,69 @@ def test_logits_are_made_for_scored_positions_only(animals, backend):
     with Largest():
         ns.evaluate(model, prompts)
     assert 1 <= largest <= 6
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "message"),
+    [
+        ((PROMPTS,), {}, "has no answers"),
+        ((PROMPTS,), {"scoring": "exact"}, "has no answers"),
+        ((PROMPTS, ANSWERS), {}, "has no choices; .*scoring=.exact"),
+        ((PROMPTS, ANSWERS, CHOICES), {"scoring": "greedy"}, "scoring='greedy' is unknown; use one of choice, exact"),
+        ((PROMPTS, ANSWERS, CHOICES), {"batch_size": 0}, "batch_size=0 is unknown"),
+        ((PROMPTS, ANSWERS, CHOICES), {"prepend_bos": 1}, "prepend_bos=1 is unknown"),
+        ((PROMPTS, ANSWERS, CHOICES), {"max_new_tokens": 3}, "max_new_tokens=3; give .* for scoring='exact' only"),
+        ((PROMPTS, ANSWERS), {"scoring": "exact", "max_new_tokens": 0}, "max_new_tokens=0"),
+        ((PROMPTS, ANSWERS), {"scoring": "exact", "stop": "\n"}, "stop='.n'; give a list"),
+        (
+            (PROMPTS, ANSWERS),
+            {"scoring": "exact", "length_normalised": True},
+            "length_normalised=True; .* choices only",
+        ),
+        ((PROMPTS, ANSWERS), {"scoring": "exact", "max_new_tokens": 500}, "with 500 new tokens has 50. tokens"),
+    ],
+)
+def test_what_evaluate_refuses(bloom, parts, options, message, as_users_run_it):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.evaluate(bloom, ns.ParallelPrompts(*parts), **options)
+
+
+def test_prompts_that_are_none_or_no_example(bloom, quiz, as_users_run_it):
+    with pytest.raises(ns.NeuronShareError, match="prompts is a list; make it ParallelPrompts"):
+        ns.evaluate(bloom, ["a"])
+    with pytest.raises(ns.NeuronShareError, match="no examples: every list is empty"):
+        ns.evaluate(bloom, quiz[3:])
+
+
+def test_answers_that_add_no_token_or_swallow_the_prompt(animals, backend, as_users_run_it):
+    from tokenizers import normalizers
+
+    model = ns.load_model(animals.directory("bloom"), backend=backend, device="cpu")
+    model.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")
+    nothing = ns.ParallelPrompts({la: ["ab", "cd"] for la in ("en", "de")}, {"en": ["x", "~"], "de": ["x", "y"]})
+    with pytest.raises(ns.NeuronShareError, match="'en', example 1: '~' adds no token to the prompt"):
+        ns.evaluate(model, nothing, scoring="exact")
+    choices = {la: [[answer, "z"] for answer in answers] for la, answers in nothing.answers.items()}
+    with pytest.raises(ns.NeuronShareError, match="'en', example 1: '~' adds no token"):
+        ns.evaluate(model, ns.ParallelPrompts(nothing.prompts, nothing.answers, choices))
+    merged = ns.ParallelPrompts({la: ["a"] for la in ("en", "de")}, {la: ["nd"] for la in ("en", "de")})
+    first, whole = models.tokenise(model, ["T", "Two"])
+    if first[0] != whole[0]:
+        merged = ns.ParallelPrompts({la: ["T"] for la in ("en", "de")}, {la: ["wo"] for la in ("en", "de")})
+    with pytest.raises(ns.NeuronShareError, match="'en', example 0: prompt and answer merge from the first token on"):
+        ns.evaluate(model, merged, scoring="exact")
+
+
+def test_what_perplexity_refuses(bloom, as_users_run_it):
+    for texts, message in (
+        ({}, "give at least one text"),
+        ({"en": "a text"}, "give at least one text"),
+        ({"en": []}, "give at least one text"),
+        ({"en": ["ab cd", "a"]}, "'en', text 1: one token"),
+        ({"en": ["a b c d e f g h " * 20]}, "the model's context 128|the prompt has"),
+    ):
+        with pytest.raises(ns.NeuronShareError, match=message):
+            ns.perplexity(bloom, texts, prepend_bos=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal, get_args
 
@@ -85,7 +86,7 @@ class Selection:
                 return Drawable(
                     np.zeros(n_examples, dtype=bool), "the types are of other prompts: activity is not known"
                 )
-            return self._where(count <= self._fewest_active(), "fewer neurons are active in some language than needed")
+            return self._where(count <= self._fewest_active, "fewer neurons are active in some language than needed")
         if ablated == "magnitude":
             return self._where(count <= widths - count, "fewer neurons are outside the type than in it")
         if ablated == "other-example" and (self.one_mask or n_examples == 1):
@@ -101,6 +102,7 @@ class Selection:
         why = f"{why_not} (layer {layer}: for {int(short[:, layer].sum())} of {len(enough)} examples)"
         return Drawable(enough.all(-1).numpy(), why)
 
+    @cached_property
     def _fewest_active(self) -> Int[Tensor, "example layer"]:
         """How many neurons are active, in the language in which the fewest are."""
         fewest = [self.sharing.activated(language=language).sum(-1)[:, 0] for language in self.prompts.languages]

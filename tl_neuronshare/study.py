@@ -108,7 +108,7 @@ def ablation_study(
         NeuronShareError: an unknown type, control or option, or a `sharing` of other prompts, languages or layers.
 
     Warns:
-        UserWarning: the types were measured on other weights.
+        UserWarning: the types were measured on other weights, or weights are folded and `magnitude` is wanted.
 
     Source: arXiv 2406.09265v2, deactivation; the controls are ours.
 
@@ -138,18 +138,27 @@ def ablation_study(
         one_mask=one_mask,
         equal_size=equal_size,
     )
+    _check_values(prompts, mode, values)
+    if "magnitude" in controls and provenance.describe(model)["weights"] == "folded":
+        warnings.warn(
+            "The weights are folded, which changes the lengths of W_out's rows and so what is matched by magnitude; "
+            "load them with load_model or from_pretrained_no_processing.",
+            stacklevel=2,
+        )
     protocol = _Protocol(mode, values, position, site, skip_special_tokens)
     ablation = _Ablating(model, evaluation, selection, protocol)
+    kinds = ("type", *controls)
     type_is_drawn = equal_size or mode == "resample"
+    drawable = {(type, ablated): selection.drawable(type, ablated) for type in chosen_types for ablated in kinds}
     planned = [
-        (type, ablated, seed, selection.drawable(type, ablated))
-        for type in chosen_types
-        for ablated in ("type", *controls)
+        (type, ablated, seed)
+        for (type, ablated), able in drawable.items()
+        if able.examples.any()
         for seed in (seeds if type_is_drawn or ablated != "type" else seeds[:1])
     ]
-    outcomes: dict[tuple[NeuronType, str], _Outcome] = {}
-    n_runs = 1 + sum(bool(drawable.examples.any()) for *_, drawable in planned)
-    with tqdm(total=n_runs * evaluation.n_batches, desc="ablation study", disable=not progress, delay=2) as bar:
+    outcomes = {of: _Outcome(able.examples, able.why_not) for of, able in drawable.items()}
+    n_batches = (1 + len(planned)) * evaluation.n_batches
+    with tqdm(total=n_batches, desc="ablation study", disable=not progress, delay=2) as bar:
 
         def run(type: str, ablated: str, seed: int | None, hooks: HookMaker | None) -> dict[str, NDArray[np.float64]]:
             found = evaluation.run(hooks, after_batch=bar.update)
@@ -158,12 +167,10 @@ def ablation_study(
             return _scores(found, prompts)
 
         unablated = run("none", "none", None, None)
-        for type, ablated, seed, drawable in planned:
-            outcome = outcomes.setdefault((type, ablated), _Outcome(drawable.examples, drawable.why_not))
-            if drawable.examples.any():
-                draws = ablation.draws(type, ablated, seed)
-                outcome.add(run(type.label, ablated, seed, draws.hooks), draws)
-    table = pd.DataFrame(_rows(prompts, unablated, outcomes, n_resamples))
+        for type, ablated, seed in planned:
+            draws = _Draws(ablation, type, ablated, seed, drawable[type, ablated].examples)
+            outcomes[type, ablated].add(run(type.label, ablated, seed, draws.hooks), draws)
+    table = pd.DataFrame(_rows(prompts, unablated, outcomes, len(selection.layers), n_resamples))
     table.attrs.update(
         {
             **provenance.describe(model),
@@ -207,10 +214,6 @@ class _Ablating:
         self.edited = layers_to_edit(model, protocol.site, protocol.mode)
         self.special = torch.tensor(models.special_tokens(model))
         self._of_language: tuple[str, Tensor] | None = None
-
-    def draws(self, type: NeuronType, ablated: str, seed: int) -> _Draws:
-        """The hooks of one type or control and seed."""
-        return _Draws(self, type, ablated, seed)
 
     def hooks(
         self,
@@ -272,14 +275,17 @@ class _Ablating:
 
 
 class _Draws:
-    """One type or control with one seed: its hooks batch by batch, and what was drawn."""
+    """One type or control with one seed: its hooks batch by batch, and sums over what was drawn."""
 
-    def __init__(self, ablating: _Ablating, type: NeuronType, ablated: str, seed: int) -> None:
-        self.ablating, self.type, self.ablated, self.seed = ablating, type, ablated, seed
-        self.drawable = ablating.selection.drawable(type, ablated).examples
+    def __init__(
+        self, ablating: _Ablating, type: NeuronType, ablated: str, seed: int, drawable: NDArray[np.bool_]
+    ) -> None:
+        self.ablating, self.type, self.ablated, self.seed, self.drawable = ablating, type, ablated, seed, drawable
         prompts = ablating.selection.prompts
-        # Of each example and language: how many neurons, how many of them in the type, how many without a near match.
-        self.neurons, self.shared, self.far = (np.zeros((len(prompts), len(prompts.languages))) for _ in range(3))
+        # Of each example and language: how many neurons are ablated and how many of these are in the type; by magnitude
+        # also how many have no near match, what all write, and what the type's own do.
+        names = ("neurons", "shared", "far", "impact", "impact_of_type")
+        self.sums = {name: np.zeros((len(prompts), len(prompts.languages))) for name in names}
 
     def hooks(self, language: str, examples: Tensor, prompt_tokens: int, tokens: Tensor) -> Hooks:
         """For one batch."""
@@ -296,37 +302,44 @@ class _Draws:
         of_type = selection.drawn(self.type, self.seed, examples)
         mask = torch.zeros_like(of_type)
         able = [number for number, example in enumerate(examples) if self.drawable[example]]
-        far = torch.zeros_like(of_type)
         if able:
-            mask[able], far[able] = self._drawn(language, [examples[number] for number in able], of_type[able])
-        column = selection.prompts.languages.index(language)
-        self.neurons[examples, column] = mask.sum((1, 2))
-        self.shared[examples, column] = (mask & of_type).sum((1, 2))
-        self.far[examples, column] = far.sum((1, 2))
+            drawn_for = [examples[number] for number in able]
+            mask[able] = self._drawn(language, drawn_for, of_type[able])
+        self._add("neurons", language, examples, mask)
+        self._add("shared", language, examples, mask & of_type)
         return mask
 
-    def _drawn(self, language: str, examples: list[int], of_type: Tensor) -> tuple[Tensor, Tensor]:
-        """The masks, and which of the type's neurons have no near match."""
-        selection, sharing = self.ablating.selection, self.ablating.selection.sharing
-        none = torch.zeros_like(of_type)
+    def _drawn(self, language: str, examples: list[int], of_type: Tensor) -> Tensor:
+        """The masks, where they can be drawn."""
+        selection = self.ablating.selection
         if self.ablated == "type":
-            return of_type, none
+            return of_type
         if self.ablated == "other-example":
             others = [selection.other_example(self.seed, self.type, self.ablated, example) for example in examples]
-            return selection.drawn(self.type, self.seed, others), none
+            return selection.drawn(self.type, self.seed, others)
         noise = selection.noise(self.seed, self.type, self.ablated, examples)
         if self.ablated == "magnitude":
-            return matched(noise, of_type, self.ablating.impact(language, examples))
-        within = sharing.is_neuron
+            impact = self.ablating.impact(language, examples)
+            found, far = matched(noise, of_type, impact)
+            self._add("far", language, examples, far)
+            self._add("impact", language, examples, impact.where(found, 0))
+            self._add("impact_of_type", language, examples, impact.where(of_type, 0))
+            return found
+        within = selection.sharing.is_neuron
         if self.ablated == "random-active":
-            active = [sharing.activated(slice(one, one + 1), language=language)[0] for one in examples]
-            within = torch.cat(active)
-        return drawn(noise, of_type.sum(-1), within), none
+            within = torch.cat(
+                [selection.sharing.activated(slice(one, one + 1), language=language)[0] for one in examples]
+            )
+        return drawn(noise, of_type.sum(-1), within)
+
+    def _add(self, name: str, language: str, examples: list[int], numbers: Tensor) -> None:
+        column = self.ablating.selection.prompts.languages.index(language)
+        self.sums[name][examples, column] = numbers.double().sum((1, 2))
 
 
 @dataclass
 class _Outcome:
-    """What came of one type or control: scores, averaged over seeds, for the examples that could be drawn."""
+    """What came of one type or control, for the examples that could be drawn: means over seeds."""
 
     examples: NDArray[np.bool_]
     why_not: str
@@ -339,13 +352,13 @@ class _Outcome:
         self.draws.append(draws)
 
     def scores(self, metric: str) -> NDArray[np.float64]:
-        """Example x language, the mean over seeds; NaN where nothing was drawn."""
-        mean = np.mean([run[metric] for run in self.runs], axis=0)
-        return np.where(self.examples[:, None], mean, np.nan)
+        """Example x language."""
+        mean: NDArray[np.float64] = np.mean([run[metric] for run in self.runs], axis=0)
+        return mean
 
-    def total(self, what: str) -> NDArray[np.float64]:
-        """Example x language, the mean over seeds."""
-        mean: NDArray[np.float64] = np.mean([getattr(draws, what) for draws in self.draws], axis=0)
+    def sums(self, name: str) -> NDArray[np.float64]:
+        """Example x language, of what was drawn."""
+        mean: NDArray[np.float64] = np.mean([draws.sums[name] for draws in self.draws], axis=0)
         return mean[self.examples]
 
     @property
@@ -357,9 +370,13 @@ class _Outcome:
             notes.append(self.why_not)
         elif n_drawn < n_examples:
             notes.append(f"only {n_drawn} of {n_examples} examples: {self.why_not}")
-        if self.draws and self.total("far").any():
-            share = self.total("far").sum() / self.total("neurons").sum()
-            notes.append(f"{share:.0%} of its neurons are no near match (impact within {NEAR:.0%})")
+        if self.draws and self.sums("far").any():
+            far = self.sums("far").sum() / self.sums("neurons").sum()
+            writes = self.sums("impact").sum() / self.sums("impact_of_type").sum()
+            notes.append(
+                f"{far:.0%} of its neurons are no near match (impact within {NEAR:.0%}), "
+                f"and all together write {writes:.0%} of what the type's do"
+            )
         return "; ".join(notes)
 
 
@@ -376,40 +393,34 @@ def _rows(
     prompts: ParallelPrompts,
     unablated: dict[str, NDArray[np.float64]],
     outcomes: Mapping[tuple[NeuronType, str], _Outcome],
+    n_layers: int,
     n_resamples: int,
 ) -> Iterable[dict[str, Any]]:
     """The table's rows."""
     bootstrap = _Bootstrap(n_resamples)
     for metric in METRICS:
-        for language, values in _by_language(unablated[metric], prompts):
+        for language, values in _by_language(unablated[metric], prompts).items():
             yield _row("none", "none", language, metric, value=values.mean(), difference=0.0, neurons=0.0)
     for (type, ablated), outcome in outcomes.items():
-        of_type = outcomes[type, "type"]
         for metric in METRICS:
             if not outcome.runs:
                 for language in ("all", *prompts.languages):
                     yield _row(type.label, ablated, language, metric, note=outcome.note)
                 continue
-            kept = outcome.examples
-            sides = [
-                _by_language(scores[metric][kept] if isinstance(scores, dict) else scores.scores(metric)[kept], prompts)
-                for scores in (outcome, unablated, of_type)
-            ]
-            sizes = [
-                np.column_stack([of_all.mean(1), of_all])
-                for of_all in (outcome.total("neurons"), outcome.total("shared"))
-            ]
-            for column, ((language, values), (_, before), (_, types)) in enumerate(zip(*sides, strict=True)):
-                low, high = bootstrap.interval(values - before)
-                row = _row(type.label, ablated, language, metric, value=values.mean(), low=low, high=high)
-                row["difference"] = (values - before).mean()
-                row["neurons"] = sizes[0][:, column].mean() / max(1, len(outcome.draws[0].ablating.selection.layers))
-                row["note"] = outcome.note
+            all_scores = (outcome.scores(metric), unablated[metric], outcomes[type, "type"].scores(metric))
+            values, before, of_type = (_by_language(scores[outcome.examples], prompts) for scores in all_scores)
+            neurons, shared = (_by_language(outcome.sums(name), prompts) for name in ("neurons", "shared"))
+            for language in values:
+                difference = values[language] - before[language]
+                low, high = bootstrap.interval(difference)
+                known = {"value": values[language].mean(), "difference": difference.mean(), "low": low, "high": high}
+                known["neurons"] = neurons[language].mean() / n_layers
                 if ablated != "type":
-                    row["vs_control"] = (types - values).mean()
-                    row["vs_low"], row["vs_high"] = bootstrap.interval(types - values)
-                    row["overlap"] = sizes[1][:, column].sum() / max(1, sizes[0][:, column].sum())
-                yield row
+                    against = of_type[language] - values[language]
+                    low, high = bootstrap.interval(against)
+                    known |= {"vs_control": against.mean(), "vs_low": low, "vs_high": high}
+                    known["overlap"] = shared[language].sum() / max(1, neurons[language].sum())
+                yield _row(type.label, ablated, language, metric, **known, note=outcome.note)
 
 
 def _row(type: str, ablated: str, language: str, metric: str, **known: Any) -> dict[str, Any]:
@@ -419,9 +430,9 @@ def _row(type: str, ablated: str, language: str, metric: str, **known: Any) -> d
     return {**labels, **dict.fromkeys(numbers, np.nan), "note": "", **known}
 
 
-def _by_language(scores: NDArray[np.float64], prompts: ParallelPrompts) -> list[tuple[str, NDArray[np.float64]]]:
-    """The mean over languages as "all", then each language: numbers by example."""
-    return [("all", scores.mean(1)), *zip(prompts.languages, scores.T, strict=True)]
+def _by_language(scores: NDArray[np.float64], prompts: ParallelPrompts) -> dict[str, NDArray[np.float64]]:
+    """Numbers by example: the mean over languages as "all", then each language."""
+    return {"all": scores.mean(1), **dict(zip(prompts.languages, scores.T, strict=True))}
 
 
 class _Bootstrap:
@@ -462,6 +473,20 @@ def _check(prompts: Any, sharing: Any, controls: Any, seeds: Any, n_resamples: A
         raise NeuronShareError(f"seeds={seeds!r}; give a list of integers, all different, such as range(5).")
     if not isinstance(n_resamples, Integral) or n_resamples < 1:
         raise NeuronShareError(f"n_resamples={n_resamples!r}; give a number, such as 5000.")
+
+
+def _check_values(prompts: ParallelPrompts, mode: Any, values: Any) -> None:
+    if mode == "resample" and values is not None:
+        raise NeuronShareError("mode='resample' takes the values of other examples of these prompts; leave values out.")
+    if mode == "mean" and values is not None:
+        missing = [
+            language for language in prompts.languages if not isinstance(values, Mapping) or language not in values
+        ]
+        if missing:
+            raise NeuronShareError(
+                f"mode='mean': values has none for {', '.join(missing)}; give {{language: tensor}}, such as "
+                "reference_values makes, or leave them out for these prompts' own means."
+            )
 
 
 def _check_fit(model: LensModel, prompts: ParallelPrompts, sharing: NeuronSharing, *, one_mask: bool) -> None:
