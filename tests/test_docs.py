@@ -28,6 +28,7 @@ def test_examples_in_docstrings(name, animals):
     module = importlib.import_module(name)
     model = animals.lens("demo", "bridge")
     known = {
+        "ns": ns,
         "torch": torch,
         "pd": __import__("pandas"),
         "model": model,

@@ -80,7 +80,7 @@ def ablation_hooks(
         ...     print(prompt + model.tokenizer.decode(logits[0, -1].argmax()))
         Sum of 12 and 10 → 22
         Sum of 12 and 10 → 17
-        Sum of 12 and 10 → 22
+        Sum of 12 and 10 → 23
     """
     text = None
     if tokens is not None:

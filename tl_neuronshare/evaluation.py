@@ -88,10 +88,11 @@ def evaluate(
             unknown option or hook, a hook that does not fire.
 
     Example:
-        >>> table = evaluate(model, ns.demo.prompts()[:2].select(["en", "de"]))
-        >>> table[["example", "language", "correct", "prediction"]]
-           example language  correct prediction
-        0        0       en     True        ...
+        >>> table = evaluate(model, ns.demo.prompts()[9:10].select(["en", "zh"]))
+        >>> print(table[["language", "correct", "log_prob", "prediction"]].round(2).to_string(index=False))
+        language  correct  log_prob prediction
+              en     True     -0.09         22
+              zh     True     -0.09         22
     """
     task = Evaluation(
         model,
@@ -133,8 +134,11 @@ def perplexity(
         NeuronShareError: no texts, one of fewer than two tokens or more than the context, an unknown hook.
 
     Example:
-        >>> perplexity(model, {"en": ["Country code of Peru → PE"], "de": ["Ländercode von Peru → PE"]}).round(2)
-          language  perplexity  ...
+        >>> texts = {"en": ["Country code of Peru → PE"], "de": ["Ländercode von Peru → PE"]}
+        >>> perplexity(model, texts)[["language", "perplexity", "tokens"]].round(2)
+          language  perplexity  tokens
+        0       en        3.46       5
+        1       de        4.33       4
     """
     check_run_options(batch_size, prepend_bos)
     if not isinstance(texts, Mapping) or not texts or any(isinstance(t, str) or not len(t) for t in texts.values()):

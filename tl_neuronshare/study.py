@@ -399,8 +399,8 @@ def _rows(
     """The table's rows."""
     bootstrap = _Bootstrap(n_resamples)
     for metric in METRICS:
-        for language, values in _by_language(unablated[metric], prompts).items():
-            yield _row("none", "none", language, metric, value=values.mean(), difference=0.0, neurons=0.0)
+        for language, scores in _by_language(unablated[metric], prompts).items():
+            yield _row("none", "none", language, metric, value=scores.mean(), difference=0.0, neurons=0.0)
     for (type, ablated), outcome in outcomes.items():
         for metric in METRICS:
             if not outcome.runs:
@@ -408,7 +408,7 @@ def _rows(
                     yield _row(type.label, ablated, language, metric, note=outcome.note)
                 continue
             all_scores = (outcome.scores(metric), unablated[metric], outcomes[type, "type"].scores(metric))
-            values, before, of_type = (_by_language(scores[outcome.examples], prompts) for scores in all_scores)
+            values, before, of_type = (_by_language(of_one[outcome.examples], prompts) for of_one in all_scores)
             neurons, shared = (_by_language(outcome.sums(name), prompts) for name in ("neurons", "shared"))
             for language in values:
                 difference = values[language] - before[language]
