@@ -415,8 +415,9 @@ def test_a_batch_of_another_size_is_an_error_and_never_broadcast(bloom, n_rows, 
 
 def test_calls_that_are_neither_the_prompt_nor_a_step_are_an_error(bloom, as_users_run_it):
     hooks = ns.ablation_hooks(bloom, mask_of(bloom), position="last", prompt_tokens=4)
-    with pytest.raises(ns.NeuronShareError, match="gave 3 tokens, but the prompt has 4"):
-        bloom.run_with_hooks(torch.tensor([[5, 6, 7]]), fwd_hooks=hooks)
+    for tokens in ([[5, 6, 7]], [[5]]):
+        with pytest.raises(ns.NeuronShareError, match=rf"gave {len(tokens[0])} token.s., but the prompt has 4"):
+            bloom.run_with_hooks(torch.tensor(tokens), fwd_hooks=hooks)
     hooks = ns.ablation_hooks(bloom, mask_of(bloom), position=-4)
     with pytest.raises(ns.NeuronShareError, match="gave 3 tokens; there is no position -4 in them"):
         bloom.run_with_hooks(torch.tensor([[5, 6, 7]]), fwd_hooks=hooks)

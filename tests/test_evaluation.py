@@ -28,9 +28,12 @@ CHOICES = {
 ANSWERS = {language: [row[index % 3] for index, row in enumerate(rows)] for language, rows in CHOICES.items()}
 
 
+QUIZ = ns.ParallelPrompts(PROMPTS, ANSWERS, CHOICES)
+
+
 @pytest.fixture
 def quiz() -> ns.ParallelPrompts:
-    return ns.ParallelPrompts(PROMPTS, ANSWERS, CHOICES)
+    return QUIZ
 
 
 def literal_start(tokenizer, prompt, texts, bos):
@@ -250,6 +253,25 @@ def test_perplexity_is_that_of_hugging_face_s_loss(animals, name, backend, monke
     model = animals.lens(name, backend)
     ablated = ns.perplexity(model, texts, fwd_hooks=ns.ablation_hooks(model, mask_of(model)))
     assert (ablated["log_prob"] - table["log_prob"].to_numpy()).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("measure", [lambda model: ns.perplexity(model, {"en": ["The sky is"]})["log_prob"].item(),
+                                     lambda model: ns.evaluate(model, QUIZ)["log_prob"].sum()])  # fmt: skip
+def test_dropout_is_off_and_no_graph_is_built(animals, measure):
+    model = ns.load_model(animals.directory("opt"), backend="bridge", device="cpu")
+    expected = measure(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+        for name in ("dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.5)
+    model.train()
+    graphs = []
+    with model.hooks(fwd_hooks=[("blocks.0.mlp.hook_post", lambda tensor, hook: graphs.append(tensor.requires_grad))]):
+        assert measure(model) == pytest.approx(expected, abs=1e-4)
+    assert not any(graphs)
+    assert all(module.training for module in model.modules())
 
 
 def test_logits_are_made_for_scored_positions_only(animals, backend):

@@ -162,3 +162,11 @@ def test_the_benchmark_runs(tmp_path):
     assert result.returncode == 0, result.stderr
     assert len(re.findall(r"six thresholds +\d\.\d+ of it", result.stdout)) == 2
     assert "the bare trunk takes" in result.stdout
+
+
+def test_the_benchmark_of_ablation_runs(tmp_path):
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "ablation.py")]
+    arguments = ["--model", str(ns.demo.DIRECTORY), "--examples", "4", "--repeats", "1"]
+    result = subprocess.run(command + arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"with a mask a row: [a-z-]+ +\d+\.\d+ of it", result.stdout)) == 5

@@ -233,17 +233,17 @@ class _Places:
         `is_later`: this layer has seen the prompt already.
         """
         length = tensor.shape[1]
+        everywhere = torch.ones(1, 1, 1, dtype=torch.bool, device=tensor.device)
         if self.of_prompt is None and self.position is None:
-            return torch.ones(1, length, 1, dtype=torch.bool, device=tensor.device)
+            return everywhere
         end = length if self.end is None else self.end
-        is_step = length < end or (is_later and length == end == 1)  # with a key-value cache
-        if length < end and length != 1:
+        if length < end and not (is_later and length == 1):
             raise NeuronShareError(
-                f"{hook} gave {length} tokens, but the prompt has {end} (prompt_tokens): this is neither the prompt "
+                f"{hook} gave {length} token(s), but the prompt has {end} (prompt_tokens): this is neither the prompt "
                 "nor one token after it. Make hooks for each batch, with the length of its padded prompt."
             )
-        if is_step:
-            return torch.ones(1, 1, 1, dtype=torch.bool, device=tensor.device) if self.after else None
+        if is_later and length == 1 and self.end is not None:  # a step with a key-value cache
+            return everywhere if self.after else None
         if self.of_prompt is None:
             if end + self.position < 0:
                 raise NeuronShareError(f"{hook} gave {length} tokens; there is no position {self.position} in them.")

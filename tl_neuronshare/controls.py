@@ -83,9 +83,7 @@ class Selection:
         widths = torch.tensor(self.sharing.widths)
         if ablated == "random-active":
             if not self.same_prompts:
-                return Drawable(
-                    np.zeros(n_examples, dtype=bool), "the types are of other prompts: activity is not known"
-                )
+                return Drawable(none, "the types are of other prompts: activity is not known")
             return self._where(count <= self._fewest_active, "fewer neurons are active in some language than needed")
         if ablated == "magnitude":
             return self._where(count <= widths - count, "fewer neurons are outside the type than in it")

@@ -141,6 +141,7 @@ def perplexity(
         1       de        4.33       4
     """
     check_run_options(batch_size, prepend_bos)
+    models.check_model(model)
     if not isinstance(texts, Mapping) or not texts or any(isinstance(t, str) or not len(t) for t in texts.values()):
         raise NeuronShareError("texts is no mapping from each language to its list of texts; give at least one text.")
     rows = []
@@ -152,7 +153,8 @@ def perplexity(
         continuations = [
             Continuation(number, tuple(tokens[:1]), tuple(tokens[1:])) for number, tokens in enumerate(all_tokens)
         ]
-        scores = Scorer(model, language, continuations, batch_size).log_probs(fwd_hooks)
+        with models.left_as_found(model):
+            scores = Scorer(model, language, continuations, batch_size).log_probs(fwd_hooks)
         n_tokens = sum(map(len, all_tokens)) - len(all_tokens)
         mean = scores.sum().item() / n_tokens
         rows.append(

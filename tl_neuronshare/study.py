@@ -138,7 +138,7 @@ def ablation_study(
         one_mask=one_mask,
         equal_size=equal_size,
     )
-    _check_values(prompts, mode, values)
+    _check_protocol(prompts, mode, values, position)
     if "magnitude" in controls and provenance.describe(model)["weights"] == "folded":
         warnings.warn(
             "The weights are folded, which changes the lengths of W_out's rows and so what is matched by magnitude; "
@@ -475,7 +475,11 @@ def _check(prompts: Any, sharing: Any, controls: Any, seeds: Any, n_resamples: A
         raise NeuronShareError(f"n_resamples={n_resamples!r}; give a number, such as 5000.")
 
 
-def _check_values(prompts: ParallelPrompts, mode: Any, values: Any) -> None:
+def _check_protocol(prompts: ParallelPrompts, mode: Any, values: Any, position: Any) -> None:
+    if not isinstance(position, str | Integral):
+        raise NeuronShareError(
+            f"position is a {type(position).__name__}; a study takes all, last, or a negative index."
+        )
     if mode == "resample" and values is not None:
         raise NeuronShareError("mode='resample' takes the values of other examples of these prompts; leave values out.")
     if mode == "mean" and values is not None:

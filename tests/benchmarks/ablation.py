@@ -1,0 +1,81 @@
+"""What evaluating and ablating cost: ratios of runs that take turns in one process.
+
+    python tests/benchmarks/ablation.py                     # the built-in model, and a random one of middling size
+    python tests/benchmarks/ablation.py --model DIRECTORY --examples 100 --device cuda
+
+The yardstick is the bare trunk on the prompts alone: all blocks, without the unembedding and without hooks. `evaluate`
+runs the choices too, of which those that differ in their last token share a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from categorise import bare_trunk, compare, random_model
+
+import tl_neuronshare as ns
+from tl_neuronshare import study
+from tl_neuronshare.controls import CONTROLS, Selection
+from tl_neuronshare.evaluation import Evaluation
+
+
+def times(name: str, model: Any, prompts: ns.ParallelPrompts, *, repeats: int) -> None:
+    """Time: evaluating as it is, under hooks that are there already, and under each draw of the study."""
+    sharing = ns.categorise(model, prompts, progress=False)
+    evaluation = Evaluation(model, prompts)
+    one = ns.ablation_hooks(model, sharing.mask("all-shared")[0])
+    type = ns.NeuronType.ALL_SHARED
+    selection = Selection(sharing, prompts, [type], layers=None, consistent=None, one_mask=False, equal_size=False)
+    protocol = study._Protocol("zero", None, "all", "post", skip_special_tokens=False)
+    ablating = study._Ablating(model, evaluation, selection, protocol)
+
+    def drawn(ablated: str) -> object:
+        able = selection.drawable(type, ablated).examples
+        return evaluation.run(study._Draws(ablating, type, ablated, 0, able).hooks)
+
+    compare(
+        name,
+        {
+            "the bare trunk on the prompts": lambda: bare_trunk(model, prompts),
+            "evaluate by choice": evaluation.run,
+            "with one mask for all": lambda: evaluation.run(one),
+            **{
+                f"with a mask a row: {ablated}": lambda ablated=ablated: drawn(ablated)
+                for ablated in ("type", *CONTROLS)
+            },
+            "evaluate by greedy decoding": Evaluation(model, prompts, scoring="exact").run,
+        },
+        repeats=repeats,
+    )
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a name or directory (default: the built-in model and a random one)")
+    parser.add_argument("--examples", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device")
+    parser.add_argument("--dtype", default="float32", help="of --model (default: float32)")
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    prompts = ns.demo.prompts()[: args.examples]
+    if args.model:
+        model = ns.load_model(args.model, device=args.device, dtype=getattr(torch, args.dtype))
+        times(args.model, model, prompts, repeats=args.repeats)
+        return
+    times("the built-in model", ns.demo.load_model(device=args.device), prompts, repeats=args.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        model = ns.load_model(random_model(Path(folder), d_model=512, d_mlp=2048), device=args.device)
+        times("d_model 512, d_mlp 2048, 8 layers", model, prompts[:40], repeats=args.repeats)
+
+
+if __name__ == "__main__":
+    main()
