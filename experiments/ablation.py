@@ -22,7 +22,7 @@ from tl_neuronshare.evaluation import Scoring
 
 TYPES = [type.label for type in ns.NeuronType][::-1]
 MODES = ("zero", "mean", "resample", "scale")
-SHOWN = 6  # examples whose answers are printed
+SHOWN = 3  # examples whose answers are printed
 
 
 def main() -> None:
