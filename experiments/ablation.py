@@ -36,14 +36,7 @@ def main() -> None:
     prompts = arguments.load_prompts(args)
     model = arguments.load_model(args)
     run.timed("load")
-    sharing = ns.categorise(
-        model,
-        prompts,
-        site=args.site,
-        position=args.position,
-        threshold=args.threshold,
-        batch_size=args.batch_size,
-    )
+    sharing = arguments.categorise(args, model, prompts)
     run.timed("categorise")
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
 

@@ -106,6 +106,18 @@ def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
     return TASKS[task_name(args)](limit=limit, seed=args.seed, **languages)
 
 
+def categorise(args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts) -> ns.NeuronSharing:
+    """The types of neurons, as was asked for."""
+    return ns.categorise(
+        model,
+        prompts,
+        site=args.site,
+        position=args.position,
+        threshold=args.threshold,
+        batch_size=args.batch_size,
+    )
+
+
 def task_name(args: argparse.Namespace) -> str:
     """The task, where none was named too."""
     return args.task or (DEMO if args.model == DEMO else "world_facts")

@@ -20,14 +20,7 @@ def main() -> None:
     prompts = arguments.load_prompts(args)
     model = arguments.load_model(args)
     run.timed("load")
-    sharing = ns.categorise(
-        model,
-        prompts,
-        site=args.site,
-        position=args.position,
-        threshold=args.threshold,
-        batch_size=args.batch_size,
-    )
+    sharing = arguments.categorise(args, model, prompts)
     run.timed("categorise")
     summary, by_language = sharing.summary(), sharing.by_language()
     print(f"{sharing}\n\nTypes of neurons, percent of each layer (mean over {len(sharing)} examples)")

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -58,20 +58,26 @@ class Selection:
         self.same_prompts = len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
         in_layers = torch.zeros(sharing.n_layers, 1, dtype=torch.bool)
         in_layers[self.layers] = True
-        all_types = sharing.types
-        self.masks: dict[NeuronType, Bool[Tensor, "example layer neuron"]] = {}
+        self._types = sharing.types
+        # Which neurons may count as the type at all; with one mask, which do for every example.
+        self._allowed: dict[NeuronType, Bool[Tensor, "layer neuron"]] = {}
         for type in types:
-            mask = (all_types == type) & in_layers
-            share = mask.double().mean(0)
-            if one_mask:
-                mask = (share >= (_MAJORITY if consistent is None else consistent)) & (share > 0)
-                mask = mask.expand(len(prompts), -1, -1)
-            elif consistent is not None:
-                mask = mask & (share >= consistent)
-            self.masks[type] = mask
-        counts = {type: mask.sum(-1) for type, mask in self.masks.items()}
+            if one_mask or consistent is not None:
+                share = _share_of_examples(self._types, type)
+                often = (share >= (_MAJORITY if consistent is None else consistent)) & (share > 0)
+            else:
+                often = sharing.is_neuron
+            self._allowed[type] = often & in_layers
+        every = range(len(prompts))
+        counts = {type: self._of_type(type, every).sum(-1) for type in types}
         smallest = torch.stack(list(counts.values())).amin(0)
         self.counts = dict.fromkeys(counts, smallest) if equal_size else counts
+
+    def _of_type(self, type: NeuronType, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
+        """The type's neurons, before sizes are made equal."""
+        if self.one_mask:
+            return self._allowed[type].expand(len(examples), -1, -1)
+        return (self._types[list(examples)] == type) & self._allowed[type]
 
     def drawable(self, type: NeuronType, ablated: str) -> Drawable:
         """For which examples this can be ablated, in every language."""
@@ -108,7 +114,7 @@ class Selection:
 
     def drawn(self, type: NeuronType, seed: int, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
         """The type's neurons of some examples; with equal sizes as many of them as the smallest type has."""
-        mask = self.masks[type][examples]
+        mask = self._of_type(type, examples)
         if not self.equal_size:
             return mask
         return drawn(self.noise(seed, type, "equal size", examples), self.counts[type][examples], mask)
@@ -131,6 +137,14 @@ class Selection:
         """Another example than this."""
         others = [other for other in range(len(self.prompts)) if other != example]
         return others[int(torch.randint(len(others), (), generator=self.generator(seed, type, purpose, example)))]
+
+
+def _share_of_examples(types: UInt8[Tensor, "example layer neuron"], type: NeuronType) -> Float[Tensor, "layer neuron"]:
+    """For how many of the examples each neuron is of the type."""
+    count = torch.zeros(types.shape[1:], dtype=torch.int32)
+    for one in types:  # all at once would be eight bytes a neuron and example
+        count += one == type
+    return count.double() / len(types)
 
 
 def _as_layers(layers: Any, sharing: NeuronSharing) -> list[int]:

@@ -9,7 +9,6 @@ runs the choices too, of which those that differ in their last token share a row
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
 import warnings
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from categorise import bare_trunk, compare, random_model
+from categorise import arguments, bare_trunk, compare, random_model
 
 import tl_neuronshare as ns
 from tl_neuronshare import study
@@ -57,11 +56,7 @@ def times(name: str, model: Any, prompts: ns.ParallelPrompts, *, repeats: int) -
 
 def main() -> None:
     """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a name or directory (default: the built-in model and a random one)")
-    parser.add_argument("--examples", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device")
+    parser = arguments(__doc__)
     parser.add_argument("--dtype", default="float32", help="of --model (default: float32)")
     args = parser.parse_args()
     logging.disable(logging.WARNING)

@@ -112,13 +112,19 @@ def memory(directory: Path) -> None:
         )
 
 
-def main() -> None:
-    """Print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Those of every benchmark."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a name or directory (default: the built-in model and a random one)")
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device")
+    return parser
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = arguments(__doc__)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
