@@ -22,12 +22,15 @@ from tl_neuronshare.evaluation import Scoring
 
 TYPES = [type.label for type in ns.NeuronType][::-1]
 MODES = ("zero", "mean", "resample", "scale")
+LEGEND = """difference: from the unablated model. type - control: how much more the type loses than its control.
+overlap: the share of the control's neurons that are of the type."""
 SHOWN = 3  # examples whose answers are printed
 
 
 def main() -> None:
     """Categorise, ablate, print the table, write it and the figure."""
     args = parser().parse_args()
+    args.scoring = args.scoring or ("exact" if args.model == arguments.DEMO else "choice")
     if args.generate and args.scoring != "exact":
         raise ns.NeuronShareError("--generate shows answers that are decoded greedily: it goes with --scoring exact.")
     if args.seeds < 1:
@@ -56,6 +59,8 @@ def main() -> None:
         seeds=range(args.seed, args.seed + args.seeds),
         scoring=args.scoring,
         length_normalised=args.length_normalised,
+        max_new_tokens=args.max_new_tokens,
+        stop=args.stop,
         position=args.ablate,
         skip_special_tokens=args.skip_special_tokens,
         layers=args.layers,
@@ -66,7 +71,7 @@ def main() -> None:
         on_run=keep_answers,
     )
     run.timed("study")
-    print(f"{sharing}\n\n{_how(args)}")
+    print(f"{sharing}\n\n{_how(args)}\n{LEGEND}\n")
     shown, notes = _printed(table)
     print(shown.to_string(index=False))
     print(*notes, sep="\n")
@@ -97,9 +102,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scoring",
         choices=get_args(Scoring),
-        default="exact",
-        help="exact: whole answers, decoded greedily; choice: the likeliest of the choices (default: exact)",
+        help="exact: whole answers, decoded greedily (default for the built-in model, which ends its answers); "
+        "choice: the likeliest of the choices (default for others)",
     )
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="of exact (default: the longest answer and one)"
+    )
+    parser.add_argument("--stop", nargs="*", default=["\n"], help="texts at which exact cuts off (default: a new line)")
     parser.add_argument("--length-normalised", action="store_true", help="choices by the mean over their tokens")
     parser.add_argument(
         "--ablate",
@@ -119,7 +128,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _how(args: argparse.Namespace) -> str:
-    return f"{args.mode} at {args.ablate} tokens, scoring {args.scoring}, {args.seeds} seeds"
+    seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
+    tokens = "all tokens" if args.ablate == "all" else f"the token {args.ablate}"
+    return f"{args.mode} at {tokens}, scoring {args.scoring}, {seeds}"
 
 
 def _printed(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -150,7 +161,8 @@ def _number(value: float, *, digits: int = 2) -> str:
 
 
 def _interval(row: pd.Series, value: str, low: str, high: str) -> str:
-    return "" if pd.isna(row[low]) else f"{row[value]:+.2f} [{row[low]:+.2f}, {row[high]:+.2f}]"
+    interval = "" if pd.isna(row[low]) else f" [{row[low]:+.2f}, {row[high]:+.2f}]"
+    return "" if pd.isna(row[value]) or row["type"] == "none" else f"{row[value]:+.2f}{interval}"
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import bootstrap
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedTokenizerFast
 
 import tl_neuronshare as ns
+from test_evaluation import QUIZ
 from test_toy import hadamard
 from tl_neuronshare import controls, study
 
@@ -82,6 +84,11 @@ def concepts():
     )
 
 
+@pytest.fixture
+def quiz():
+    return QUIZ
+
+
 def of_all(table, metric="accuracy"):
     return table.query("language == 'all' and metric == @metric").set_index(["type", "ablated"])
 
@@ -102,7 +109,7 @@ def test_the_study_finds_exactly_the_one_neuron_that_the_answer_needs(planted, c
             "non-activated": 0.0,
         }
         assert types.loc["all-shared", "neurons"] == 1
-        assert types.loc["all-shared", ["low", "high"]].tolist() == [-1, -1]
+        assert types[["low", "high"]].isna().all(axis=None)  # of two examples
         assert table.loc[("all-shared", "random"), "vs_control"] < -0.8  # one of 24 drawn: sometimes the needed one
         assert table.loc[("all-shared", "magnitude"), "vs_control"] == -1
         assert table.loc[("all-shared", "other-example"), "vs_control"] == -1
@@ -257,8 +264,11 @@ def test_one_mask_may_be_found_on_other_prompts(small):
     assert "of other prompts" in table.loc[("all-shared", "random-active"), "note"]
     with pytest.raises(ns.NeuronShareError, match="5 examples of prompts and 12 of types.*one_mask"):
         ns.ablation_study(model, others, sharing)
-    with pytest.raises(ns.NeuronShareError, match="types are of other prompts"):
-        ns.ablation_study(model, others, sharing[:5])
+    for some in (others, others.select(["zh", "de"])):
+        with pytest.raises(ns.NeuronShareError, match="types are of other prompts"):
+            ns.ablation_study(model, some, sharing[:5])
+    some = of_all(ns.ablation_study(model, others.select(["zh", "de"]), sharing[:5], **options))
+    assert "of other prompts" in some.loc[("all-shared", "random-active"), "note"]
 
 
 def test_controls_that_cannot_be_drawn_say_why_and_the_study_goes_on(small):
@@ -275,6 +285,9 @@ def test_controls_that_cannot_be_drawn_say_why_and_the_study_goes_on(small):
     empty = of_all(ns.ablation_study(model, two, ns.categorise(model, two), types=["partial-shared"], seeds=[0]))
     assert empty.loc[("partial-shared", "type"), "note"] == "no neuron is partial-shared"
     assert np.isnan(empty.loc[("partial-shared", "type"), "value"])
+    options = {"types": ["all-shared", "partial-shared"], "equal_size": True, "seeds": [0]}
+    equal = of_all(ns.ablation_study(model, two, ns.categorise(model, two), **options))
+    assert equal.loc[("all-shared", "type"), "note"] == "no neuron is partial-shared"
 
 
 def test_where_only_some_examples_can_be_drawn_all_is_compared_on_these(small):
@@ -295,9 +308,19 @@ def test_where_only_some_examples_can_be_drawn_all_is_compared_on_these(small):
 # The numbers.
 
 
-def test_values_and_differences_are_those_of_evaluate(small):
+def test_values_and_differences_are_those_of_evaluate(small, monkeypatch):
     model, prompts, sharing = small
-    table = ns.ablation_study(model, prompts, sharing, types=["all-shared"], seeds=[0, 1], controls=["other-example"])
+    drawn = Drawn(monkeypatch)
+    answers = {}
+    table = ns.ablation_study(
+        model,
+        prompts,
+        sharing,
+        types=["all-shared"],
+        seeds=[0, 1],
+        controls=["other-example"],
+        on_run=lambda type, ablated, seed, found: answers.update({(type, ablated, seed): found}),
+    )
     mask = sharing.mask("all-shared")
     before = ns.evaluate(model, prompts)
     after = ns.evaluate(model, prompts, fwd_hooks=lambda language, rows: ns.ablation_hooks(model, mask[rows]))
@@ -312,12 +335,125 @@ def test_values_and_differences_are_those_of_evaluate(small):
             control = rows.loc["other-example"]
             assert control["vs_control"] == pytest.approx(rows.loc["type", "value"] - control["value"])
             assert control["difference"] == pytest.approx(control["value"] - rows.loc["none", "value"])
+            # The intervals and the overlap, by other ways: scores by example, the masks that were drawn.
+            by_example = {
+                name: of_one[of_one["language"] == language if language != "all" else slice(None)]
+                .groupby("example", sort=False)[column]
+                .mean()
+                for name, of_one in answers.items()
+            }
+            both = by_example["all-shared", "other-example", 0], by_example["all-shared", "other-example", 1]
+            of_control, of_type = sum(both) / 2, by_example["all-shared", "type", 0]
+            before_that = by_example["none", "none", None]
+            for low, high, spread in (
+                ("low", "high", of_control - before_that),
+                ("vs_low", "vs_high", of_type - of_control),
+            ):
+                resampled = scipy_interval(spread.to_numpy(dtype=float))
+                assert (control[low], control[high]) == pytest.approx(resampled, abs=0.1 * spread.std() + 1e-9)
+            pairs = [
+                (int((one & mask[example]).sum()), int(one.sum()))
+                for seed in (0, 1)
+                for (example, spoken), one in drawn.masks["all-shared", "other-example", seed].items()
+                if language in ("all", spoken)
+            ]
+            shared, size = map(sum, zip(*pairs, strict=True))
+            assert control["overlap"] == pytest.approx(shared / size)
+            assert control["neurons"] == pytest.approx(size / len(pairs) / 4)
     assert set(table["metric"]) == {"accuracy", "log_prob"}
     assert list(table.columns) == [
         *("type", "ablated", "language", "metric", "value", "difference", "low", "high"),
         *("vs_control", "vs_low", "vs_high", "neurons", "overlap", "note"),
     ]
     assert table.attrs["sharing"]["fingerprint"] == sharing.metadata["fingerprint"]
+
+
+def scipy_interval(differences):
+    """Of the mean, by scipy's percentile bootstrap."""
+    if np.ptp(differences) == 0:
+        return differences[0], differences[0]
+    found = bootstrap((differences,), np.mean, n_resamples=20_000, method="percentile", random_state=0)
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+@pytest.mark.parametrize("options", [{"consistent": 0.5}, {"one_mask": True}, {"equal_size": True}, {"layers": [0, 1]}])
+def test_magnitude_draws_none_of_the_type_whatever_the_options(small, monkeypatch, options):
+    """Neither of its neurons that are ablated nor of those that the options spare; and overlap counts the whole type."""
+    model, prompts, sharing = small
+    drawn = Drawn(monkeypatch)
+    kinds = {"types": ["all-shared", "specific"], "controls": ["magnitude", "random"], "seeds": [0]}
+    table = of_all(ns.ablation_study(model, prompts, sharing, **kinds, **options))
+    for type in kinds["types"]:
+        whole = sharing.mask(type)
+        masks = drawn.masks[type, "magnitude", 0]
+        assert sum(int(mask.sum()) for mask in masks.values())
+        for (example, _), mask in masks.items():
+            assert not (mask & whole[example]).any()
+        assert table.loc[(type, "magnitude"), "overlap"] == 0
+        random = drawn.masks[type, "random", 0]
+        expected = sum(int((mask & whole[example]).sum()) for (example, _), mask in random.items())
+        counted = table.loc[(type, "random"), "overlap"] * sum(int(mask.sum()) for mask in random.values())
+        if not options.get("one_mask"):
+            assert counted == pytest.approx(expected)
+
+
+def test_one_mask_has_one_random_control_a_seed(small, monkeypatch):
+    model, prompts, sharing = small
+    drawn = Drawn(monkeypatch)
+    ns.ablation_study(model, prompts, sharing, one_mask=True, types=["all-shared"], controls=["random"], seeds=[0, 1])
+    for seed in (0, 1):
+        (first, *others) = drawn.masks["all-shared", "random", seed].values()
+        assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("position", ["all", "last"])
+def test_means_and_resampled_values_are_those_of_these_prompts(small, position):
+    """What takes the neurons' place, by hand: the mean over all tokens or the last; the last token of another example."""
+    model, prompts, sharing = small
+    options = {"types": ["all-shared"], "controls": [], "position": position, "seeds": [4]}
+    mask = sharing.mask("all-shared")
+    means = ns.reference_values(model, prompts, position=position)
+    each = ns.reference_values(model, prompts, each=True)
+    selection = controls.Selection(
+        sharing, prompts, [ns.NeuronType.ALL_SHARED], layers=None, consistent=None, one_mask=False, equal_size=False
+    )
+    others = [selection.other_example(4, ns.NeuronType.ALL_SHARED, "resample", example) for example in range(12)]
+    assert all(other != example for example, other in enumerate(others))
+
+    def where(prompt_tokens):
+        return {} if position == "all" else {"position": "last", "prompt_tokens": prompt_tokens}
+
+    for mode, values in (
+        ("mean", lambda language, rows: means[language]),
+        ("resample", lambda language, rows: each[language][[others[row] for row in rows.tolist()]]),
+    ):
+        table = of_all(ns.ablation_study(model, prompts, sharing, mode=mode, **options), "log_prob")
+        by_hand = ns.evaluate(
+            model,
+            prompts,
+            fwd_hooks=lambda language, rows, prompt_tokens, mode=mode, values=values: ns.ablation_hooks(
+                model, mask[rows], mode=mode, values=values(language, rows), **where(prompt_tokens)
+            ),
+        )
+        assert table.loc[("all-shared", "type"), "value"] == pytest.approx(by_hand["log_prob"].mean(), abs=1e-4)
+
+
+def test_special_tokens_are_left_alone_on_request(animals, backend, quiz):
+    """A model whose prompts begin with a BOS."""
+    model = animals.lens("gpt2", backend)
+    sharing = ns.categorise(model, quiz)
+    mask = sharing.mask("all-shared")
+    options = {"types": ["all-shared"], "controls": []}
+    found = {
+        skip: of_all(ns.ablation_study(model, quiz, sharing, skip_special_tokens=skip, **options), "log_prob")
+        for skip in (True, False)
+    }
+    by_hand = ns.evaluate(
+        model, quiz, fwd_hooks=lambda language, rows, tokens: ns.ablation_hooks(model, mask[rows], tokens=tokens)
+    )
+    without_bos = found[True].loc[("all-shared", "type"), "value"]
+    assert without_bos == pytest.approx(by_hand["log_prob"].mean(), abs=1e-4)
+    assert abs(without_bos - found[False].loc[("all-shared", "type"), "value"]) > 1e-3
 
 
 def test_intervals_are_paired_bootstraps_over_examples():
@@ -327,7 +463,8 @@ def test_intervals_are_paired_bootstraps_over_examples():
     generator = np.random.default_rng(2)
     means = [generator.choice(differences, 30).mean() for _ in range(20_000)]
     assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.01)
-    assert study._Bootstrap(100).interval(np.full(5, 0.25)) == (0.25, 0.25)
+    assert study._Bootstrap(100).interval(np.full(10, 0.25)) == (0.25, 0.25)
+    assert np.isnan(study._Bootstrap(100).interval(np.full(9, 0.25))).all()
 
 
 def test_magnitude_controls_are_near_by_the_impact_at_the_last_token(small):
@@ -372,7 +509,7 @@ def test_magnitude_controls_are_near_by_the_impact_at_the_last_token(small):
 def test_every_mode_and_position_runs_and_differs_from_none(small, options):
     model, prompts, sharing = small
     table = ns.ablation_study(
-        model, prompts[:3], sharing[:3], types=["all-shared"], controls=["random"], seeds=[0, 1], **options
+        model, prompts[:10], sharing[:10], types=["all-shared"], controls=["random"], seeds=[0], **options
     )
     row = of_all(table, "log_prob").loc[("all-shared", "type")]
     assert row["difference"] != 0
@@ -406,6 +543,11 @@ class TestBadInput:
             ({"types": []}, "give at least one type"),
             ({"controls": ["luck"]}, r"controls=\['luck'\]; give a list of random, random-active"),
             ({"controls": "random"}, "controls='random'; give a list"),
+            ({"seeds": 3}, "seeds=3; give a list of integers"),
+            ({"one_mask": "yes"}, "one_mask='yes'; give True or False"),
+            ({"consistent": "a"}, "consistent='a'; give a share"),
+            ({"position": "lst"}, "position='lst' is unknown here; use all, last"),
+            ({"skip_special_tokens": True, "position": "last"}, "tokens leave special tokens out"),
             ({"seeds": []}, r"seeds=\[\]; give a list of integers"),
             ({"layers": [4]}, r"layers=\[4\]; give some of 0 to 3"),
             ({"layers": []}, r"layers=\[\]; give some"),
@@ -422,8 +564,15 @@ class TestBadInput:
     )
     def test_options(self, small, options, message):
         model, prompts, sharing = small
+        runs = []
         with pytest.raises(ns.NeuronShareError, match=message):
-            ns.ablation_study(model, prompts[:2], sharing[:2], **options)
+            ns.ablation_study(model, prompts[:2], sharing[:2], on_run=lambda *run: runs.append(run), **options)
+        assert not runs  # before anything is run
+
+    def test_one_example_has_no_other_to_resample(self, small):
+        model, prompts, sharing = small
+        with pytest.raises(ns.NeuronShareError, match="values of another example, and there is one only"):
+            ns.ablation_study(model, prompts[:1], sharing[:1], mode="resample")
 
     def test_what_does_not_fit(self, small, animals, backend):
         model, prompts, sharing = small

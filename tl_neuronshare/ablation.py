@@ -148,7 +148,7 @@ def _edits(mode: Any, values: Any, mask: Tensor) -> list[Edit]:
     if callable(mode) or mode == "zero":
         if values is not None:
             raise NeuronShareError(f"mode={mode!r} takes no values; leave them out, or choose mean, resample or scale.")
-        return [mode if callable(mode) else _zero] * n_layers
+        return [partial(_of_a_copy, function=mode) if callable(mode) else _zero] * n_layers
     if mode == "scale":
         if not isinstance(values, Real) or isinstance(values, bool):
             raise NeuronShareError(f"mode='scale' needs a number as values, such as 2.0; got {_said(values)}.")
@@ -166,9 +166,15 @@ def _edits(mode: Any, values: Any, mask: Tensor) -> list[Edit]:
             f"values have shape {tuple(values.shape)}, the mask {tuple(mask.shape)}; give one number for each neuron, "
             "or for each neuron of each row."
         )
+    values = values.to(mask.device)
     if not (values.isfinite() | ~mask).all():
         raise NeuronShareError("values are NaN or infinite for some of the mask's neurons; give finite ones.")
     return [_Put(values[..., number, :]) for number in range(n_layers)]
+
+
+def _of_a_copy(tensor: Tensor, *, function: Edit) -> Any:
+    """What a user's function makes of the tensor, if it should edit in place too."""
+    return function(tensor.clone())
 
 
 def _zero(tensor: Tensor) -> Tensor:
@@ -269,7 +275,7 @@ def _as_count(number: Any) -> int | None:
 
 def _as_index(position: Any) -> int:
     """The negative index; "last" is -1."""
-    if position in ("any", "all"):
+    if isinstance(position, str) and position != "last":
         raise NeuronShareError(f"position={position!r} is unknown here; use all, last, a negative index or a mask.")
     index: Position = as_position(position)
     return index if isinstance(index, int) else -1
@@ -282,6 +288,11 @@ def _other_batch(hook: str, n_rows: int, what: str, n_expected: int) -> str:
     )
 
 
+def needs_the_prompts_end(function: object) -> bool:
+    """Whether this is a hook of `ablation_hooks` that edits a token of the prompt and was not told where that ends."""
+    return isinstance(function, _Ablation) and function.places.position is not None and function.places.end is None
+
+
 class _Ablation:
     """One layer's hook function: new values where mask and position say so."""
 
@@ -291,10 +302,12 @@ class _Ablation:
         self.is_empty = not mask.any()
         self._seen_prompt = False
         self._returned: Callable[[], Tensor | None] = lambda: None
+        self._called_as: str | None = None
 
     def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None:
         # A bridge's compatibility mode calls a function once for each name of its hook point.
-        if tensor is self._returned():
+        name = getattr(hook, "name", None)
+        if tensor is self._returned() and name != self._called_as:
             return None
         self._check(tensor)
         chosen = self.places.chosen(tensor, is_later=self._seen_prompt, hook=self.layer.hook)
@@ -309,7 +322,7 @@ class _Ablation:
                 "it must keep shape and dtype."
             )
         edited = torch.where(self.mask & chosen, new, tensor)
-        self._returned = weakref.ref(edited)
+        self._returned, self._called_as = weakref.ref(edited), name
         return edited
 
     def _check(self, tensor: Tensor) -> None:

@@ -6,10 +6,10 @@ Whatever is random is keyed by seed, type and example, so that it does not depen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -53,7 +53,10 @@ class Selection:
     ) -> None:
         self.sharing, self.prompts, self.one_mask, self.equal_size = sharing, prompts, one_mask, equal_size
         self.layers = _as_layers(layers, sharing)
-        if consistent is not None and not 0 < consistent <= 1:
+        for name, value in (("one_mask", one_mask), ("equal_size", equal_size)):
+            if not isinstance(value, bool):
+                raise NeuronShareError(f"{name}={value!r}; give True or False.")
+        if consistent is not None and not (isinstance(consistent, Real) and 0 < float(consistent) <= 1):
             raise NeuronShareError(f"consistent={consistent!r}; give a share of the examples, above 0, or None.")
         self.same_prompts = len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
         in_layers = torch.zeros(sharing.n_layers, 1, dtype=torch.bool)
@@ -69,9 +72,9 @@ class Selection:
                 often = sharing.is_neuron
             self._allowed[type] = often & in_layers
         every = range(len(prompts))
-        counts = {type: self._of_type(type, every).sum(-1) for type in types}
-        smallest = torch.stack(list(counts.values())).amin(0)
-        self.counts = dict.fromkeys(counts, smallest) if equal_size else counts
+        self._sizes = {type: self._of_type(type, every).sum(-1) for type in types}
+        smallest = torch.stack(list(self._sizes.values())).amin(0)
+        self.counts = dict.fromkeys(types, smallest) if equal_size else self._sizes
 
     def _of_type(self, type: NeuronType, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
         """The type's neurons, before sizes are made equal."""
@@ -79,20 +82,27 @@ class Selection:
             return self._allowed[type].expand(len(examples), -1, -1)
         return (self._types[list(examples)] == type) & self._allowed[type]
 
+    def whole_type(self, type: NeuronType, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
+        """All neurons that are of the type, ablated or not; of other prompts than the types' own that is not known."""
+        of_type = self._of_type(type, examples)
+        return of_type | (self._types[list(examples)] == type) if self.same_prompts else of_type
+
     def drawable(self, type: NeuronType, ablated: str) -> Drawable:
         """For which examples this can be ablated, in every language."""
         count, n_examples = self.counts[type], len(self.prompts)
         none = np.zeros(n_examples, dtype=bool)
-        if not count.any():
+        empty = [one.label for one in ([*self._sizes] if self.equal_size else [type]) if not self._sizes[one].any()]
+        if empty or not count.any():
             of_these = f" in layers {self.layers}" if len(self.layers) < self.sharing.n_layers else ""
-            return Drawable(none, f"no neuron is {type.label}{of_these}")
+            return Drawable(none, f"no neuron is {' or '.join(empty) or 'left'}{of_these}")
         widths = torch.tensor(self.sharing.widths)
         if ablated == "random-active":
             if not self.same_prompts:
                 return Drawable(none, "the types are of other prompts: activity is not known")
             return self._where(count <= self._fewest_active, "fewer neurons are active in some language than needed")
         if ablated == "magnitude":
-            return self._where(count <= widths - count, "fewer neurons are outside the type than in it")
+            others = widths - self.whole_type(type, range(n_examples)).sum(-1)
+            return self._where(count <= others, "fewer neurons are outside the type than are ablated")
         if ablated == "other-example" and (self.one_mask or n_examples == 1):
             why = "all examples have one mask" if self.one_mask else "there is one example only"
             return Drawable(none, why)
@@ -122,21 +132,26 @@ class Selection:
     def noise(
         self, seed: int, type: NeuronType, purpose: str, examples: Sequence[int]
     ) -> Float[Tensor, "row layer neuron"]:
-        """Random numbers for each neuron, that depend on seed, example and purpose, and not on batches."""
+        """Random numbers for each neuron, that depend on seed, purpose and example, but for one mask not on this."""
         shape = (self.sharing.n_layers, self.sharing.d_mlp)
+        if self.one_mask:
+            one = torch.rand(shape, generator=self._generator(seed, type, purpose, "every example"))
+            return one.expand(len(examples), -1, -1)
+        labels = [self.prompts.examples[example] for example in examples]
         return torch.stack(
-            [torch.rand(shape, generator=self.generator(seed, type, purpose, example)) for example in examples]
+            [torch.rand(shape, generator=self._generator(seed, type, purpose, label)) for label in labels]
         )
 
-    def generator(self, seed: int, type: NeuronType, purpose: str, example: int) -> torch.Generator:
+    def _generator(self, seed: int, type: NeuronType, purpose: str, label: Hashable) -> torch.Generator:
         """A random generator keyed by these."""
-        key = repr((int(seed), type.label, purpose, self.prompts.examples[example]))
+        key = repr((int(seed), type.label, purpose, label))
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
 
     def other_example(self, seed: int, type: NeuronType, purpose: str, example: int) -> int:
         """Another example than this."""
         others = [other for other in range(len(self.prompts)) if other != example]
-        return others[int(torch.randint(len(others), (), generator=self.generator(seed, type, purpose, example)))]
+        generator = self._generator(seed, type, purpose, self.prompts.examples[example])
+        return others[int(torch.randint(len(others), (), generator=generator))]
 
 
 def _share_of_examples(types: UInt8[Tensor, "example layer neuron"], type: NeuronType) -> Float[Tensor, "layer neuron"]:
@@ -157,8 +172,8 @@ def _as_layers(layers: Any, sharing: NeuronSharing) -> list[int]:
 
 
 def first_differing(prompts: ParallelPrompts, sharing: NeuronSharing) -> int | None:
-    """The first example whose prompts are not those of the types, where that can be told."""
-    if sharing.prompt_hashes is None or set(prompts.languages) != set(sharing.languages):
+    """The first example whose prompts are not those of the types, where these know their prompts."""
+    if sharing.prompt_hashes is None:
         return None
-    hashes = provenance.fingerprint_of_prompts(prompts)
-    return next((i for i, (a, b) in enumerate(zip(hashes, sharing.prompt_hashes, strict=False)) if a != b), None)
+    pairs = zip(sharing.prompt_hashes, provenance.fingerprint_of_prompts(prompts), strict=False)
+    return next((i for i, (theirs, ours) in enumerate(pairs) if not provenance.are_of(theirs, ours)), None)

@@ -10,7 +10,7 @@ that all are scored from the same place.
 from __future__ import annotations
 
 import inspect
-import re
+import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_neuronshare import models
+from tl_neuronshare.ablation import needs_the_prompts_end
 from tl_neuronshare.batching import (
     AUTO_LOGITS,
     BatchSize,
@@ -43,6 +44,7 @@ Scoring = Literal["choice", "exact"]
 # (language, the example of each row, and by name what the function asks for) -> hooks for this batch
 HookMaker = Callable[..., Hooks]
 _CHUNK = 1 << 24  # logits in float32 at a time
+_SENTENCE_ENDS = ".,;:!?…。，、；：！？।؟،"
 
 
 def evaluate(
@@ -67,11 +69,13 @@ def evaluate(
         prompts: with answers; for `choice` with choices too.
         scoring: `choice`: the choice with the highest log-probability, summed over its tokens, is the prediction.
             `exact`: greedy decoding, right if it is the answer, whatever its case, its width, and
-                the space and punctuation around it.
+                the space, quotes and end of a sentence around it.
         fwd_hooks: a list of pairs (hook name, function), or a function of (language, examples) that returns one for
             each batch: `examples` holds the index of each row's example, so that `masks[examples]` is one mask a row.
             The rows are padded so that their prompts end at the same token. If the function has parameters of these
-            names, it is also given `prompt_tokens`, the length of the padded prompts, and `tokens`, the prompts.
+            names (or `**options`), it is also given `prompt_tokens`, the length of the padded prompts, and `tokens`,
+            the prompts. With `exact` they are asked for twice: to score the answer, and to generate. After the last
+            block a HookedTransformer's hooks see only the positions that are scored.
         length_normalised: choose by the mean over a choice's tokens rather than their sum.
         max_new_tokens: of `exact`; by default as many as the longest answer of the language has, and one for the end.
         stop: where `exact` cuts off what was decoded, besides the end token.
@@ -257,12 +261,26 @@ def _hooks_for(
     fwd_hooks: Hooks | HookMaker | None, language: str, examples: Sequence[int], tokens: Int[Tensor, "row pos"]
 ) -> Hooks:
     """The hooks for one batch."""
-    if not callable(fwd_hooks):
-        return fwd_hooks or []
-    offered = {"prompt_tokens": tokens.shape[1], "tokens": tokens}
-    asked = inspect.signature(fwd_hooks).parameters
-    context = {name: value for name, value in offered.items() if name in asked}
-    return fwd_hooks(language, torch.tensor(examples), **context)
+    hooks = fwd_hooks
+    if callable(fwd_hooks):
+        offered = {"prompt_tokens": tokens.shape[1], "tokens": tokens}
+        asked = inspect.signature(fwd_hooks).parameters
+        everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in asked.values())
+        context = {name: value for name, value in offered.items() if everything or name in asked}
+        hooks = fwd_hooks(language, torch.tensor(examples), **context)
+    if hooks is None and fwd_hooks is None:
+        return []
+    if not isinstance(hooks, Sequence) or isinstance(hooks, str):
+        raise NeuronShareError(
+            f"fwd_hooks is or gives a {type(hooks).__name__}; give a list of pairs (hook name, function), or a "
+            "function of (language, examples) that returns one."
+        )
+    if any(needs_the_prompts_end(pair[-1]) for pair in hooks if pair):
+        raise NeuronShareError(
+            "The hooks edit a token counted from the prompt's end, and do not know where it ends: what is run goes on "
+            "with the answer. Give a function of (language, examples, prompt_tokens), and pass prompt_tokens on."
+        )
+    return hooks
 
 
 class Evaluation:
@@ -328,6 +346,11 @@ class Evaluation:
                         for of_all in (log_probs, [len(one.scored) for one in scorer.continuations])
                     )
                     first += len(texts)
+                    if any(map(math.isnan, scores)):
+                        raise NeuronShareError(
+                            f"Language {language!r}, example {self.prompts.examples[index]!r}: the log-probability is "
+                            "NaN; load the model in float32 or bfloat16, and check your hooks."
+                        )
                     gold = self.gold[language][index]
                     if predictions is None:
                         ranked = [
@@ -418,7 +441,7 @@ class Evaluation:
                 )
             for index, new in zip(batch, whole[:, tokens.shape[1] :].tolist(), strict=True):
                 text = model.tokenizer.decode(new[: new.index(end)] if end in new else new)
-                found[index] = re.split("|".join(map(re.escape, self.stop)), text)[0] if self.stop else text
+                found[index] = text[: min((text.find(end) for end in self.stop if end in text), default=None)]
             after_batch()
         return found
 
@@ -440,6 +463,13 @@ def _check_scoring(prompts: ParallelPrompts, scoring: Any, length_normalised: An
         raise NeuronShareError(f"max_new_tokens={n_new!r}; give a number of tokens, for scoring='exact' only.")
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
         raise NeuronShareError(f"stop={stop!r}; give a list of texts that are not empty.")
+    for language, answers in prompts.answers.items() if scoring == "exact" else ():
+        for example, answer in zip(prompts.examples, answers, strict=True):
+            if any(text in answer for text in stop):
+                raise NeuronShareError(
+                    f"Language {language!r}, example {example!r}: the answer {answer!r} contains a text of "
+                    f"stop={stop!r}, and so could never be given; choose other texts."
+                )
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -448,14 +478,12 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def normalised(text: str) -> str:
-    """A text without differences of case, width, white space, and punctuation around it; a minus or per cent stays.
+    """A text without differences of case, width and white space, quotes and brackets around it, and a sentence's end.
 
     Example:
-        >>> normalised(" „Ｐaris“.") == normalised("paris"), normalised("-5 %")
-        (True, '-5 %')
+        >>> normalised(" „Ｐaris“.") == normalised("paris"), normalised("-.5 %"), normalised("C#")
+        (True, '-.5 %', 'c#')
     """
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    around = "".join(
-        char for char in set(text) if char not in "%‰" and unicodedata.category(char) in ("Ps", "Pe", "Pi", "Pf", "Po")
-    )
-    return text.strip(around + " ") or text
+    quotes = "".join(char for char in set(text) if unicodedata.category(char) in ("Ps", "Pe", "Pi", "Pf")) + "\"' "
+    return text.lstrip(quotes + "¿¡").rstrip(quotes + _SENTENCE_ENDS) or text

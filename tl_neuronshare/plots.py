@@ -127,11 +127,11 @@ def ablation(table: pd.DataFrame, *, metric: Literal["accuracy", "log_prob"] = "
                 label=label,
             )
             left.plot(places[missing], np.zeros(missing.sum()), "x", color=colour, clip_on=False)
-            for place, top, note in zip(places, values + spread[1], found["note"], strict=True):
-                if note.startswith("only"):
+            for place, top, note in zip(places, values + np.nan_to_num(spread[1]), found["note"], strict=True):
+                if str(note).startswith("only"):
                     left.annotate("*", (place, max(top, 0)), (0, 0), textcoords="offset points", ha="center")
         left.set_xticks(range(len(types)), types)
-        left.set_title("All languages, 95 % interval (* some examples, × none)", loc="left", fontsize=8)
+        left.set_title("All languages (* some examples, × none)", loc="left", fontsize=8)
         left.set_xlabel("ablated")
         languages = [language for language in rows["language"].unique() if language != "all"]
         for index, kind in enumerate(("none", *types)):

@@ -59,18 +59,26 @@ def _is_folded(model: LensModel) -> bool:
 
 
 def fingerprint_of_prompts(prompts: ParallelPrompts) -> list[str]:
-    """For each example a hash of its prompts in all languages, whatever the languages' order.
+    """For each example the hashes of its prompts in all languages, sorted, so that their order does not matter.
 
     Example:
-        >>> one = ParallelPrompts({"en": ["Red and"], "de": ["Rot und"]})
-        >>> fingerprint_of_prompts(one) == fingerprint_of_prompts(one.select(["de", "en"]))
+        >>> one = ParallelPrompts({"en": ["Red and"], "de": ["Rot und"], "fr": ["Rouge et"]})
+        >>> fingerprint_of_prompts(one) == fingerprint_of_prompts(one.select(["fr", "de", "en"]))
+        True
+        >>> are_of(fingerprint_of_prompts(one)[0], fingerprint_of_prompts(one.select(["fr", "en"]))[0])
         True
     """
-    languages = sorted(prompts.languages)
     return [
-        short_hash(json.dumps([[language, prompts.prompts[language][index]] for language in languages]))
+        " ".join(
+            sorted(short_hash(json.dumps([language, texts[index]])) for language, texts in prompts.prompts.items())
+        )
         for index in range(len(prompts))
     ]
+
+
+def are_of(hashes: str, others: str) -> bool:
+    """Whether an example has the prompts that others are hashes of, and maybe more languages."""
+    return set(others.split()) <= set(hashes.split())
 
 
 def fingerprint_of_weights(model: LensModel) -> str:

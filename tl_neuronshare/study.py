@@ -32,9 +32,11 @@ from tl_neuronshare.evaluation import Evaluation, HookMaker, Scoring
 from tl_neuronshare.masks import NEAR, drawn, matched
 from tl_neuronshare.models import Hooks, LensModel, Site
 from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.sharing import TYPES, NeuronSharing, NeuronType, as_type
+from tl_neuronshare.sharing import TYPES, NeuronSharing, NeuronType, as_type, short_hash
 
 METRICS = ("accuracy", "log_prob")
+FEWEST = 10  # examples for an interval
+_HARDLY_ANY = 0.2  # of the unablated model's answers right: little to lose
 
 
 def ablation_study(
@@ -49,6 +51,8 @@ def ablation_study(
     seeds: Sequence[int] = range(5),
     scoring: Scoring = "choice",
     length_normalised: bool = False,
+    max_new_tokens: int | None = None,
+    stop: Sequence[str] = ("\n",),
     position: Literal["all", "last"] | int = "all",
     skip_special_tokens: bool = False,
     site: Site = "post",
@@ -79,6 +83,8 @@ def ablation_study(
         seeds: one draw of each control a seed; their results are averaged before anything else.
         scoring: as in `evaluate`.
         length_normalised: as in `evaluate`.
+        max_new_tokens: as in `evaluate`.
+        stop: as in `evaluate`.
         position: as in `ablation_hooks`, by name or index.
         skip_special_tokens: leave special tokens of the prompt (BOS ...) alone, with position `all`.
         site: as in `ablation_hooks`.
@@ -101,8 +107,8 @@ def ablation_study(
         difference from the unablated model, low and high (its 95 % interval); vs_control, vs_low and vs_high, on the
         rows of controls (type minus control, and its interval); neurons (mean a layer); overlap (share of the
         control's neurons that are in the type); note. The unablated model is the row of type `none`. Intervals are
-        paired percentile bootstraps over examples. A control that cannot be drawn has NaN, and why in `note`.
-        `table.attrs` says how it was made.
+        paired percentile bootstraps over examples, of at least ten. A control that cannot be drawn has NaN, and why in
+        `note`. `table.attrs` says how it was made.
 
     Raises:
         NeuronShareError: an unknown type, control or option, or a `sharing` of other prompts, languages or layers.
@@ -126,6 +132,8 @@ def ablation_study(
         prompts,
         scoring=scoring,
         length_normalised=length_normalised,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
         batch_size=batch_size,
         prepend_bos=prepend_bos,
     )
@@ -147,6 +155,7 @@ def ablation_study(
         )
     protocol = _Protocol(mode, values, position, site, skip_special_tokens)
     ablation = _Ablating(model, evaluation, selection, protocol)
+    ablation.check()
     kinds = ("type", *controls)
     type_is_drawn = equal_size or mode == "resample"
     drawable = {(type, ablated): selection.drawable(type, ablated) for type in chosen_types for ablated in kinds}
@@ -175,6 +184,13 @@ def ablation_study(
         {
             **provenance.describe(model),
             "sharing": dict(sharing.metadata),
+            "prompts": prompts.name,
+            "languages": list(prompts.languages),
+            "fingerprint_of_prompts": short_hash("".join(provenance.fingerprint_of_prompts(prompts))),
+            "types": [type.label for type in chosen_types],
+            "controls": list(controls),
+            "n_resamples": int(n_resamples),
+            "values": values if isinstance(values, int | float) else ("given" if values is not None else None),
             "mode": getattr(mode, "__name__", str(mode)),
             "position": position,
             "skip_special_tokens": skip_special_tokens,
@@ -214,6 +230,12 @@ class _Ablating:
         self.edited = layers_to_edit(model, protocol.site, protocol.mode)
         self.special = torch.tensor(models.special_tokens(model))
         self._of_language: tuple[str, Tensor] | None = None
+
+    def check(self) -> None:
+        """Refuse a protocol that cannot be followed, before anything is run."""
+        mask = torch.zeros(1, self.selection.sharing.n_layers, self.selection.sharing.d_mlp, dtype=torch.bool)
+        values = torch.zeros(mask.shape) if self.protocol.mode in ("mean", "resample") else self.protocol.values
+        self.hooks(mask, values, 1 << 20, torch.zeros(1, 1 << 20, dtype=torch.long))
 
     def hooks(
         self,
@@ -306,7 +328,7 @@ class _Draws:
             drawn_for = [examples[number] for number in able]
             mask[able] = self._drawn(language, drawn_for, of_type[able])
         self._add("neurons", language, examples, mask)
-        self._add("shared", language, examples, mask & of_type)
+        self._add("shared", language, examples, mask & selection.whole_type(self.type, examples))
         return mask
 
     def _drawn(self, language: str, examples: list[int], of_type: Tensor) -> Tensor:
@@ -320,7 +342,9 @@ class _Draws:
         noise = selection.noise(self.seed, self.type, self.ablated, examples)
         if self.ablated == "magnitude":
             impact = self.ablating.impact(language, examples)
-            found, far = matched(noise, of_type, impact)
+            # Of the type's neurons that are not ablated (other layers or sizes are equal ...) none is a match.
+            spared = selection.whole_type(self.type, examples) & ~of_type
+            found, far = matched(noise, of_type, impact.masked_fill(spared, torch.nan))
             self._add("far", language, examples, far)
             self._add("impact", language, examples, impact.where(found, 0))
             self._add("impact_of_type", language, examples, impact.where(of_type, 0))
@@ -366,6 +390,8 @@ class _Outcome:
         """What a reader of the row must know."""
         notes = []
         n_drawn, n_examples = int(self.examples.sum()), len(self.examples)
+        if 0 < n_drawn < FEWEST:
+            notes.append(f"no intervals for fewer than {FEWEST} examples")
         if n_drawn == 0:
             notes.append(self.why_not)
         elif n_drawn < n_examples:
@@ -400,7 +426,9 @@ def _rows(
     bootstrap = _Bootstrap(n_resamples)
     for metric in METRICS:
         for language, scores in _by_language(unablated[metric], prompts).items():
-            yield _row("none", "none", language, metric, value=scores.mean(), difference=0.0, neurons=0.0)
+            few_right = metric == "accuracy" and scores.mean() < _HARDLY_ANY
+            note = "few answers are right to begin with: little can be lost" if few_right else ""
+            yield _row("none", "none", language, metric, value=scores.mean(), difference=0.0, neurons=0.0, note=note)
     for (type, ablated), outcome in outcomes.items():
         for metric in METRICS:
             if not outcome.runs:
@@ -443,8 +471,10 @@ class _Bootstrap:
         self._weights: dict[int, NDArray[np.float64]] = {}
 
     def interval(self, differences: NDArray[np.float64]) -> tuple[float, float]:
-        """The 95 % interval of the mean."""
+        """The 95 % interval of the mean; none of so few that it would look surer than it is."""
         n = len(differences)
+        if n < FEWEST:
+            return np.nan, np.nan
         if n not in self._weights:
             drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=self.n_resamples)
             self._weights[n] = drawn / n
@@ -469,13 +499,20 @@ def _check(prompts: Any, sharing: Any, controls: Any, seeds: Any, n_resamples: A
     unknown = isinstance(controls, str) or [control for control in controls if control not in CONTROLS]
     if unknown or len(set(controls)) < len(controls):
         raise NeuronShareError(f"controls={controls!r}; give a list of {', '.join(CONTROLS)}, each once.")
-    if not len(seeds) or not all(isinstance(seed, Integral) for seed in seeds) or len(set(seeds)) < len(seeds):
+    if (
+        not isinstance(seeds, Sequence)
+        or not seeds
+        or not all(isinstance(seed, Integral) for seed in seeds)
+        or len(set(seeds)) < len(seeds)
+    ):
         raise NeuronShareError(f"seeds={seeds!r}; give a list of integers, all different, such as range(5).")
     if not isinstance(n_resamples, Integral) or n_resamples < 1:
         raise NeuronShareError(f"n_resamples={n_resamples!r}; give a number, such as 5000.")
 
 
 def _check_protocol(prompts: ParallelPrompts, mode: Any, values: Any, position: Any) -> None:
+    if mode == "resample" and len(prompts) == 1:
+        raise NeuronShareError("mode='resample' takes the values of another example, and there is one only.")
     if not isinstance(position, str | Integral):
         raise NeuronShareError(
             f"position is a {type(position).__name__}; a study takes all, last, or a negative index."
