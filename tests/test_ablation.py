@@ -147,6 +147,22 @@ def test_edits_are_out_of_place_and_let_gradients_through(bloom):
     assert gradient[..., ~mask[0]].any()
 
 
+def test_a_function_that_edits_in_place_changes_no_other_neurons(bloom):
+    """As functions of one's own often do: `post[...] = x`."""
+    mask, tokens = mask_of(bloom), tokens_of(bloom)
+    ways = (lambda post: -post, lambda post: post.mul_(-1))
+    with torch.no_grad():
+        out, within = (bloom.run_with_hooks(tokens, fwd_hooks=ns.ablation_hooks(bloom, mask, mode=f)) for f in ways)
+    assert torch.equal(out, within)
+
+
+def test_the_same_hooks_twice_act_twice(bloom):
+    mask, tokens = mask_of(bloom), tokens_of(bloom)
+    twice, four = (ns.ablation_hooks(bloom, mask, mode="scale", values=value) for value in (2.0, 4.0))
+    found = bloom.run_with_hooks(tokens, fwd_hooks=twice + twice)
+    assert torch.equal(found, bloom.run_with_hooks(tokens, fwd_hooks=four))
+
+
 def test_categorising_inside_sees_the_ablated_model(bloom, prompts):
     mask = mask_of(bloom)
     with bloom.hooks(fwd_hooks=ns.ablation_hooks(bloom, mask)):

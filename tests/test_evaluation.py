@@ -145,7 +145,7 @@ def test_what_exact_takes_for_the_same():
         ("ÄGYPTEN", "Ägypten"),
         ("a  b", "a b"),
     ]
-    other = [("-5", "5"), ("5 %", "5"), ("Paris is", "Paris"), ("", "x"), ("C++", "C")]
+    other = [("-5", "5"), ("5 %", "5"), ("Paris is", "Paris"), ("", "x"), ("C++", "C"), ("C#", "C"), (".5", "5")]
     assert all(evaluation.normalised(a) == evaluation.normalised(b) for a, b in same)
     assert all(evaluation.normalised(a) != evaluation.normalised(b) for a, b in other)
 
@@ -154,7 +154,10 @@ def test_exact_is_cut_at_stop_and_at_a_number_of_tokens(animals):
     model, prompts = animals.lens("demo", "bridge"), ns.demo.prompts()[3:4].select(["en", "de"])
     whole = ns.evaluate(model, prompts, scoring="exact")["prediction"][0]
     assert whole == " New Zealand Dollar"
-    assert ns.evaluate(model, prompts, scoring="exact", stop=[" Zea", "\n"])["prediction"][0] == " New"
+    short = ns.ParallelPrompts(prompts.prompts, {"en": [" New"], "de": [" Neu"]})
+    cut = ns.evaluate(model, short, scoring="exact", stop=["\n", " Zea", "seel"], max_new_tokens=6)
+    assert cut["prediction"].tolist() == [" New", " Neu"]
+    assert cut["correct"].all()
     first = ns.evaluate(model, prompts, scoring="exact", max_new_tokens=1)
     assert whole.startswith(first["prediction"][0])
     assert not first["correct"].any()
@@ -190,6 +193,35 @@ def test_a_function_makes_hooks_for_each_batch_with_one_mask_a_row(bloom, quiz):
     assert (together["log_prob"] - ns.evaluate(bloom, quiz)["log_prob"]).abs().min() > 1e-4
 
 
+def test_hooks_that_count_from_the_prompt_s_end_must_know_it(bloom, quiz):
+    """What is run goes on with the answer: without the prompt's end they would edit what does not count."""
+    mask = mask_of(bloom)
+
+    def ignorant(language, examples):
+        return ns.ablation_hooks(bloom, mask, position="last")
+
+    for scoring in ("choice", "exact"):
+        for hooks in (ignorant, ignorant("en", [0])):
+            with pytest.raises(ns.NeuronShareError, match="do not know where it ends.*prompt_tokens"):
+                ns.evaluate(bloom, quiz, fwd_hooks=hooks, scoring=scoring)
+
+    def told(language, examples, *, prompt_tokens):
+        return ns.ablation_hooks(bloom, mask, position="last", prompt_tokens=prompt_tokens)
+
+    def passing_on(language, examples, **options):
+        assert set(options) == {"prompt_tokens", "tokens"}
+        return told(language, examples, prompt_tokens=options["prompt_tokens"])
+
+    assert ns.evaluate(bloom, quiz, fwd_hooks=told).equals(ns.evaluate(bloom, quiz, fwd_hooks=passing_on))
+
+
+@pytest.mark.parametrize("scoring", ["choice", "exact"])
+def test_a_model_that_gives_nan_has_no_prediction(bloom, quiz, scoring):
+    spoil = [("blocks.1.mlp.hook_post", lambda tensor, hook: tensor * torch.nan)]
+    with pytest.raises(ns.NeuronShareError, match="'en', example 0: the log-probability is NaN"):
+        ns.evaluate(bloom, quiz, fwd_hooks=spoil, scoring=scoring)
+
+
 def test_hooks_of_the_user_s_that_are_active_are_seen_and_the_model_is_left_as_found(bloom, quiz):
     mask = mask_of(bloom)
     hooks = ns.ablation_hooks(bloom, mask)
@@ -211,6 +243,8 @@ def test_hooks_of_the_user_s_that_are_active_are_seen_and_the_model_is_left_as_f
         ([("blocks.7.mlp.hook_post", print)], "has no hook blocks.7.mlp.hook_post"),
         ([(lambda name: name.startswith("brain"), print)], "has no hook <function"),
         ([("blocks.0.mlp.hook_post",)], "is no hook; give pairs"),
+        ((pair for pair in [("blocks.0.mlp.hook_post", print)]), "fwd_hooks is or gives a generator; give a list"),
+        (lambda language, examples: None, "fwd_hooks is or gives a NoneType"),
     ],
 )
 def test_names_that_the_model_lacks_are_an_error(bloom, quiz, hooks, message, as_users_run_it):
@@ -312,6 +346,7 @@ def test_logits_are_made_for_scored_positions_only(animals, backend):
         ((PROMPTS, ANSWERS, CHOICES), {"batch_size": 0}, "batch_size=0 is unknown"),
         ((PROMPTS, ANSWERS, CHOICES), {"prepend_bos": 1}, "prepend_bos=1 is unknown"),
         ((PROMPTS, ANSWERS, CHOICES), {"max_new_tokens": 3}, "max_new_tokens=3; give .* for scoring='exact' only"),
+        ((PROMPTS, ANSWERS), {"scoring": "exact", "stop": ["s"]}, "'en', example 0: the answer .* contains a text"),
         ((PROMPTS, ANSWERS), {"scoring": "exact", "max_new_tokens": 0}, "max_new_tokens=0"),
         ((PROMPTS, ANSWERS), {"scoring": "exact", "stop": "\n"}, "stop='.n'; give a list"),
         (

@@ -74,6 +74,8 @@ def test_ablation(tmp_path):
     table = pd.read_csv(folder / "ablation.csv", keep_default_na=False, na_values=[""]).fillna({"note": ""})
     pd.testing.assert_frame_equal(table, expected, check_dtype=False)
     assert image.imread(folder / "ablation.png").shape[1] >= 1200
+    from_file = ns.plots.ablation(pd.read_csv(folder / "ablation.csv"))
+    assert [axes.get_ylabel() for axes in from_file.axes] == ["accuracy", "accuracy"]
     assert (folder / "ablation.pdf").read_bytes().startswith(b"%PDF")
     record = json.loads((folder / "run.json").read_text())
     assert record["study"]["scoring"] == "exact"

@@ -390,12 +390,12 @@ class _Outcome:
         """What a reader of the row must know."""
         notes = []
         n_drawn, n_examples = int(self.examples.sum()), len(self.examples)
-        if 0 < n_drawn < FEWEST:
-            notes.append(f"no intervals for fewer than {FEWEST} examples")
         if n_drawn == 0:
             notes.append(self.why_not)
         elif n_drawn < n_examples:
             notes.append(f"only {n_drawn} of {n_examples} examples: {self.why_not}")
+        if 0 < n_drawn < FEWEST:
+            notes.append(f"no intervals for fewer than {FEWEST} examples")
         if self.draws and self.sums("far").any():
             far = self.sums("far").sum() / self.sums("neurons").sum()
             writes = self.sums("impact").sum() / self.sums("impact_of_type").sum()
