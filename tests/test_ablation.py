@@ -203,6 +203,16 @@ def test_in_half_precision(animals, dtype, backend):
         assert torch.equal(seen[..., ~mask[0]], before[..., ~mask[0]])
 
 
+def test_on_another_device_than_the_masks(bloom):
+    """Masks, values and positions go to where the layer's tensor is: here to a device without memory."""
+    mask, values = mask_of(bloom, rows=(2,)), torch.ones(2, 3, 128)
+    places = torch.ones(2, 4, dtype=torch.bool)
+    for options in ({}, {"mode": "mean", "values": values}, {"mode": "scale", "values": 2.0}, {"position": places},
+                    {"position": "last"}, {"tokens": torch.ones(2, 4).long()}, {"mode": negated}):  # fmt: skip
+        for _, hook in ns.ablation_hooks(bloom, mask, **options):
+            assert hook(torch.ones(2, 4, 128, device="meta"), hook=None).device.type == "meta"
+
+
 # Rows and positions.
 
 

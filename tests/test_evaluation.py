@@ -308,7 +308,8 @@ def test_dropout_is_off_and_no_graph_is_built(animals, measure):
     assert all(module.training for module in model.modules())
 
 
-def test_logits_are_made_for_scored_positions_only(animals, backend):
+@pytest.mark.parametrize("scoring", ["choice", "exact"])
+def test_logits_are_made_for_scored_positions_only(animals, backend, scoring):
     """Prompts of 80 tokens and answers of a few: all logits would be ten times what is made."""
     model = animals.lens("bloom", backend)
     prompts = ns.ParallelPrompts(
@@ -329,7 +330,7 @@ def test_logits_are_made_for_scored_positions_only(animals, backend):
             return result
 
     with Largest():
-        ns.evaluate(model, prompts)
+        ns.evaluate(model, prompts, scoring=scoring)
     assert 1 <= largest <= 6
 
 

@@ -14,7 +14,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 from numbers import Integral
 from typing import Any, Literal, get_args
 
@@ -74,8 +74,8 @@ def evaluate(
             each batch: `examples` holds the index of each row's example, so that `masks[examples]` is one mask a row.
             The rows are padded so that their prompts end at the same token. If the function has parameters of these
             names (or `**options`), it is also given `prompt_tokens`, the length of the padded prompts, and `tokens`,
-            the prompts. With `exact` they are asked for twice: to score the answer, and to generate. After the last
-            block a HookedTransformer's hooks see only the positions that are scored.
+            the prompts. With `exact` they are asked for twice: to score the answer, and to generate. The unembedding
+            sees only the positions that are scored.
         length_normalised: choose by the mean over a choice's tokens rather than their sum.
         max_new_tokens: of `exact`; by default as many as the longest answer of the language has, and one for the end.
         stop: where `exact` cuts off what was decoded, besides the end token.
@@ -334,33 +334,25 @@ class Evaluation:
         self, fwd_hooks: Hooks | HookMaker | None = None, *, after_batch: Callable[[], Any] = lambda: None
     ) -> pd.DataFrame:
         """The table of `evaluate`."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         with models.left_as_found(self.model):
             for language, scorer in self.scorers.items():
                 log_probs = scorer.log_probs(fwd_hooks, after_batch=after_batch).tolist()
-                predictions = self._generate(language, fwd_hooks, after_batch) if self._generations else None
-                first = 0
+                generated = self._generate(language, fwd_hooks, after_batch) if self._generations else None
+                scored = iter(zip(log_probs, scorer.continuations, strict=True))
                 for index, texts in enumerate(self.texts[language]):
-                    scores, lengths = (
-                        of_all[first : first + len(texts)]
-                        for of_all in (log_probs, [len(one.scored) for one in scorer.continuations])
-                    )
-                    first += len(texts)
+                    scores, continuations = zip(*islice(scored, len(texts)), strict=True)
                     if any(map(math.isnan, scores)):
                         raise NeuronShareError(
                             f"Language {language!r}, example {self.prompts.examples[index]!r}: the log-probability is "
                             "NaN; load the model in float32 or bfloat16, and check your hooks."
                         )
                     gold = self.gold[language][index]
-                    if predictions is None:
-                        ranked = [
-                            score / (length if self.length_normalised else 1)
-                            for score, length in zip(scores, lengths, strict=True)
-                        ]
-                        prediction = texts[ranked.index(max(ranked))]
+                    if generated is None:
+                        prediction = texts[self._best(scores, continuations)]
                         correct = prediction == texts[gold]
                     else:
-                        prediction = predictions[index]
+                        prediction = generated[index]
                         correct = normalised(prediction) == normalised(texts[gold])
                     rows.append(
                         {
@@ -373,6 +365,12 @@ class Evaluation:
                         }
                     )
         return pd.DataFrame(rows)
+
+    def _best(self, scores: Sequence[float], continuations: Sequence[Continuation]) -> int:
+        """Which choice is the likeliest; of equal ones the first."""
+        if self.length_normalised:
+            scores = [score / len(one.scored) for score, one in zip(scores, continuations, strict=True)]
+        return max(range(len(scores)), key=scores.__getitem__)
 
     def _tokenise(self, language: str) -> list[Continuation]:
         """What is scored, after what, of every example of a language."""
@@ -429,7 +427,8 @@ class Evaluation:
         found = [""] * len(rows)
         for batch in batches:
             tokens = torch.tensor([rows[index] for index in batch])
-            with models.all_firing(model, _hooks_for(fwd_hooks, language, batch, tokens)):
+            hooks = _hooks_for(fwd_hooks, language, batch, tokens)
+            with models.all_firing(model, hooks), models.last_positions_only(model, 1):
                 whole = model.generate(
                     tokens.to(models.device_of(model)),
                     max_new_tokens=n_new,

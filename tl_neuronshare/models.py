@@ -328,10 +328,7 @@ def can_pad(model: LensModel) -> bool:
 
 def run(model: LensModel, tokens: Int[Tensor, "prompt position"], mask: Int[Tensor, "prompt position"] | None) -> None:
     """One forward pass without the vocabulary, for what the hooks see of it."""
-    if is_bridge(model):
-        _forward(model, tokens, mask, **_logits_to_keep(model, 1))
-    else:
-        _forward(model, tokens, mask, stop_at_layer=model.cfg.n_layers)
+    _forward(model, tokens, mask, **_without_vocabulary(model))
 
 
 def last_logits(
@@ -343,16 +340,20 @@ def last_logits(
         >>> last_logits(model, model.to_tokens("Country code of Peru →"), None, 2).shape
         torch.Size([1, 2, 4000])
     """
-    if is_bridge(model):
-        logits: Tensor = _forward(model, tokens, mask, **_logits_to_keep(model, keep))
-        return logits[:, -keep:]
+    with last_positions_only(model, keep):
+        logits: Tensor = _forward(model, tokens, mask)
+    return logits
+
+
+@contextmanager
+def last_positions_only(model: LensModel, keep: int) -> Iterator[None]:
+    """Unembed only the last so many positions of every forward pass, in `generate` too, for as long as this lasts."""
 
     def cut(residual: Tensor, hook: Any) -> Tensor:
-        return residual[:, -keep:]
+        return residual[:, -keep:].contiguous()  # else matmul would take one row at a time
 
-    # HookedTransformer cannot be told; what comes after its last block treats each position alone.
-    with model.hooks(fwd_hooks=[(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", cut)]):
-        return _forward(model, tokens, mask)  # type: ignore[no-any-return]
+    with hooked(model, [("unembed.hook_in", cut)]):
+        yield
 
 
 def _forward(model: LensModel, tokens: Tensor, mask: Tensor | None, **options: Any) -> Any:
@@ -437,10 +438,12 @@ def special_tokens(model: LensModel) -> list[int]:
     return sorted(set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - others))
 
 
-def _logits_to_keep(model: LensModel, number: int) -> dict[str, int]:
-    """The argument by which a bridge is told to make logits for the last positions only; remote code may lack it."""
+def _without_vocabulary(model: LensModel) -> dict[str, Any]:
+    """Arguments of the forward pass that keep it from making logits for every position."""
+    if not is_bridge(model):
+        return {"stop_at_layer": model.cfg.n_layers}
     forward = inspect.signature(model.original_model.forward)  # type: ignore[attr-defined]
-    return {"logits_to_keep": number} if "logits_to_keep" in forward.parameters else {}
+    return {"logits_to_keep": 1} if "logits_to_keep" in forward.parameters else {}
 
 
 @contextmanager
