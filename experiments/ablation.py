@@ -30,7 +30,7 @@ SHOWN = 3  # examples whose answers are printed
 def main() -> None:
     """Categorise, ablate, print the table, write it and the figure."""
     args = parser().parse_args()
-    args.scoring = args.scoring or ("exact" if args.model == arguments.DEMO else "choice")
+    args.scoring = args.scoring or ("exact" if args.generate or args.model == arguments.DEMO else "choice")
     if args.generate and args.scoring != "exact":
         raise ns.NeuronShareError("--generate shows answers that are decoded greedily: it goes with --scoring exact.")
     if args.seeds < 1:
@@ -44,7 +44,7 @@ def main() -> None:
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
 
     def keep_answers(type: str, ablated: str, seed: int | None, found: pd.DataFrame) -> None:
-        if ablated == "none" or (ablated == "type" and seed in (None, args.seed)):
+        if ablated == "none" or (ablated == "type" and seed == args.seed):
             name = "before" if type == "none" else f"without {type}"
             answers[name] = found.set_index(["example", "language"])["prediction"]
 
@@ -102,7 +102,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scoring",
         choices=get_args(Scoring),
-        help="exact: whole answers, decoded greedily (default for the built-in model, which ends its answers); "
+        help="exact: whole answers, decoded greedily (default with --generate, and for the built-in model, which ends "
+        "its answers); "
         "choice: the likeliest of the choices (default for others)",
     )
     parser.add_argument(
@@ -129,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _how(args: argparse.Namespace) -> str:
     seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
-    tokens = "all tokens" if args.ablate == "all" else f"the token {args.ablate}"
+    tokens = "all tokens" if args.ablate == "all" else f"the prompt's token {args.ablate}"
     return f"{args.mode} at {tokens}, scoring {args.scoring}, {seeds}"
 
 

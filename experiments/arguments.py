@@ -76,8 +76,10 @@ def _position(text: str) -> Position:
 
 def ablated_position(text: str) -> str | int:
     """At which tokens to ablate: all, last, or a negative index."""
-    if text in ("all", "last") or (text.lstrip("-").isdigit() and int(text) < 0):
-        return text if text in ("all", "last") else int(text)
+    if text in ("all", "last"):
+        return text
+    if text.lstrip("-").isdigit() and int(text) < 0:
+        return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is none of all, last, or a negative index from the prompt's end")
 
 

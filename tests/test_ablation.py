@@ -460,6 +460,7 @@ def test_what_reference_values_refuses(bloom, as_users_run_it):
     for texts, options, message in (
         ({}, {}, "give some texts"),
         ({"en": []}, {}, "give some texts"),
+        ({"en": "a text"}, {}, "give some texts"),
         ({"en": ["a"]}, {"position": -3}, "'en', text 0: too short for position=-3"),
         ({"en": ["a"]}, {"site": "gate"}, "site='gate' has no values"),
         ({"en": ["<|end|>"]}, {"position": "all"}, "'en', text 0: nothing but special tokens"),

@@ -73,7 +73,11 @@ def test_python_in_the_pages_runs_as_it_stands(code, tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    said = re.findall(r"^# (.*)$", code.split("# prints:\n", 1)[-1], re.MULTILINE) if "# prints:\n" in code else []
+    said = (
+        re.findall(r"^# (.*)$", code.split("# prints", 1)[1].split("\n", 1)[1], re.MULTILINE)
+        if "# prints" in code
+        else []
+    )
     for line in said:
         assert line.strip() in {printed.strip() for printed in run.stdout.splitlines()}, run.stdout
 

@@ -200,9 +200,10 @@ def test_hooks_that_count_from_the_prompt_s_end_must_know_it(bloom, quiz):
     def ignorant(language, examples):
         return ns.ablation_hooks(bloom, mask, position="last")
 
+    wrong = ns.ablation_hooks(bloom, mask, position="last", prompt_tokens=1)
     for scoring in ("choice", "exact"):
-        for hooks in (ignorant, ignorant("en", [0])):
-            with pytest.raises(ns.NeuronShareError, match="do not know where it ends.*prompt_tokens"):
+        for hooks in (ignorant, ignorant("en", [0]), wrong):
+            with pytest.raises(ns.NeuronShareError, match="do not know where this batch's prompts end.*prompt_tokens"):
                 ns.evaluate(bloom, quiz, fwd_hooks=hooks, scoring=scoring)
 
     def told(language, examples, *, prompt_tokens):

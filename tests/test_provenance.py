@@ -8,7 +8,8 @@ import torch
 import tl_neuronshare as ns
 import zoo
 from tl_neuronshare import models
-from tl_neuronshare.provenance import fingerprint_of_prompts, fingerprint_of_weights
+from tl_neuronshare.prompts import hashes_of
+from tl_neuronshare.provenance import fingerprint_of_weights
 
 
 def of_weights(model) -> str:
@@ -141,8 +142,8 @@ def test_it_differs_when_one_prompt_does_and_not_with_the_order_of_languages(blo
     assert fingerprints[0] == fingerprints[2]
     assert len(set(fingerprints)) == 3
     assert len({fingerprint.split("-")[0] for fingerprint in fingerprints}) == 1
-    hashes = fingerprint_of_prompts(prompts)
-    assert [a == b for a, b in zip(hashes, fingerprint_of_prompts(ns.ParallelPrompts(other)), strict=True)] == [
+    hashes = hashes_of(prompts)
+    assert [a == b for a, b in zip(hashes, hashes_of(ns.ParallelPrompts(other)), strict=True)] == [
         True,
         False,
         True,

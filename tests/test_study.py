@@ -297,6 +297,7 @@ def test_where_only_some_examples_can_be_drawn_all_is_compared_on_these(small):
     assert 0 < able.sum() < len(prompts)
     row = of_all(table, "log_prob").loc[("specific", "random-active")]
     assert row["note"].startswith(f"only {int(able.sum())} of 12 examples")
+    assert row["examples"] == able.sum()
     mask = sharing.mask("specific")
     ablated = ns.evaluate(model, prompts, fwd_hooks=lambda language, rows: ns.ablation_hooks(model, mask[rows]))
     kept = {prompts.examples[index] for index in able.nonzero().flatten().tolist()}
@@ -362,7 +363,7 @@ def test_values_and_differences_are_those_of_evaluate(small, monkeypatch):
     assert set(table["metric"]) == {"accuracy", "log_prob"}
     assert list(table.columns) == [
         *("type", "ablated", "language", "metric", "value", "difference", "low", "high"),
-        *("vs_control", "vs_low", "vs_high", "neurons", "overlap", "note"),
+        *("vs_control", "vs_low", "vs_high", "neurons", "overlap", "examples", "note"),
     ]
     assert table.attrs["sharing"]["fingerprint"] == sharing.metadata["fingerprint"]
 
@@ -539,6 +540,13 @@ class TestBadInput:
             ({"types": []}, "give at least one type"),
             ({"controls": ["luck"]}, r"controls=\['luck'\]; give a list of random, random-active"),
             ({"controls": "random"}, "controls='random'; give a list"),
+            (
+                {"mode": "mean", "values": dict.fromkeys(["en", "de", "th", "zh"], torch.ones(2, 4, 512))},
+                "no float tensor",
+            ),
+            ({"position": -99}, "'en', example .*: the prompt has . token.s., too few for position=-99"),
+            ({"layers": 3}, "layers=3; give some of 0 to 3"),
+            ({"layers": [True]}, "give some of 0 to 3"),
             ({"seeds": 3}, "seeds=3; give a list of integers"),
             ({"one_mask": "yes"}, "one_mask='yes'; give True or False"),
             ({"consistent": "a"}, "consistent='a'; give a share"),

@@ -55,8 +55,9 @@ def ablation_hooks(
             multiplies by the number `values` (2 amplifies); or a function of the layer's tensor
             [batch, position, neuron] that returns one of the same shape, of which the mask's neurons are taken.
         values: for `mean` and `resample` a value for each neuron, or for each neuron of each row; for `scale` a number.
-        position: `all` tokens, generated ones too; the prompt's `last` token; a negative index from the prompt's end;
-            or a boolean tensor over the tokens of the (padded) prompt. All but `all` leave generated tokens alone.
+        position: `all` tokens, generated ones too; the prompt's `last` token; a negative index from the prompt's end,
+            which every row must have (beyond a shorter row's start is its padding); or a boolean tensor over the tokens
+            of the (padded) prompt. All but `all` leave generated tokens alone.
         prompt_tokens: how many tokens the prompt has, left padding included. A hook cannot know where it ends
             (with a key-value cache it sees 5 tokens, then 1, then 1; without, 5, 6, 7). None, for `last` and indices,
             means the end of each call. After a prompt of one token, each further call of one token is taken for
@@ -111,7 +112,7 @@ def hooks_at(
     """`ablation_hooks` at layers that are known; `text` says which of the prompt's tokens are no special ones."""
     check_mask(mask)
     widest = max(layer.width for layer in layers)
-    if mask.ndim > 3 or tuple(mask.shape[-2:]) != (len(layers), widest):
+    if tuple(mask.shape[-2:]) != (len(layers), widest):
         raise NeuronShareError(
             f"The mask has shape {tuple(mask.shape)}; the model has {len(layers)} layers of {widest} neurons: "
             f"give {(len(layers), widest)}, or {('batch', len(layers), widest)} for one mask a row."
@@ -276,7 +277,7 @@ def _as_count(number: Any) -> int | None:
 def _as_index(position: Any) -> int:
     """The negative index; "last" is -1."""
     if isinstance(position, str) and position != "last":
-        raise NeuronShareError(f"position={position!r} is unknown here; use all, last, a negative index or a mask.")
+        raise NeuronShareError(f"position={position!r} is unknown here; use all, last or a negative index.")
     index: Position = as_position(position)
     return index if isinstance(index, int) else -1
 
@@ -288,9 +289,12 @@ def _other_batch(hook: str, n_rows: int, what: str, n_expected: int) -> str:
     )
 
 
-def needs_the_prompts_end(function: object) -> bool:
-    """Whether this is a hook of `ablation_hooks` that edits a token of the prompt and was not told where that ends."""
-    return isinstance(function, _Ablation) and function.places.position is not None and function.places.end is None
+def takes_another_end(function: object, prompt_tokens: int) -> bool:
+    """Whether this is a hook of `ablation_hooks` that edits tokens of the prompt and takes that to end elsewhere."""
+    if not isinstance(function, _Ablation):
+        return False
+    places = function.places
+    return places.end not in (None, prompt_tokens) or (places.position is not None and places.end is None)
 
 
 class _Ablation:
@@ -359,6 +363,10 @@ def reference_values(
         prepend_bos: as in `categorise`.
         progress: whether to show a progress bar where it takes more than two seconds.
 
+    Returns:
+        For each language a float tensor: [layer, neuron], or with `each` [prompt, layer, neuron]; 0 where a layer is
+        narrower than the widest.
+
     Raises:
         NeuronShareError: an unsuitable model or option, no texts, or a prompt too short or long.
 
@@ -370,7 +378,7 @@ def reference_values(
     """
     texts = prompts.prompts if isinstance(prompts, ParallelPrompts) else prompts
     check_run_options(batch_size, prepend_bos)
-    if not isinstance(texts, Mapping) or not texts or not all(len(of_one) for of_one in texts.values()):
+    if not isinstance(texts, Mapping) or not texts or any(isinstance(t, str) or not len(t) for t in texts.values()):
         raise NeuronShareError("prompts is no ParallelPrompts and no mapping from language to texts; give some texts.")
     if site not in ("post", "up"):
         raise NeuronShareError(f"site={site!r} has no values to put there; use post or up.")

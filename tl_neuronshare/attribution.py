@@ -13,7 +13,8 @@ def generation_impact(
 ) -> Float[Tensor, "*batch neuron"]:
     """How much each neuron writes to the residual stream: |m| times the length of its row of W_out.
 
-    Raw weights: folding and centring move the lengths of the rows by up to 8 %.
+    In the dtype of `post`, but at least float32. Use raw weights: folding and centring move the lengths of the rows by
+    up to 8 %.
 
     Source: the paper's contribution score (arXiv 2406.09265v1).
 

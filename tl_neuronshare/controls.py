@@ -6,7 +6,7 @@ Whatever is random is keyed by seed, type and example, so that it does not depen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
@@ -18,10 +18,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tl_neuronshare import provenance
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.masks import drawn
-from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.prompts import ParallelPrompts, are_of, hashes_of
 from tl_neuronshare.sharing import NeuronSharing, NeuronType
 
 Control = Literal["random", "random-active", "magnitude", "other-example"]
@@ -58,7 +57,8 @@ class Selection:
                 raise NeuronShareError(f"{name}={value!r}; give True or False.")
         if consistent is not None and not (isinstance(consistent, Real) and 0 < float(consistent) <= 1):
             raise NeuronShareError(f"consistent={consistent!r}; give a share of the examples, above 0, or None.")
-        self.same_prompts = len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
+        known = sharing.prompt_hashes is not None or not one_mask  # one mask may be of other prompts
+        self.same_prompts = known and len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
         in_layers = torch.zeros(sharing.n_layers, 1, dtype=torch.bool)
         in_layers[self.layers] = True
         self._types = sharing.types
@@ -67,7 +67,7 @@ class Selection:
         for type in types:
             if one_mask or consistent is not None:
                 share = _share_of_examples(self._types, type)
-                often = (share >= (_MAJORITY if consistent is None else consistent)) & (share > 0)
+                often = share >= (_MAJORITY if consistent is None else consistent)
             else:
                 often = sharing.is_neuron
             self._allowed[type] = often & in_layers
@@ -132,7 +132,7 @@ class Selection:
     def noise(
         self, seed: int, type: NeuronType, purpose: str, examples: Sequence[int]
     ) -> Float[Tensor, "row layer neuron"]:
-        """Random numbers for each neuron, that depend on seed, purpose and example, but for one mask not on this."""
+        """Random numbers for each neuron, keyed by seed, type, purpose and example; with one mask, not by example."""
         shape = (self.sharing.n_layers, self.sharing.d_mlp)
         if self.one_mask:
             one = torch.rand(shape, generator=self._generator(seed, type, purpose, "every example"))
@@ -165,8 +165,9 @@ def _share_of_examples(types: UInt8[Tensor, "example layer neuron"], type: Neuro
 def _as_layers(layers: Any, sharing: NeuronSharing) -> list[int]:
     if layers is None:
         return list(range(sharing.n_layers))
-    found = [int(layer) for layer in layers if isinstance(layer, Integral) and layer in range(sharing.n_layers)]
-    if not found or len(found) < len(list(layers)) or len(set(found)) < len(found):
+    given = list(layers) if isinstance(layers, Iterable) else []
+    found = [int(layer) for layer in given if isinstance(layer, Integral) and layer in range(sharing.n_layers)]
+    if not found or len(set(found)) < len(given) or any(isinstance(layer, bool) for layer in given):
         raise NeuronShareError(f"layers={layers!r}; give some of 0 to {sharing.n_layers - 1}, each once.")
     return found
 
@@ -175,5 +176,5 @@ def first_differing(prompts: ParallelPrompts, sharing: NeuronSharing) -> int | N
     """The first example whose prompts are not those of the types, where these know their prompts."""
     if sharing.prompt_hashes is None:
         return None
-    pairs = zip(sharing.prompt_hashes, provenance.fingerprint_of_prompts(prompts), strict=False)
-    return next((i for i, (theirs, ours) in enumerate(pairs) if not provenance.are_of(theirs, ours)), None)
+    pairs = zip(sharing.prompt_hashes, hashes_of(prompts), strict=False)
+    return next((i for i, (theirs, ours) in enumerate(pairs) if not are_of(theirs, ours)), None)

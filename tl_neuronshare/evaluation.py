@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_neuronshare import models
-from tl_neuronshare.ablation import needs_the_prompts_end
+from tl_neuronshare.ablation import takes_another_end
 from tl_neuronshare.batching import (
     AUTO_LOGITS,
     BatchSize,
@@ -74,8 +74,8 @@ def evaluate(
             each batch: `examples` holds the index of each row's example, so that `masks[examples]` is one mask a row.
             The rows are padded so that their prompts end at the same token. If the function has parameters of these
             names (or `**options`), it is also given `prompt_tokens`, the length of the padded prompts, and `tokens`,
-            the prompts. With `exact` they are asked for twice: to score the answer, and to generate. The unembedding
-            sees only the positions that are scored.
+            the prompts (while scoring: up to where an answer merges with them). With `exact` it is called twice: to
+            score the answer, and to generate. The unembedding sees only the positions that are scored.
         length_normalised: choose by the mean over a choice's tokens rather than their sum.
         max_new_tokens: of `exact`; by default as many as the longest answer of the language has, and one for the end.
         stop: where `exact` cuts off what was decoded, besides the end token.
@@ -88,8 +88,9 @@ def evaluate(
         in nats, summed over its tokens), prediction, merged (whether tokens of prompt and answer merge).
 
     Raises:
-        NeuronShareError: no answers or choices, an answer that tokenises to nothing or merges with the whole prompt, an
-            unknown option or hook, a hook that does not fire.
+        NeuronShareError: no answers or choices; an answer that tokenises to nothing, is longer than the context, holds
+            a text of `stop`, or merges with the whole prompt where that begins with no BOS; an unknown option or hook;
+            a hook that does not fire; log-probabilities that are NaN.
 
     Example:
         >>> table = evaluate(model, ns.demo.prompts()[9:10].select(["en", "zh"]))
@@ -126,7 +127,7 @@ def perplexity(
     Args:
         model: a HookedTransformer or TransformerBridge.
         texts: for each language its texts, which need not be parallel.
-        fwd_hooks: as in `evaluate`; examples are counted from 0 in each language.
+        fwd_hooks: as in `evaluate`; examples are counted from 0 in each language. The first token counts as the prompt.
         batch_size: as in `evaluate`.
         prepend_bos: as in `categorise`. With a BOS the first token of a text counts too.
         progress: whether to show a progress bar where it takes more than two seconds.
@@ -159,6 +160,10 @@ def perplexity(
         ]
         with models.left_as_found(model):
             scores = Scorer(model, language, continuations, batch_size).log_probs(fwd_hooks)
+        if scores.isnan().any():
+            raise NeuronShareError(
+                f"Language {language!r}: the log-probability is NaN; check your hooks and the dtype."
+            )
         n_tokens = sum(map(len, all_tokens)) - len(all_tokens)
         mean = scores.sum().item() / n_tokens
         rows.append(
@@ -275,9 +280,9 @@ def _hooks_for(
             f"fwd_hooks is or gives a {type(hooks).__name__}; give a list of pairs (hook name, function), or a "
             "function of (language, examples) that returns one."
         )
-    if any(needs_the_prompts_end(pair[-1]) for pair in hooks if pair):
+    if any(isinstance(pair, Sequence) and pair and takes_another_end(pair[-1], tokens.shape[1]) for pair in hooks):
         raise NeuronShareError(
-            "The hooks edit a token counted from the prompt's end, and do not know where it ends: what is run goes on "
+            "The hooks edit tokens of the prompt, and do not know where this batch's prompts end: what is run goes on "
             "with the answer. Give a function of (language, examples, prompt_tokens), and pass prompt_tokens on."
         )
     return hooks
@@ -302,13 +307,13 @@ class Evaluation:
         models.check_model(model)
         _check_scoring(prompts, scoring, length_normalised, max_new_tokens, stop)
         self.model, self.prompts, self.scoring, self.stop = model, prompts, scoring, tuple(stop)
-        self.length_normalised = length_normalised
+        self.length_normalised, self.batch_size = length_normalised, batch_size
         self.prepend_bos = models.resolve_prepend_bos(model, prepend_bos)
         answers: Mapping[str, Sequence[str]] = prompts.answers or {}
         # What is scored for each example: its choices, or its answer alone.
         self.texts: dict[str, list[tuple[str, ...]]] = {
             language: list(prompts.choices[language])
-            if scoring == "choice" and prompts.choices is not None
+            if scoring == "choice" and prompts.choices
             else [(answer,) for answer in answers[language]]
             for language in prompts.languages
         }
@@ -440,7 +445,7 @@ class Evaluation:
                 )
             for index, new in zip(batch, whole[:, tokens.shape[1] :].tolist(), strict=True):
                 text = model.tokenizer.decode(new[: new.index(end)] if end in new else new)
-                found[index] = text[: min((text.find(end) for end in self.stop if end in text), default=None)]
+                found[index] = text[: min((text.find(cut) for cut in self.stop if cut in text), default=None)]
             after_batch()
         return found
 
@@ -455,7 +460,9 @@ def _check_scoring(prompts: ParallelPrompts, scoring: Any, length_normalised: An
             f'{prompts!r} has no choices; give ParallelPrompts(..., choices=...), or use scoring="exact".'
         )
     if not isinstance(length_normalised, bool) or (length_normalised and scoring != "choice"):
-        raise NeuronShareError(f"length_normalised={length_normalised!r}; use True, for choices only, or False.")
+        raise NeuronShareError(
+            f"length_normalised={length_normalised!r}; use True with scoring='choice' only, or False."
+        )
     if n_new is not None and (
         scoring != "exact" or isinstance(n_new, bool) or not isinstance(n_new, Integral) or n_new < 1
     ):

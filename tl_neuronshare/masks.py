@@ -50,8 +50,10 @@ def random_like(
         tensor([2, 1])
     """
     check_mask(mask)
+    within = torch.ones_like(mask) if within is None else within
+    check_mask(within)
     noise = torch.rand(mask.shape, generator=generator)
-    return drawn(noise.to(mask.device), mask.sum(-1), torch.ones_like(mask) if within is None else within)
+    return drawn(noise.to(mask.device), mask.sum(-1), within.to(mask.device))
 
 
 def drawn(
@@ -102,6 +104,10 @@ def magnitude_matched_like(
     if impact.shape != mask.shape:
         raise NeuronShareError(
             f"impact has shape {tuple(impact.shape)}, the mask {tuple(mask.shape)}; give one number for each neuron."
+        )
+    if not impact.isfinite()[mask.to(impact.device)].all():
+        raise NeuronShareError(
+            "impact is NaN or infinite for some of the mask's neurons; give finite numbers for these."
         )
     noise = torch.rand(mask.shape, generator=generator).to(impact.device)
     found, far = matched(noise, mask.to(impact.device), impact)
@@ -160,7 +166,7 @@ def _check_enough(count: Int[Tensor, "*batch layer"], available: Int[Tensor, "*b
 
 def check_mask(mask: Any) -> None:
     """Refuse what is no boolean tensor over neurons."""
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim < 2:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim not in (2, 3):
         is_what = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise NeuronShareError(
             f"The mask is {is_what}; give a boolean tensor [layer, neuron] or [example, layer, neuron], "
@@ -188,7 +194,7 @@ def save_masks(masks: Mapping[str, Bool[Tensor, "*batch layer neuron"]], path: s
         check_mask(mask)
     if not Path(path).parent.is_dir() or Path(path).is_dir():
         raise NeuronShareError(f"{str(path)!r} is no file in a directory that exists; make the directory first.")
-    save_file({name: mask.cpu().contiguous() for name, mask in masks.items()}, path, {"format": _FORMAT})
+    save_file({name: mask.to("cpu", copy=True).contiguous() for name, mask in masks.items()}, path, {"format": _FORMAT})
 
 
 def load_masks(path: str | Path) -> dict[str, Bool[Tensor, "*batch layer neuron"]]:
@@ -246,6 +252,10 @@ def mask_from_frame(
     columns = {"layer": n_layers, "neuron": d_mlp} if n_examples is None else {
         "example": n_examples, "layer": n_layers, "neuron": d_mlp,
     }  # fmt: skip
+    if n_examples is None and "example" in frame:
+        raise NeuronShareError(
+            "The table has a column example; say n_examples=, or drop the column for one mask of all."
+        )
     missing = [column for column in columns if column not in frame]
     if missing:
         raise NeuronShareError(
@@ -293,7 +303,7 @@ def load_lape_neurons(
         raise NeuronShareError(f"{str(path)!r} cannot be read ({error}); is it a MODEL.neuron.pth?") from error
     if not _is_lape(found):
         raise NeuronShareError(f"{str(path)!r} is no list of languages, each a list of layers of neurons.")
-    names = _LAPE_LANGUAGES[: len(found)] if languages is None else tuple(languages)
+    names = _LAPE_LANGUAGES[: max(6, len(found))] if languages is None else tuple(languages)
     if len(names) != len(found):
         raise NeuronShareError(
             f"{str(path)!r} holds {len(found)} languages, and {len(names)} are named ({', '.join(names)}); "
@@ -303,9 +313,10 @@ def load_lape_neurons(
     for name, layers in zip(names, found, strict=True):
         mask = torch.zeros(len(layers), d_mlp, dtype=torch.bool)
         for layer, neurons in enumerate(layers):
-            if len(neurons) and not 0 <= int(neurons.min()) <= int(neurons.max()) < d_mlp:
+            beyond = neurons[(neurons < 0) | (neurons >= d_mlp)]
+            if len(beyond):
                 raise NeuronShareError(
-                    f"Language {name!r}, layer {layer}: neuron {int(neurons.max())} is beyond d_mlp={d_mlp}; "
+                    f"Language {name!r}, layer {layer}: neuron {int(beyond[0])} is beyond d_mlp={d_mlp}; "
                     "give the d_mlp of the model that the file is of."
                 )
             mask[layer, neurons.long()] = True

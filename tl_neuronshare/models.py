@@ -412,7 +412,7 @@ def hooked(model: LensModel, fwd_hooks: Hooks) -> Iterator[set[int]]:
 
 @contextmanager
 def all_firing(model: LensModel, fwd_hooks: Hooks) -> Iterator[None]:
-    """The same, for runs in which every hook must fire.
+    """`hooked`, for runs in which every hook must fire.
 
     Raises:
         NeuronShareError: as `hooked`; and at the end for a hook that has not fired.

@@ -91,7 +91,9 @@ def ablation(table: pd.DataFrame, *, metric: Literal["accuracy", "log_prob"] = "
         ['accuracy', 'accuracy']
     """
     _require(
-        table, "ablation_study", ("type", "ablated", "language", "metric", "value", "difference", "low", "high", "note")
+        table,
+        "ablation_study",
+        ("type", "ablated", "language", "metric", "value", "difference", "low", "high", "examples"),
     )
     if metric not in table["metric"].unique():
         raise NeuronShareError(f"metric={metric!r} is not in the table; use one of {set(table['metric'])}.")
@@ -112,7 +114,7 @@ def ablation(table: pd.DataFrame, *, metric: Literal["accuracy", "log_prob"] = "
             places = np.arange(len(types)) + (index - (len(kinds) - 1) / 2) * width
             values, missing = found["value"].to_numpy(), found["value"].isna().to_numpy()
             spread = np.abs(np.stack([found["low"] - found["difference"], found["high"] - found["difference"]]))
-            colour = _COLOURS[0] if kind == "type" else _COLOURS[1:][index - 1]
+            colour = _COLOURS[index]
             label = "the type itself" if kind == "type" else f"control: {kind}"
             left.bar(
                 places,
@@ -127,8 +129,9 @@ def ablation(table: pd.DataFrame, *, metric: Literal["accuracy", "log_prob"] = "
                 label=label,
             )
             left.plot(places[missing], np.zeros(missing.sum()), "x", color=colour, clip_on=False)
-            for place, top, note in zip(places, values + np.nan_to_num(spread[1]), found["note"], strict=True):
-                if str(note).startswith("only"):
+            tops = values + np.nan_to_num(spread[1])
+            for place, top, n_examples in zip(places, tops, found["examples"], strict=True):
+                if 0 < n_examples < overall["examples"].max():
                     left.annotate("*", (place, max(top, 0)), (0, 0), textcoords="offset points", ha="center")
         left.set_xticks(range(len(types)), types)
         left.set_title("All languages (* some examples, × none)", loc="left", fontsize=8)
@@ -176,4 +179,4 @@ def _line(axes: Axes, rows: pd.DataFrame, index: int, label: str) -> None:
 def _require(table: pd.DataFrame, name: str, columns: tuple[str, ...]) -> None:
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise NeuronShareError(f"{name} lacks the column(s) {', '.join(missing)}; give the table that {name} returns.")
+        raise NeuronShareError(f"{name} lacks the column(s) {', '.join(missing)}; give the table that {name} makes.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -277,6 +279,39 @@ class ParallelPrompts:
         if not hasattr(dataset, "to_pandas"):
             raise NeuronShareError(f"dataset is a {type(dataset).__name__}; give a datasets.Dataset.")
         return cls.from_frame(dataset.to_pandas(), name=name)
+
+
+def hashes_of(prompts: ParallelPrompts) -> list[str]:
+    """For each example the hashes of its prompts in all languages, sorted, so that their order does not matter.
+
+    Example:
+        >>> one = ParallelPrompts({"en": ["Red and"], "de": ["Rot und"], "fr": ["Rouge et"]})
+        >>> hashes_of(one) == hashes_of(one.select(["fr", "de", "en"]))
+        True
+        >>> are_of(hashes_of(one)[0], hashes_of(one.select(["fr", "en"]))[0])
+        True
+    """
+    return [
+        " ".join(
+            sorted(short_hash(json.dumps([language, texts[index]])) for language, texts in prompts.prompts.items())
+        )
+        for index in range(len(prompts))
+    ]
+
+
+def are_of(hashes: str, others: str) -> bool:
+    """Whether an example has the prompts that others are hashes of, and maybe more languages."""
+    return set(others.split()) <= set(hashes.split())
+
+
+def short_hash(text: str) -> str:
+    """Sixteen hexadecimal digits that stand for a text.
+
+    Example:
+        >>> short_hash("Rot und")
+        '96b6ee1101175c4c'
+    """
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def as_list(texts: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where a result comes from: what it says of the model, and fingerprints of weights and prompts.
+"""Where a result comes from: what it says of the model, and a fingerprint of its weights.
 
 The fingerprint of weights is the same for a HookedTransformer and a TransformerBridge with the same weights. It is made
 of one sum for each tensor that TransformerLens names alike in both, and so lays out alike (attention, MLP, norms,
@@ -10,7 +10,6 @@ somebody who wants to deceive.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from operator import attrgetter
@@ -21,8 +20,6 @@ from torch import Tensor, nn
 
 from tl_neuronshare import models
 from tl_neuronshare.models import LensModel
-from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.sharing import short_hash
 
 _PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch")
 # Modules of a block and of the model, then their tensors; of each group the first that is there. Under a name with an
@@ -56,29 +53,6 @@ def _is_folded(model: LensModel) -> bool:
     if models.is_bridge(model):
         return bool(getattr(model, "compatibility_mode", False) or getattr(model, "_weights_processed", False))
     return str(model.cfg.normalization_type).endswith("Pre")
-
-
-def fingerprint_of_prompts(prompts: ParallelPrompts) -> list[str]:
-    """For each example the hashes of its prompts in all languages, sorted, so that their order does not matter.
-
-    Example:
-        >>> one = ParallelPrompts({"en": ["Red and"], "de": ["Rot und"], "fr": ["Rouge et"]})
-        >>> fingerprint_of_prompts(one) == fingerprint_of_prompts(one.select(["fr", "de", "en"]))
-        True
-        >>> are_of(fingerprint_of_prompts(one)[0], fingerprint_of_prompts(one.select(["fr", "en"]))[0])
-        True
-    """
-    return [
-        " ".join(
-            sorted(short_hash(json.dumps([language, texts[index]])) for language, texts in prompts.prompts.items())
-        )
-        for index in range(len(prompts))
-    ]
-
-
-def are_of(hashes: str, others: str) -> bool:
-    """Whether an example has the prompts that others are hashes of, and maybe more languages."""
-    return set(others.split()) <= set(hashes.split())
 
 
 def fingerprint_of_weights(model: LensModel) -> str:

@@ -32,7 +32,7 @@ from tl_neuronshare.activation import (
 )
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import LensModel, Site
-from tl_neuronshare.prompts import ParallelPrompts, as_list
+from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of
 from tl_neuronshare.sharing import NeuronSharing, fingerprint
 
 _LARGEST: Any = torch.finfo(torch.float32).max
@@ -168,7 +168,7 @@ class SharingRecorder:
                 f"{self._where(prompt)}: recorded without tokens, and so with its special tokens, while other prompts "
                 "are without theirs; pass tokens= to fwd_hooks for all or for none."
             )
-        hashes = None if prompts is None else provenance.fingerprint_of_prompts(prompts)
+        hashes = None if prompts is None else hashes_of(prompts)
         metadata = {
             **self._made_from,
             "prompts": "" if prompts is None else prompts.name,

@@ -9,7 +9,6 @@ to one example, not to the neuron for good.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from tl_neuronshare.activation import pack, packed_width, unpack
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.prompts import short_hash
 
 _FORMAT = "tl_neuronshare.NeuronSharing/1"
 _NO_NEURON = 255  # fills the types of layers that are narrower than the widest
@@ -487,16 +487,6 @@ def fingerprint(weights: str, prompt_hashes: Sequence[str] | None) -> str:
         '0123456789abcdef-unknown'
     """
     return f"{weights}-{'unknown' if prompt_hashes is None else short_hash(''.join(prompt_hashes))}"
-
-
-def short_hash(text: str) -> str:
-    """Sixteen hexadecimal digits that stand for a text.
-
-    Example:
-        >>> short_hash("Rot und")
-        '96b6ee1101175c4c'
-    """
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _measured(metadata: Mapping[str, Any]) -> dict[str, Any]:

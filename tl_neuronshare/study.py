@@ -1,8 +1,9 @@
 """What breaks when the neurons of one type are switched off, and what would have broken anyway.
 
-Each type is ablated for each example by its own mask, and beside it controls of the same size: each answers another
-objection. Differences are paired by example, and so are their intervals. The paper (arXiv 2406.09265v2, deactivation)
-reports types without controls; its all-shared neurons are a large class, so that their number alone may do the damage.
+Each type is ablated for each example by its own mask, and beside it controls, mostly of the same size: each answers
+another objection. Differences are paired by example, and so are their intervals. The paper (arXiv 2406.09265v2,
+deactivation) reports types without controls; its all-shared neurons are a large class, so that their number alone may do
+the damage.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation import Evaluation, HookMaker, Scoring
 from tl_neuronshare.masks import NEAR, drawn, matched
 from tl_neuronshare.models import Hooks, LensModel, Site
-from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.sharing import TYPES, NeuronSharing, NeuronType, as_type, short_hash
+from tl_neuronshare.prompts import ParallelPrompts, hashes_of, short_hash
+from tl_neuronshare.sharing import TYPES, NeuronSharing, NeuronType, as_type
 
 METRICS = ("accuracy", "log_prob")
 FEWEST = 10  # examples for an interval
@@ -66,7 +67,7 @@ def ablation_study(
     on_run: Callable[[str, str, int | None, pd.DataFrame], None] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Ablate each type of neuron, and controls of the same size, and compare with the unablated model and each other.
+    """Ablate each type of neuron, and controls beside it, and compare with the unablated model and each other.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
@@ -103,12 +104,12 @@ def ablation_study(
 
     Returns:
         A table with a row for each type, what was ablated, language and metric. Columns: type; ablated (`type` or the
-        control); language (`all` is the mean); metric (accuracy, or log_prob of the right answer in nats); value;
-        difference from the unablated model, low and high (its 95 % interval); vs_control, vs_low and vs_high, on the
-        rows of controls (type minus control, and its interval); neurons (mean a layer); overlap (share of the
-        control's neurons that are in the type); note. The unablated model is the row of type `none`. Intervals are
-        paired percentile bootstraps over examples, of at least ten. A control that cannot be drawn has NaN, and why in
-        `note`. `table.attrs` says how it was made.
+        control); language (`all` is the mean); metric (accuracy as a share of 1, or log_prob of the right answer in
+        nats); value; difference from the unablated model, low and high (its 95 % interval); vs_control, vs_low and
+        vs_high, on the rows of controls (type minus control, and its interval); neurons (mean over the chosen layers);
+        overlap (share of the control's neurons that are in the type); examples (for how many it could be drawn); note.
+        The unablated model is the row of type `none`. Intervals are paired percentile bootstraps over examples, of at
+        least ten. A control that cannot be drawn has NaN, and why in `note`. `table.attrs` says how it was made.
 
     Raises:
         NeuronShareError: an unknown type, control or option, or a `sharing` of other prompts, languages or layers.
@@ -186,18 +187,21 @@ def ablation_study(
             "sharing": dict(sharing.metadata),
             "prompts": prompts.name,
             "languages": list(prompts.languages),
-            "fingerprint_of_prompts": short_hash("".join(provenance.fingerprint_of_prompts(prompts))),
+            "fingerprint_of_prompts": short_hash("".join(hashes_of(prompts))),
             "types": [type.label for type in chosen_types],
             "controls": list(controls),
             "n_resamples": int(n_resamples),
             "values": values if isinstance(values, int | float) else ("given" if values is not None else None),
             "mode": getattr(mode, "__name__", str(mode)),
-            "position": position,
+            "position": position if isinstance(position, str) else int(position),
             "skip_special_tokens": skip_special_tokens,
             "site": site,
             "seeds": [int(seed) for seed in seeds],
             "scoring": scoring,
             "length_normalised": length_normalised,
+            "max_new_tokens": max_new_tokens,
+            "stop": list(stop),
+            "batch_size": batch_size,
             "layers": selection.layers,
             "equal_size": equal_size,
             "consistent": consistent,
@@ -229,13 +233,28 @@ class _Ablating:
         self.layers = models.neuron_layers(model, "post")
         self.edited = layers_to_edit(model, protocol.site, protocol.mode)
         self.special = torch.tensor(models.special_tokens(model))
-        self._of_language: tuple[str, Tensor] | None = None
+        self._references: dict[str, Tensor] = dict(protocol.values) if isinstance(protocol.values, Mapping) else {}
 
     def check(self) -> None:
         """Refuse a protocol that cannot be followed, before anything is run."""
-        mask = torch.zeros(1, self.selection.sharing.n_layers, self.selection.sharing.d_mlp, dtype=torch.bool)
-        values = torch.zeros(mask.shape) if self.protocol.mode in ("mean", "resample") else self.protocol.values
-        self.hooks(mask, values, 1 << 20, torch.zeros(1, 1 << 20, dtype=torch.long))
+        how, prompts = self.protocol, self.evaluation.prompts
+        shape = (self.selection.sharing.n_layers, self.selection.sharing.d_mlp)
+        for language, given in how.values.items() if isinstance(how.values, Mapping) else ():
+            if not isinstance(given, Tensor) or given.shape != shape or not given.is_floating_point():
+                raise NeuronShareError(
+                    f"Language {language!r}: values is no float tensor of shape {shape}, one a neuron."
+                )
+        scorers = self.evaluation.scorers if isinstance(how.position, Integral) else {}
+        for language, scorer in scorers.items():
+            shortest = min(scorer.continuations, key=lambda one: len(one.before))
+            if len(shortest.before) < -int(how.position):
+                raise NeuronShareError(
+                    f"Language {language!r}, example {prompts.examples[shortest.example]!r}: the prompt has "
+                    f"{len(shortest.before)} token(s), too few for position={how.position}."
+                )
+        values = torch.zeros(1, *shape) if how.mode in ("mean", "resample") else how.values
+        enough = 1 if isinstance(how.position, str) else max(1, -int(how.position))
+        self.hooks(torch.zeros(1, *shape, dtype=torch.bool), values, enough, torch.zeros(1, enough, dtype=torch.long))
 
     def hooks(
         self,
@@ -271,29 +290,29 @@ class _Ablating:
     def values_for(self, language: str, examples: Sequence[int], type: NeuronType, seed: int) -> Any:
         """What `mean` and `resample` put in place, for some examples of a language."""
         if self.protocol.mode == "mean":
-            return self._reference(language, each=False)
+            return self._reference(language)
         if self.protocol.mode == "resample":
             others = [self.selection.other_example(seed, type, "resample", example) for example in examples]
-            return self._reference(language, each=True)[others]
+            return self._reference(language)[others]
         return self.protocol.values
 
-    def _reference(self, language: str, *, each: bool) -> Tensor:
-        """Of these prompts unless they were given; one language's at a time, for they may be large."""
-        if isinstance(self.protocol.values, Mapping):
-            given: Tensor = self.protocol.values[language]
-            return given
-        if self._of_language is None or self._of_language[0] != language:
-            found = reference_values(
+    def _reference(self, language: str) -> Tensor:
+        """Means that were given, or these prompts' own; or each prompt's values, kept for one language at a time."""
+        each = self.protocol.mode == "resample"
+        if language not in self._references:
+            if each:
+                self._references.clear()
+            self._references |= reference_values(
                 self.model,
                 {language: self.evaluation.prompts.prompts[language]},
                 each=each,
                 position="last" if each else self.protocol.position,
                 site="up" if self.protocol.site == "up" else "post",
+                batch_size=self.evaluation.batch_size,
                 prepend_bos=self.evaluation.prepend_bos,
                 progress=False,
             )
-            self._of_language = (language, found[language])
-        return self._of_language[1]
+        return self._references[language]
 
 
 class _Draws:
@@ -398,11 +417,11 @@ class _Outcome:
             notes.append(f"no intervals for fewer than {FEWEST} examples")
         if self.draws and self.sums("far").any():
             far = self.sums("far").sum() / self.sums("neurons").sum()
-            writes = self.sums("impact").sum() / self.sums("impact_of_type").sum()
-            notes.append(
-                f"{far:.0%} of its neurons are no near match (impact within {NEAR:.0%}), "
-                f"and all together write {writes:.0%} of what the type's do"
+            written, by_type = self.sums("impact").sum(), self.sums("impact_of_type").sum()
+            all_write = (
+                f"write {written / by_type:.0%} of what the type's do" if by_type else "write; the type's do not"
             )
+            notes.append(f"{far:.0%} of its neurons are no near match (impact within {NEAR:.0%}), and all {all_write}")
         return "; ".join(notes)
 
 
@@ -428,7 +447,17 @@ def _rows(
         for language, scores in _by_language(unablated[metric], prompts).items():
             few_right = metric == "accuracy" and scores.mean() < _HARDLY_ANY
             note = "few answers are right to begin with: little can be lost" if few_right else ""
-            yield _row("none", "none", language, metric, value=scores.mean(), difference=0.0, neurons=0.0, note=note)
+            yield _row(
+                "none",
+                "none",
+                language,
+                metric,
+                value=scores.mean(),
+                difference=0.0,
+                neurons=0.0,
+                note=note,
+                examples=len(scores),
+            )
     for (type, ablated), outcome in outcomes.items():
         for metric in METRICS:
             if not outcome.runs:
@@ -443,11 +472,13 @@ def _rows(
                 low, high = bootstrap.interval(difference)
                 known = {"value": values[language].mean(), "difference": difference.mean(), "low": low, "high": high}
                 known["neurons"] = neurons[language].mean() / n_layers
+                known["examples"] = int(outcome.examples.sum())
                 if ablated != "type":
                     against = of_type[language] - values[language]
                     low, high = bootstrap.interval(against)
                     known |= {"vs_control": against.mean(), "vs_low": low, "vs_high": high}
-                    known["overlap"] = shared[language].sum() / max(1, neurons[language].sum())
+                    total = neurons[language].sum()
+                    known["overlap"] = shared[language].sum() / total if total else np.nan
                 yield _row(type.label, ablated, language, metric, **known, note=outcome.note)
 
 
@@ -455,7 +486,7 @@ def _row(type: str, ablated: str, language: str, metric: str, **known: Any) -> d
     """A row in which everything else is missing."""
     numbers = ("value", "difference", "low", "high", "vs_control", "vs_low", "vs_high", "neurons", "overlap")
     labels = {"type": type, "ablated": ablated, "language": language, "metric": metric}
-    return {**labels, **dict.fromkeys(numbers, np.nan), "note": "", **known}
+    return {**labels, **dict.fromkeys(numbers, np.nan), "examples": 0, "note": "", **known}
 
 
 def _by_language(scores: NDArray[np.float64], prompts: ParallelPrompts) -> dict[str, NDArray[np.float64]]:
