@@ -2,8 +2,8 @@
 
 Each type is ablated for each example by its own mask, and beside it controls, mostly of the same size: each answers
 another objection. Differences are paired by example, and so are their intervals. The paper (arXiv 2406.09265v2,
-deactivation) reports types without controls; its all-shared neurons are a large class, so that their number alone may do
-the damage.
+deactivation) reports types without controls; its all-shared neurons are a large class, so that their number alone may
+do the damage.
 """
 
 from __future__ import annotations
@@ -244,16 +244,16 @@ class _Ablating:
                 raise NeuronShareError(
                     f"Language {language!r}: values is no float tensor of shape {shape}, one a neuron."
                 )
-        scorers = self.evaluation.scorers if isinstance(how.position, Integral) else {}
-        for language, scorer in scorers.items():
+        needed = -int(how.position) if isinstance(how.position, Integral) else 1
+        for language, scorer in self.evaluation.scorers.items():
             shortest = min(scorer.continuations, key=lambda one: len(one.before))
-            if len(shortest.before) < -int(how.position):
+            if len(shortest.before) < needed:
                 raise NeuronShareError(
                     f"Language {language!r}, example {prompts.examples[shortest.example]!r}: the prompt has "
                     f"{len(shortest.before)} token(s), too few for position={how.position}."
                 )
         values = torch.zeros(1, *shape) if how.mode in ("mean", "resample") else how.values
-        enough = 1 if isinstance(how.position, str) else max(1, -int(how.position))
+        enough = max(1, needed)
         self.hooks(torch.zeros(1, *shape, dtype=torch.bool), values, enough, torch.zeros(1, enough, dtype=torch.long))
 
     def hooks(
