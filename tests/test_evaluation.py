@@ -354,7 +354,7 @@ def test_logits_are_made_for_scored_positions_only(animals, backend, scoring):
         (
             (PROMPTS, ANSWERS),
             {"scoring": "exact", "length_normalised": True},
-            "length_normalised=True; .* choices only",
+            "length_normalised=True; use True with scoring='choice' only",
         ),
         ((PROMPTS, ANSWERS), {"scoring": "exact", "max_new_tokens": 500}, "with 500 new tokens has 5.. tokens"),
     ],
