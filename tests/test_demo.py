@@ -46,6 +46,7 @@ def test_prompts_are_world_facts():
             assert demo.answers[language][index] == facts.answers[language][where[label]]
 
 
+@pytest.mark.slow
 def test_every_prompt_is_right_in_every_language(demo):
     """Greedy decoding gives the answer and then the end token, through TransformerLens."""
     prompts, end = ns.demo.prompts(), demo.tokenizer.eos_token_id

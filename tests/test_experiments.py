@@ -60,6 +60,7 @@ def test_patterns_on_a_directory(tmp_path, animals):
     assert list(by_language["language"].unique()) == ["en", "th", "zh"]
 
 
+@pytest.mark.slow
 def test_ablation(tmp_path):
     result = run(
         *("--limit", 6, "--languages", "en", "de", "th", "--seeds", 2, "--generate"),

@@ -64,6 +64,7 @@ def _chunks_as_small_as_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "_CHUNK", 1 << 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["last", "any"])
 def test_memory_is_a_bit_a_neuron_beyond_the_bare_trunk(animals, backend, many, position):
     """At most 1.1 x examples x languages x layers x d_mlp / 8."""
@@ -81,6 +82,7 @@ def test_memory_is_a_bit_a_neuron_beyond_the_bare_trunk(animals, backend, many, 
     assert extra >= 0.7 * BITS  # else the count would miss what it must see
 
 
+@pytest.mark.slow
 def test_six_thresholds_keep_six_bits(animals, many):
     model, thresholds = animals.lens(f"neox-{LAYERS}-{WIDTH}", "bridge"), [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     one, six = (

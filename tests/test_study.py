@@ -93,6 +93,7 @@ def of_all(table, metric="accuracy"):
     return table.query("language == 'all' and metric == @metric").set_index(["type", "ablated"])
 
 
+@pytest.mark.slow
 def test_the_study_finds_exactly_the_one_neuron_that_the_answer_needs(planted, concepts, backend):
     model = ns.load_model(planted, backend=backend, device="cpu")
     sharing = ns.categorise(model, concepts)
