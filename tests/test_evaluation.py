@@ -96,8 +96,8 @@ def test_choice_under_ablation_equals_the_loop_under_plain_hooks(animals, backen
 def test_batches_and_pieces_change_nothing(animals, backend, quiz, batch_size, monkeypatch):
     model = animals.lens("bloom", backend)
     expected = ns.evaluate(model, quiz)
-    for logits in (batching.AUTO_LOGITS, 1):  # 1: the columns one by one
-        monkeypatch.setattr(evaluation, "AUTO_LOGITS", logits)
+    for logits in (batching.AUTO_NUMBERS, 1):  # 1: the columns one by one
+        monkeypatch.setattr(evaluation, "AUTO_NUMBERS", logits)
         found = ns.evaluate(model, quiz, batch_size=batch_size)
         assert (found["log_prob"] - expected["log_prob"]).abs().max() < 1e-4
         assert found.drop(columns="log_prob").equals(expected.drop(columns="log_prob"))
@@ -278,8 +278,8 @@ def test_perplexity_is_that_of_hugging_face_s_loss(animals, name, backend, monke
             total += reference.log_prob(hugging_face, ids[:1], ids[1:])
             count += len(ids) - 1
         expected[language] = total / count, count
-    for logits in (batching.AUTO_LOGITS, 1000):
-        monkeypatch.setattr(evaluation, "AUTO_LOGITS", logits)
+    for logits in (batching.AUTO_NUMBERS, 1000):
+        monkeypatch.setattr(evaluation, "AUTO_NUMBERS", logits)
         table = ns.perplexity(animals.lens(name, backend), texts).set_index("language")
         for language, (mean, count) in expected.items():
             assert table.loc[language, "log_prob"] == pytest.approx(mean, abs=1e-4)

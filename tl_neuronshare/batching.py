@@ -18,7 +18,7 @@ from tl_neuronshare.prompts import ParallelPrompts
 BatchSize = Literal["auto"] | int
 # What "auto" puts in one batch, padding included: enough to keep a GPU busy, little beside a model's weights.
 _AUTO_TOKENS, _AUTO_PROMPTS = 8192, 256
-AUTO_LOGITS = 1 << 27  # numbers: half a GiB in float32
+AUTO_NUMBERS = 1 << 27  # logits or neurons' values: half a GiB in float32
 
 
 def check_options(prompts: object, batch_size: object, prepend_bos: object) -> None:
@@ -76,7 +76,7 @@ def plan_batches(
     *,
     pad: bool,
     n_ctx: int | None = None,
-    d_vocab: int = 0,
+    per_token: int = 0,
 ) -> list[list[int]]:
     """Which prompts share a forward pass: those of similar length, or of equal length where nothing may be padded.
 
@@ -85,7 +85,7 @@ def plan_batches(
         batch_size: how many at most.
         pad: whether prompts of other lengths may be padded.
         n_ctx: how wide a batch may be, padding included.
-        d_vocab: where logits of the last part are made, how many there are for each of its tokens.
+        per_token: how many numbers (logits, neurons' values) are made for each token of the last part.
 
     Example:
         >>> plan_batches([(5,), (3,), (5,), (4,)], 2, pad=True)
@@ -98,7 +98,7 @@ def plan_batches(
         together = tuple(map(max, widest, size)) if batches else size
         fits = (
             batches
-            and len(batches[-1]) < _room(together, batch_size, d_vocab)
+            and len(batches[-1]) < _room(together, batch_size, per_token)
             and (pad or size == widest)
             and (n_ctx is None or sum(together) <= n_ctx)
         )
@@ -110,12 +110,12 @@ def plan_batches(
     return batches
 
 
-def _room(size: tuple[int, ...], batch_size: BatchSize, d_vocab: int) -> int:
+def _room(size: tuple[int, ...], batch_size: BatchSize, per_token: int) -> int:
     """How many rows of this size fit in a batch."""
     if batch_size != "auto":
         return int(batch_size)
-    logits = AUTO_LOGITS // max(1, size[-1] * d_vocab) if d_vocab else _AUTO_PROMPTS
-    return min(_AUTO_PROMPTS, max(1, _AUTO_TOKENS // sum(size)), max(1, logits))
+    room = AUTO_NUMBERS // max(1, size[-1] * per_token) if per_token else _AUTO_PROMPTS
+    return min(_AUTO_PROMPTS, max(1, _AUTO_TOKENS // sum(size)), max(1, room))
 
 
 def left_padded(

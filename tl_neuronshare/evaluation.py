@@ -1,10 +1,6 @@
 """What a model answers, and how probable it finds the right answer; under whatever hooks.
 
 One language a batch. Of the vocabulary only what is scored is made: logits at the positions before an answer's tokens.
-
-Prompt and answer are tokenised as one text, for some tokenizers merge them where they meet. What is scored begins at
-the end of the prefix that this text and the prompt alone have in common; for choices at the shortest such prefix, so
-that all are scored from the same place.
 """
 
 from __future__ import annotations
@@ -13,8 +9,7 @@ import inspect
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice
 from numbers import Integral
 from typing import Any, Literal, get_args
 
@@ -26,8 +21,9 @@ from tqdm.auto import tqdm
 
 from tl_neuronshare import models
 from tl_neuronshare.ablation import takes_another_end
+from tl_neuronshare.answers import Continuation, continuations
 from tl_neuronshare.batching import (
-    AUTO_LOGITS,
+    AUTO_NUMBERS,
     BatchSize,
     check_length,
     check_options,
@@ -155,11 +151,9 @@ def perplexity(
         for number, tokens in enumerate(all_tokens):
             if len(tokens) < 2:
                 raise NeuronShareError(f"Language {language!r}, text {number}: one token, so nothing to predict.")
-        continuations = [
-            Continuation(number, tuple(tokens[:1]), tuple(tokens[1:])) for number, tokens in enumerate(all_tokens)
-        ]
+        each = [Continuation(number, tuple(tokens[:1]), tuple(tokens[1:])) for number, tokens in enumerate(all_tokens)]
         with models.left_as_found(model):
-            scores = Scorer(model, language, continuations, batch_size).log_probs(fwd_hooks)
+            scores = Scorer(model, language, each, batch_size).log_probs(fwd_hooks)
         if scores.isnan().any():
             raise NeuronShareError(
                 f"Language {language!r}: the log-probability is NaN; check your hooks and the dtype."
@@ -178,27 +172,16 @@ def perplexity(
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True)
-class Continuation:
-    """Tokens to score after others, for one example."""
-
-    example: int
-    before: tuple[int, ...]
-    scored: tuple[int, ...]
-
-
 class Scorer:
     """Log-probabilities of continuations in one language, in batches that are planned once.
 
     Continuations of an example that differ in their last token only share a row: the model need not see that token.
     """
 
-    def __init__(
-        self, model: LensModel, language: str, continuations: Sequence[Continuation], batch_size: BatchSize
-    ) -> None:
-        self.model, self.language, self.continuations = model, language, continuations
+    def __init__(self, model: LensModel, language: str, each: Sequence[Continuation], batch_size: BatchSize) -> None:
+        self.model, self.language, self.continuations = model, language, each
         rows: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
-        for number, one in enumerate(continuations):
+        for number, one in enumerate(each):
             rows.setdefault((one.example, one.before, one.scored[:-1]), []).append(number)
         self._rows = list(rows)
         self._numbers = list(rows.values())
@@ -207,7 +190,7 @@ class Scorer:
             batch_size,
             pad=models.can_pad(model),
             n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
-            d_vocab=model.cfg.d_vocab,
+            per_token=model.cfg.d_vocab,
         )
 
     def log_probs(
@@ -248,7 +231,7 @@ def _picked(
     """
     place, column, token = wanted
     n_columns = tokens.shape[1] - end + 1
-    step = max(1, AUTO_LOGITS // (len(tokens) * model.cfg.d_vocab))
+    step = max(1, AUTO_NUMBERS // (len(tokens) * model.cfg.d_vocab))
     found = torch.zeros(len(token))
     for start in range(0, n_columns, step):
         stop = min(start + step, n_columns)
@@ -325,8 +308,9 @@ class Evaluation:
         self.merged: dict[str, list[bool]] = {}
         self.prompt_tokens: dict[str, list[list[int]]] = {}
         for language in prompts.languages:
-            continuations = self._tokenise(language)
-            self.scorers[language] = Scorer(model, language, continuations, batch_size)
+            found = continuations(model, prompts, language, self.texts[language], prepend_bos=self.prepend_bos)
+            self.scorers[language] = Scorer(model, language, found.each, batch_size)
+            self.prompt_tokens[language], self.merged[language] = found.prompts, found.merged
         self._generations = self._plan_generation(batch_size, max_new_tokens) if scoring == "exact" else {}
 
     @property
@@ -346,7 +330,7 @@ class Evaluation:
                 generated = self._generate(language, fwd_hooks, after_batch) if self._generations else None
                 scored = iter(zip(log_probs, scorer.continuations, strict=True))
                 for index, texts in enumerate(self.texts[language]):
-                    scores, continuations = zip(*islice(scored, len(texts)), strict=True)
+                    scores, of_texts = zip(*islice(scored, len(texts)), strict=True)
                     if any(map(math.isnan, scores)):
                         raise NeuronShareError(
                             f"Language {language!r}, example {self.prompts.examples[index]!r}: the log-probability is "
@@ -354,7 +338,7 @@ class Evaluation:
                         )
                     gold = self.gold[language][index]
                     if generated is None:
-                        prediction = texts[self._best(scores, continuations)]
+                        prediction = texts[self._best(scores, of_texts)]
                         correct = prediction == texts[gold]
                     else:
                         prediction = generated[index]
@@ -376,34 +360,6 @@ class Evaluation:
         if self.length_normalised:
             scores = [score / len(one.scored) for score, one in zip(scores, continuations, strict=True)]
         return max(range(len(scores)), key=scores.__getitem__)
-
-    def _tokenise(self, language: str) -> list[Continuation]:
-        """What is scored, after what, of every example of a language."""
-        prompts, texts = self.prompts.prompts[language], self.texts[language]
-        alone = tokenised(self.model, prompts, language, self.prompts.examples, prepend_bos=self.prepend_bos)
-        whole = models.tokenise(
-            self.model,
-            [prompt + text for prompt, of_one in zip(prompts, texts, strict=True) for text in of_one],
-            prepend_bos=self.prepend_bos,
-        )
-        self.prompt_tokens[language], self.merged[language] = alone, []
-        continuations: list[Continuation] = []
-        for example, (prompt, of_one) in enumerate(zip(alone, texts, strict=True)):
-            where = f"Language {language!r}, example {self.prompts.examples[example]!r}"
-            full = whole[len(continuations) : len(continuations) + len(of_one)]
-            start = min(_common(prompt, tokens) for tokens in full)
-            if start == 0:
-                raise NeuronShareError(
-                    f"{where}: prompt and answer merge from the first token on, so that nothing comes before what is "
-                    "to be scored; write them so that the tokenizer keeps them apart, or use prepend_bos=True."
-                )
-            for text, tokens in zip(of_one, full, strict=True):
-                check_length(self.model, len(tokens), where, f"the prompt with {text!r}")
-                if len(tokens) <= start:
-                    raise NeuronShareError(f"{where}: {text!r} adds no token to the prompt; write another answer.")
-                continuations.append(Continuation(example, tuple(tokens[:start]), tuple(tokens[start:])))
-            self.merged[language].append(start < len(prompt))
-        return continuations
 
     def _plan_generation(
         self, batch_size: BatchSize, max_new_tokens: int | None
@@ -476,11 +432,6 @@ def _check_scoring(prompts: ParallelPrompts, scoring: Any, length_normalised: An
                     f"Language {language!r}, example {example!r}: the answer {answer!r} contains a text of "
                     f"stop={stop!r}, and so could never be given; choose other texts."
                 )
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def normalised(text: str) -> str:
