@@ -457,15 +457,6 @@ def test_special_tokens_are_left_alone_on_request(animals, backend, quiz):
     assert abs(without_bos - found[False].loc[("all-shared", "type"), "value"]) > 1e-3
 
 
-def test_intervals_are_paired_bootstraps_over_examples():
-    """Against resampling by hand."""
-    differences = np.random.default_rng(1).normal(size=30)
-    low, high = study._Bootstrap(20_000).interval(differences)
-    assert (low, high) == pytest.approx(interval_by_hand(differences), abs=0.01)
-    assert study._Bootstrap(100).interval(np.full(10, 0.25)) == pytest.approx((0.25, 0.25))
-    assert np.isnan(study._Bootstrap(100).interval(np.full(9, 0.25))).all()
-
-
 def test_magnitude_controls_are_near_by_the_impact_at_the_last_token(small):
     """The impact that they are matched by, made from caches of single prompts."""
     model, prompts, sharing = small

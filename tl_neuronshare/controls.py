@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.masks import drawn
-from tl_neuronshare.prompts import ParallelPrompts, are_of, hashes_of
-from tl_neuronshare.sharing import NeuronSharing, NeuronType
+from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.sharing import NeuronSharing, NeuronType, first_differing
 
 Control = Literal["random", "random-active", "magnitude", "other-example"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
@@ -170,11 +170,3 @@ def _as_layers(layers: Any, sharing: NeuronSharing) -> list[int]:
     if not found or len(set(found)) < len(given) or any(isinstance(layer, bool) for layer in given):
         raise NeuronShareError(f"layers={layers!r}; give some of 0 to {sharing.n_layers - 1}, each once.")
     return found
-
-
-def first_differing(prompts: ParallelPrompts, sharing: NeuronSharing) -> int | None:
-    """The first example whose prompts are not those of the types, where these know their prompts."""
-    if sharing.prompt_hashes is None:
-        return None
-    pairs = zip(sharing.prompt_hashes, hashes_of(prompts), strict=False)
-    return next((i for i, (theirs, ours) in enumerate(pairs) if not are_of(theirs, ours)), None)

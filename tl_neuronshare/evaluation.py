@@ -290,7 +290,7 @@ class Evaluation:
         models.check_model(model)
         _check_scoring(prompts, scoring, length_normalised, max_new_tokens, stop)
         self.model, self.prompts, self.scoring, self.stop = model, prompts, scoring, tuple(stop)
-        self.length_normalised, self.batch_size = length_normalised, batch_size
+        self.length_normalised, self.max_new_tokens, self.batch_size = length_normalised, max_new_tokens, batch_size
         self.prepend_bos = models.resolve_prepend_bos(model, prepend_bos)
         answers: Mapping[str, Sequence[str]] = prompts.answers or {}
         # What is scored for each example: its choices, or its answer alone.
@@ -318,6 +318,16 @@ class Evaluation:
         """How many batches a run has."""
         generated = sum(len(batches) for batches, _ in self._generations.values())
         return generated + sum(len(scorer.batches) for scorer in self.scorers.values())
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For a result's metadata."""
+        names = ("scoring", "length_normalised", "max_new_tokens", "batch_size", "prepend_bos")
+        merged = [one for of_language in self.merged.values() for one in of_language]
+        return {name: getattr(self, name) for name in names} | {
+            "stop": list(self.stop),
+            "merged": sum(merged) / len(merged),
+        }
 
     def run(
         self, fwd_hooks: Hooks | HookMaker | None = None, *, after_batch: Callable[[], Any] = lambda: None

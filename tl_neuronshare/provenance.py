@@ -19,7 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from tl_neuronshare import models
+from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import LensModel
+from tl_neuronshare.prompts import ParallelPrompts, hashes_of, short_hash
+from tl_neuronshare.sharing import NeuronSharing, first_differing
 
 _PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch")
 # Modules of a block and of the model, then their tensors; of each group the first that is there. Under a name with an
@@ -46,6 +49,52 @@ def describe(model: LensModel) -> dict[str, Any]:
         "device": models.device_of(model).type,
         "versions": {name: version(name) for name in _PACKAGES},
     }
+
+
+def of_run(model: LensModel, prompts: ParallelPrompts, sharing: NeuronSharing) -> dict[str, Any]:
+    """What a table should say of the model, prompts and types that it was made from."""
+    return describe(model) | {
+        "sharing": dict(sharing.metadata),
+        "prompts": prompts.name,
+        "languages": list(prompts.languages),
+        "examples": len(prompts),
+        "fingerprint_of_prompts": short_hash("".join(hashes_of(prompts))),
+    }
+
+
+def check_languages(prompts: ParallelPrompts, sharing: NeuronSharing) -> None:
+    """Refuse prompts in a language that the types are not of."""
+    missing = [language for language in prompts.languages if language not in sharing.languages]
+    if missing:
+        raise NeuronShareError(f"The types are of {', '.join(sharing.languages)}, and not of {', '.join(missing)}.")
+
+
+def check_prompts(prompts: ParallelPrompts, sharing: NeuronSharing, advice: str = "") -> None:
+    """Refuse other prompts than those that the types are of, where these know them; `advice` ends the message."""
+    what_to_do = f"give the prompts that were categorised, in the same order{advice and ', ' + advice}."
+    if len(prompts) != len(sharing):
+        raise NeuronShareError(
+            f"There are {len(prompts)} examples of prompts and {len(sharing)} of types; {what_to_do}"
+        )
+    differing = first_differing(prompts, sharing)
+    if differing is not None:
+        raise NeuronShareError(f"Example {prompts.examples[differing]!r}: the types are of other prompts; {what_to_do}")
+
+
+def check_layers(model: LensModel, sharing: NeuronSharing) -> None:
+    """Refuse a model with other layers than the types are of."""
+    widths = [layer.width for layer in models.neuron_layers(model, "post")]
+    if tuple(widths) != sharing.widths:
+        raise NeuronShareError(
+            f"The types are of layers of {', '.join(map(str, sharing.widths))} neurons, {models.name_of(model)} has "
+            f"{', '.join(map(str, widths))}; categorise with this model."
+        )
+
+
+def of_same_weights(model: LensModel, sharing: NeuronSharing) -> bool:
+    """Whether the types were measured on this model's weights; where they do not know theirs, that is assumed."""
+    theirs = str(sharing.metadata.get("fingerprint", "unknown")).split("-")[0]
+    return theirs in ("unknown", fingerprint_of_weights(model))
 
 
 def _is_folded(model: LensModel) -> bool:

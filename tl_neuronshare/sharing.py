@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tl_neuronshare.activation import pack, packed_width, unpack
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.prompts import short_hash
+from tl_neuronshare.prompts import ParallelPrompts, are_of, hashes_of, short_hash
 
 _FORMAT = "tl_neuronshare.NeuronSharing/1"
 _NO_NEURON = 255  # fills the types of layers that are narrower than the widest
@@ -477,6 +477,14 @@ def _jaccard(activated: Bool[Tensor, "example language layer neuron"]) -> Float[
     sizes = torch.diagonal(both, dim1=1, dim2=2)
     either = rearrange(sizes, "example a -> example a 1") + rearrange(sizes, "example b -> example 1 b") - both
     return both / either
+
+
+def first_differing(prompts: ParallelPrompts, sharing: NeuronSharing) -> int | None:
+    """The first example whose prompts are not those of the types, where these know their prompts."""
+    if sharing.prompt_hashes is None:
+        return None
+    pairs = zip(sharing.prompt_hashes, hashes_of(prompts), strict=False)
+    return next((i for i, (theirs, ours) in enumerate(pairs) if not are_of(theirs, ours)), None)
 
 
 def fingerprint(weights: str, prompt_hashes: Sequence[str] | None) -> str:

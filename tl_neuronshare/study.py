@@ -27,16 +27,16 @@ from tl_neuronshare.ablation import Edit, Mode, hooks_at, layers_to_edit, refere
 from tl_neuronshare.activation import Number
 from tl_neuronshare.attribution import generation_impact
 from tl_neuronshare.batching import BatchSize, left_padded
-from tl_neuronshare.controls import CONTROLS, Control, Selection, first_differing
+from tl_neuronshare.bootstrap import FEWEST, Bootstrap
+from tl_neuronshare.controls import CONTROLS, Control, Selection
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation import Evaluation, HookMaker, Scoring
 from tl_neuronshare.masks import NEAR, drawn, matched
 from tl_neuronshare.models import Hooks, LensModel, Site
-from tl_neuronshare.prompts import ParallelPrompts, hashes_of, short_hash
+from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.sharing import TYPES, NeuronSharing, NeuronType, as_type
 
 METRICS = ("accuracy", "log_prob")
-FEWEST = 10  # examples for an interval
 _HARDLY_ANY = 0.2  # of the unablated model's answers right: little to lose
 
 
@@ -127,7 +127,14 @@ def ablation_study(
     """
     chosen_types = _as_types(types)
     _check(prompts, sharing, controls, seeds, n_resamples)
-    _check_fit(model, prompts, sharing, one_mask=one_mask)
+    provenance.check_languages(prompts, sharing)
+    if not one_mask:
+        provenance.check_prompts(prompts, sharing, "or one_mask=True for neurons that were found on others")
+    provenance.check_layers(model, sharing)
+    if not provenance.of_same_weights(model, sharing):
+        warnings.warn(
+            "The types were measured on other weights than this model's; its own may be of other types.", stacklevel=2
+        )
     evaluation = Evaluation(
         model,
         prompts,
@@ -182,34 +189,19 @@ def ablation_study(
             outcomes[type, ablated].add(run(type.label, ablated, seed, draws.hooks), draws)
     table = pd.DataFrame(_rows(prompts, unablated, outcomes, len(selection.layers), n_resamples))
     table.attrs.update(
-        {
-            **provenance.describe(model),
-            "sharing": dict(sharing.metadata),
-            "prompts": prompts.name,
-            "languages": list(prompts.languages),
-            "fingerprint_of_prompts": short_hash("".join(hashes_of(prompts))),
+        provenance.of_run(model, prompts, sharing)
+        | {
             "types": [type.label for type in chosen_types],
             "controls": list(controls),
             "n_resamples": int(n_resamples),
-            "values": values if isinstance(values, int | float) else ("given" if values is not None else None),
-            "mode": getattr(mode, "__name__", str(mode)),
-            "position": position if isinstance(position, str) else int(position),
-            "skip_special_tokens": skip_special_tokens,
-            "site": site,
             "seeds": [int(seed) for seed in seeds],
-            "scoring": scoring,
-            "length_normalised": length_normalised,
-            "max_new_tokens": max_new_tokens,
-            "stop": list(stop),
-            "batch_size": batch_size,
             "layers": selection.layers,
             "equal_size": equal_size,
             "consistent": consistent,
             "one_mask": one_mask,
-            "prepend_bos": evaluation.prepend_bos,
-            "examples": len(prompts),
-            "merged": float(np.mean([merged for of_one in evaluation.merged.values() for merged in of_one])),
         }
+        | protocol.record
+        | evaluation.record
     )
     return table
 
@@ -223,6 +215,18 @@ class _Protocol:
     position: Literal["all", "last"] | int
     site: Site
     skip_special_tokens: bool
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For a result's metadata."""
+        values = self.values
+        return {
+            "mode": getattr(self.mode, "__name__", str(self.mode)),
+            "values": values if isinstance(values, int | float) else ("given" if values is not None else None),
+            "position": self.position if isinstance(self.position, str) else int(self.position),
+            "site": self.site,
+            "skip_special_tokens": self.skip_special_tokens,
+        }
 
 
 class _Ablating:
@@ -442,7 +446,7 @@ def _rows(
     n_resamples: int,
 ) -> Iterable[dict[str, Any]]:
     """The table's rows."""
-    bootstrap = _Bootstrap(n_resamples)
+    bootstrap = Bootstrap(n_resamples)
     for metric in METRICS:
         for language, scores in _by_language(unablated[metric], prompts).items():
             few_right = metric == "accuracy" and scores.mean() < _HARDLY_ANY
@@ -469,13 +473,13 @@ def _rows(
             neurons, shared = (_by_language(outcome.sums(name), prompts) for name in ("neurons", "shared"))
             for language in values:
                 difference = values[language] - before[language]
-                low, high = bootstrap.interval(difference)
+                low, high = map(float, bootstrap.intervals(difference))
                 known = {"value": values[language].mean(), "difference": difference.mean(), "low": low, "high": high}
                 known["neurons"] = neurons[language].mean() / n_layers
                 known["examples"] = int(outcome.examples.sum())
                 if ablated != "type":
                     against = of_type[language] - values[language]
-                    low, high = bootstrap.interval(against)
+                    low, high = map(float, bootstrap.intervals(against))
                     known |= {"vs_control": against.mean(), "vs_low": low, "vs_high": high}
                     total = neurons[language].sum()
                     known["overlap"] = shared[language].sum() / total if total else np.nan
@@ -492,25 +496,6 @@ def _row(type: str, ablated: str, language: str, metric: str, **known: Any) -> d
 def _by_language(scores: NDArray[np.float64], prompts: ParallelPrompts) -> dict[str, NDArray[np.float64]]:
     """Numbers by example: the mean over languages as "all", then each language."""
     return {"all": scores.mean(1), **dict(zip(prompts.languages, scores.T, strict=True))}
-
-
-class _Bootstrap:
-    """Percentile intervals over examples; the same resamples for all that have as many examples."""
-
-    def __init__(self, n_resamples: int) -> None:
-        self.n_resamples = n_resamples
-        self._weights: dict[int, NDArray[np.float64]] = {}
-
-    def interval(self, differences: NDArray[np.float64]) -> tuple[float, float]:
-        """The 95 % interval of the mean; none of so few that it would look surer than it is."""
-        n = len(differences)
-        if n < FEWEST:
-            return np.nan, np.nan
-        if n not in self._weights:
-            drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=self.n_resamples)
-            self._weights[n] = drawn / n
-        low, high = np.quantile(self._weights[n] @ differences, [0.025, 0.975])
-        return float(low), float(high)
 
 
 def _as_types(types: Any) -> list[NeuronType]:
@@ -559,33 +544,3 @@ def _check_protocol(prompts: ParallelPrompts, mode: Any, values: Any, position: 
                 f"mode='mean': values has none for {', '.join(missing)}; give {{language: tensor}}, such as "
                 "reference_values makes, or leave them out for these prompts' own means."
             )
-
-
-def _check_fit(model: LensModel, prompts: ParallelPrompts, sharing: NeuronSharing, *, one_mask: bool) -> None:
-    """Refuse types of other prompts, languages or layers; warn of other weights."""
-    missing = [language for language in prompts.languages if language not in sharing.languages]
-    if missing:
-        raise NeuronShareError(f"The types are of {', '.join(sharing.languages)}, and not of {', '.join(missing)}.")
-    if not one_mask:
-        if len(prompts) != len(sharing):
-            raise NeuronShareError(
-                f"There are {len(prompts)} examples of prompts and {len(sharing)} of types; give the prompts that were "
-                "categorised, or one_mask=True for neurons that were found on others."
-            )
-        differing = first_differing(prompts, sharing)
-        if differing is not None:
-            raise NeuronShareError(
-                f"Example {prompts.examples[differing]!r}: the types are of other prompts; give those that were "
-                "categorised, in the same order, or one_mask=True for neurons that were found on others."
-            )
-    widths = [layer.width for layer in models.neuron_layers(model, "post")]
-    if tuple(widths) != sharing.widths:
-        raise NeuronShareError(
-            f"The types are of layers of {', '.join(map(str, sharing.widths))} neurons, {models.name_of(model)} has "
-            f"{', '.join(map(str, widths))}; categorise with this model."
-        )
-    theirs = str(sharing.metadata.get("fingerprint", "unknown")).split("-")[0]
-    if theirs != "unknown" and theirs != provenance.fingerprint_of_weights(model):
-        warnings.warn(
-            "The types were measured on other weights than this model's; its own may be of other types.", stacklevel=3
-        )

@@ -1,0 +1,53 @@
+"""Intervals: against resampling example by example."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tl_neuronshare import bootstrap
+from tl_neuronshare.bootstrap import Bootstrap
+
+
+def by_hand(numerators, denominators=None, n_resamples=20_000):
+    """Draw as many examples, with those that are drawn twice counted twice, and take the ratio of the sums."""
+    rng = np.random.default_rng(5)
+    denominators = np.ones(len(numerators)) if denominators is None else denominators
+    ratios = []
+    for _ in range(n_resamples):
+        drawn = rng.integers(len(numerators), size=len(numerators))
+        ratios.append(numerators[drawn].sum() / denominators[drawn].sum())
+    return np.nanquantile(ratios, [0.025, 0.975])
+
+
+def test_means_and_ratios():
+    rng = np.random.default_rng(1)
+    above, below = rng.normal(size=30), rng.uniform(1, 3, size=30)
+    assert Bootstrap(20_000).intervals(above) == pytest.approx(by_hand(above), abs=0.01)
+    assert Bootstrap(20_000).intervals(above, below) == pytest.approx(by_hand(above, below), abs=0.01)
+    assert Bootstrap(100).intervals(np.full(10, 0.25)) == pytest.approx((0.25, 0.25))
+
+
+def test_a_mean_over_those_examples_that_have_one():
+    """In some resamples none of them is drawn."""
+    has = np.arange(40) % 4 == 0
+    values = np.where(has, np.arange(40.0), 0)
+    assert Bootstrap(20_000).intervals(values, has.astype(float)) == pytest.approx(by_hand(values, has), abs=0.3)
+
+
+def test_few_examples_have_no_interval():
+    assert np.isnan(Bootstrap(100).intervals(np.full(9, 0.25))).all()
+    low, high = Bootstrap(100).intervals(np.ones((20, 2)), np.stack([np.ones(20), np.arange(20) < 9], 1).astype(float))
+    assert np.isnan([low[1], high[1]]).all()
+    assert (low[0], high[0]) == (1, 1)
+
+
+def test_many_at_once_are_each_as_alone(monkeypatch):
+    """On axes beyond the first, and in pieces."""
+    numbers = np.random.default_rng(2).normal(size=(15, 3, 4))
+    monkeypatch.setattr(bootstrap, "_CHUNK", 5 * 300)
+    low, high = Bootstrap(300).intervals(numbers, numbers**2)
+    assert low.shape == high.shape == (3, 4)
+    for place in np.ndindex(3, 4):
+        one = numbers[(slice(None), *place)]
+        np.testing.assert_allclose((low[place], high[place]), Bootstrap(300).intervals(one, one**2))
