@@ -7,7 +7,7 @@ import torch
 
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import models
+from tl_neuronshare import models, provenance
 from tl_neuronshare.prompts import hashes_of
 from tl_neuronshare.provenance import fingerprint_of_weights
 
@@ -105,8 +105,6 @@ def test_reading_it_leaves_the_weights_alone(animals):
 
 def test_the_chunks_are_as_many_as_they_are(animals, monkeypatch):
     """Places count through all of a tensor, however it is cut: rows that change places far apart are seen."""
-    from tl_neuronshare import provenance
-
     tensor = torch.arange(60.0).reshape(20, 3)
     swapped = tensor[[17, *range(1, 17), 0, 18, 19]]
     for chunk in (3, 7, 1000):
@@ -159,3 +157,34 @@ def test_slices_and_concatenations_have_the_fingerprint_of_their_prompts(bloom, 
     assert again.metadata["fingerprint"] == whole.metadata["fingerprint"]
     whole.save(tmp_path / "whole")
     assert ns.NeuronSharing.load(tmp_path / "whole")[1:].metadata == whole[1:].metadata
+
+
+PROCESSING = {
+    "not folded": {},
+    "folded": {"fold_ln": True},
+    "centred": {"center_writing_weights": True},
+    "also centred": {"center_unembed": True},
+}
+
+
+@pytest.mark.skipif(not models.has_hooked_transformer(), reason="a bridge is processed as a whole")
+@pytest.mark.parametrize(("expected", "options"), PROCESSING.items(), ids=PROCESSING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_processed_weights_are_known(expected, options, dtype):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    config = HookedTransformerConfig(
+        n_layers=2, d_model=32, n_ctx=64, d_head=8, d_mlp=64, act_fn="gelu", d_vocab=400, device="cpu", seed=1,
+        normalization_type="LN",
+    )  # fmt: skip
+    model = HookedTransformer(config, zoo.make_tokenizer())
+    processing = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
+    model.load_and_process_state_dict(model.state_dict(), **(processing | options))
+    assert provenance.describe(model.to(dtype))["weights"] == expected.removeprefix("also ")
+
+
+def test_a_processed_bridge_is_known(animals):
+    model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
+    assert provenance.describe(model)["weights"] == "not folded"
+    model.enable_compatibility_mode(disable_warnings=True)
+    assert provenance.describe(model)["weights"] == "folded"

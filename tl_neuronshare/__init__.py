@@ -4,10 +4,10 @@ from importlib import import_module
 from types import ModuleType
 
 from tl_neuronshare.ablation import ablation_hooks, reference_values
-from tl_neuronshare.attribution import generation_impact
 from tl_neuronshare.categorising import categorise, categorise_caches
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation import evaluate, perplexity
+from tl_neuronshare.impact import correctness_impact, generation_impact
 from tl_neuronshare.masks import (
     load_lape_neurons,
     load_masks,
@@ -34,6 +34,7 @@ __all__ = [
     "ablation_study",
     "categorise",
     "categorise_caches",
+    "correctness_impact",
     "demo",
     "evaluate",
     "generation_impact",

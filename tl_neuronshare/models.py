@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -21,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.impact import FinalNorm
 
 Site = Literal["post", "gate", "up"]
 Backend = Literal["auto", "hooked", "bridge"]
@@ -287,14 +289,81 @@ def output_weights(model: LensModel, hook: str) -> Float[Tensor, "neuron d_model
     """W_out of the MLP that this hook belongs to: row j is what neuron j writes to the residual stream."""
     mlp = block_of(model, hook).mlp
     with loaded(mlp):
-        weights: Tensor = mlp.W_out
+        weights = _tensor_of(mlp, "W_out")
+        if weights is None or weights.ndim != 2:
+            raise NeuronShareError(
+                f"The MLP of {hook} has no W_out of one row a neuron; use a model whose MLPs end in one linear map."
+            )
         return weights.detach()
 
 
-def unembedding(model: LensModel, tokens: Int[Tensor, " token"]) -> Float[Tensor, "d_model token"]:
-    """The unembedding's column for each of the tokens."""
-    weights: Tensor = model.unembed.W_U  # type: ignore[attr-defined]
-    return weights[:, tokens].detach()
+def unembedding(model: LensModel, tokens: Int[Tensor, " token"] | slice) -> Float[Tensor, "d_model token"]:
+    """The unembedding's column for each of the tokens.
+
+    Raises:
+        NeuronShareError: the model has no unembedding.
+    """
+    part = getattr(model, "unembed", None)
+    with loaded(part) if part is not None else nullcontext():
+        weights = _tensor_of(part, "W_U")
+        if weights is None:
+            raise NeuronShareError(f"{name_of(model)} has no unembedding W_U; use a language model with its head.")
+        return weights[:, tokens].detach()
+
+
+def attribute(owner: Any, name: str) -> Any:
+    """The attribute of this name (dots lead inwards), or None."""
+    try:
+        return attrgetter(name)(owner)
+    except (AttributeError, NotImplementedError, TypeError):  # what bridges raise for what an architecture lacks
+        return None
+
+
+def _tensor_of(module: Any, name: str) -> Tensor | None:
+    found = attribute(module, name)
+    return found if isinstance(found, Tensor) else None
+
+
+def final_residual(model: LensModel) -> NeuronLayer:
+    """The residual stream after the last block, to be read like a layer."""
+    return NeuronLayer(f"blocks.{len(model.blocks) - 1}.hook_resid_post", model.cfg.d_model)
+
+
+def final_norm(model: LensModel) -> FinalNorm:
+    """The norm before the unembedding.
+
+    A bridge's configuration does not say reliably what its norm is: that is found by trying which formula gives what
+    the module does.
+
+    Raises:
+        NeuronShareError: it is neither a LayerNorm nor an RMSNorm.
+    """
+    norm = getattr(model, "ln_final", None)
+    module = getattr(norm, "original_component", norm)
+    if module is None or isinstance(module, torch.nn.Identity):
+        return FinalNorm(is_none=True)
+    if not is_bridge(model):
+        return FinalNorm(_as_weight(_tensor_of(module, "w")), "RMS" not in type(module).__name__, model.cfg.eps)
+    with loaded(module), torch.no_grad():
+        parameter = next(module.parameters(), torch.zeros((), device=device_of(model)))
+        weight = _tensor_of(module, "weight")
+        eps = [getattr(module, name) for name in ("eps", "variance_epsilon") if hasattr(module, name)]
+        probe = 1 + torch.randn(8, model.cfg.d_model, generator=torch.Generator().manual_seed(0))  # of mean 1
+        probe = probe.to(parameter.device, parameter.dtype)
+        expected = (module(probe) - module(torch.zeros_like(probe))).float()
+        for offset in (0.0, 1.0):  # Gemma's weights are their distance from 1
+            for centres in (True, False):
+                candidate = FinalNorm(_as_weight(weight) + offset, centres, *eps[:1])
+                if (candidate(probe.float()) - expected).norm() < 0.02 * expected.norm():
+                    return candidate
+    raise NeuronShareError(
+        f"The final norm of {name_of(model)}, a {type(module).__name__}, is neither a LayerNorm nor an RMSNorm; "
+        'use norm="none".'
+    )
+
+
+def _as_weight(weight: Tensor | None) -> Tensor | float:
+    return 1.0 if weight is None else weight.detach().float()
 
 
 def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None = None) -> list[list[int]]:

@@ -10,12 +10,13 @@ somebody who wants to deceive.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from operator import attrgetter
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tl_neuronshare import models
@@ -34,6 +35,7 @@ _TENSORS = (
     ("W_in",), ("W_gate",), ("W_out",), ("b_in",), ("b_out",), ("w",), ("b",), ("W_E",), ("W_pos",), ("W_U",), ("b_U",),
 )  # fmt: skip
 _CHUNK = 1 << 18  # numbers at a time
+_CHUNK_OF_COLUMNS = 1000  # enough for a standard deviation
 _GOLDEN = -7046029254386353131  # 2 to the 64th by the golden ratio, signed: spreads places over all bits
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -44,7 +46,7 @@ def describe(model: LensModel) -> dict[str, Any]:
     return {
         "model": models.name_of(model),
         "model_class": type(model).__name__,
-        "weights": "folded" if _is_folded(model) else "not folded",
+        "weights": "folded" if _is_folded(model) else "centred" if _is_centred(model) else "not folded",
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": models.device_of(model).type,
         "versions": {name: version(name) for name in _PACKAGES},
@@ -97,11 +99,36 @@ def of_same_weights(model: LensModel, sharing: NeuronSharing) -> bool:
     return theirs in ("unknown", fingerprint_of_weights(model))
 
 
+def warn_of_processed_weights(model: LensModel, what: str, *, stacklevel: int) -> None:
+    """Warn where weights are folded or centred, and so `what` is another."""
+    weights = describe(model)["weights"]
+    if weights != "not folded":
+        warnings.warn(
+            f"The weights are {weights}, which changes W_out and the unembedding, and so {what}; load the model with "
+            "load_model or from_pretrained_no_processing.",
+            stacklevel=stacklevel,
+        )
+
+
 def _is_folded(model: LensModel) -> bool:
-    """Whether norms are folded into the weights; centring alone leaves no trace that could be read here."""
+    """Whether norms are folded into the weights."""
     if models.is_bridge(model):
         return bool(getattr(model, "compatibility_mode", False) or getattr(model, "_weights_processed", False))
     return str(model.cfg.normalization_type).endswith("Pre")
+
+
+def _is_centred(model: LensModel) -> bool:
+    """Whether the mean was taken from what the first MLP writes, or from the unembedding over the vocabulary."""
+    writing = models.output_weights(model, models.neuron_layers(model, "post")[0].hook)
+    return any(_has_no_mean(weights) for weights in (writing, models.unembedding(model, slice(None))))
+
+
+def _has_no_mean(weights: Float[Tensor, "row column"]) -> bool:
+    """Of random numbers, the mean of n is about a standard deviation by the root of n; here it is a twentieth of it."""
+    spread = weights[:, :_CHUNK_OF_COLUMNS].float().std(-1)
+    means = weights.mean(-1, dtype=torch.promote_types(weights.dtype, torch.float32))
+    relative = (means / spread * weights.shape[-1] ** 0.5)[spread > 0]
+    return len(relative) > 0 and relative.square().mean().item() < 0.05**2
 
 
 def fingerprint_of_weights(model: LensModel) -> str:
@@ -145,21 +172,14 @@ def _tensors(model: LensModel, part: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if getattr(model.cfg, "positional_embedding_type", None) != "standard":
                 continue  # HookedTransformer makes one for BLOOM, and never uses it
             tensor = tensor[-model.cfg.n_ctx :]  # OPT's begins with two rows that no position uses
-        if names == ("w",) and getattr(model.cfg, "rmsnorm_uses_offset", False):
+        if names == ("w",) and gemma and models.is_bridge(model):
             tensor = tensor.float() + 1  # a bridge keeps Gemma's norms as their distance from 1
         yield names[-1], tensor
 
 
 def _first(owner: Any, names: Sequence[str]) -> Any:
     """The first of these attributes (dots lead inwards) that is there, or None."""
-    return next((found for name in names if (found := _attribute(owner, name)) is not None), None)
-
-
-def _attribute(owner: Any, name: str) -> Any:
-    try:
-        return attrgetter(name)(owner)
-    except (AttributeError, NotImplementedError, TypeError):  # what bridges raise for what an architecture lacks
-        return None
+    return next((found for name in names if (found := models.attribute(owner, name)) is not None), None)
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -25,12 +25,12 @@ from tqdm.auto import tqdm
 from tl_neuronshare import models, provenance
 from tl_neuronshare.ablation import Edit, Mode, hooks_at, layers_to_edit, reference_values, values_of
 from tl_neuronshare.activation import Number
-from tl_neuronshare.attribution import generation_impact
 from tl_neuronshare.batching import BatchSize, left_padded
 from tl_neuronshare.bootstrap import FEWEST, Bootstrap
 from tl_neuronshare.controls import CONTROLS, Control, Selection
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation import Evaluation, HookMaker, Scoring
+from tl_neuronshare.impact import generation_impact
 from tl_neuronshare.masks import NEAR, drawn, matched
 from tl_neuronshare.models import Hooks, LensModel, Site
 from tl_neuronshare.prompts import ParallelPrompts
@@ -155,12 +155,8 @@ def ablation_study(
         equal_size=equal_size,
     )
     _check_protocol(prompts, mode, values, position)
-    if "magnitude" in controls and provenance.describe(model)["weights"] == "folded":
-        warnings.warn(
-            "The weights are folded, which changes the lengths of W_out's rows and so what is matched by magnitude; "
-            "load them with load_model or from_pretrained_no_processing.",
-            stacklevel=2,
-        )
+    if "magnitude" in controls:
+        provenance.warn_of_processed_weights(model, "what is matched by magnitude", stacklevel=3)
     protocol = _Protocol(mode, values, position, site, skip_special_tokens)
     ablation = _Ablating(model, evaluation, selection, protocol)
     ablation.check()
