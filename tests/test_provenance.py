@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import tl_neuronshare as ns
 import zoo
@@ -170,14 +171,14 @@ PROCESSING = {
 @pytest.mark.skipif(not models.has_hooked_transformer(), reason="a bridge is processed as a whole")
 @pytest.mark.parametrize(("expected", "options"), PROCESSING.items(), ids=PROCESSING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_processed_weights_are_known(expected, options, dtype):
+def test_processed_weights_are_known(animals, expected, options, dtype):
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     config = HookedTransformerConfig(
         n_layers=2, d_model=32, n_ctx=64, d_head=8, d_mlp=64, act_fn="gelu", d_vocab=400, device="cpu", seed=1,
         normalization_type="LN",
     )  # fmt: skip
-    model = HookedTransformer(config, zoo.make_tokenizer())
+    model = HookedTransformer(config, AutoTokenizer.from_pretrained(animals.directory("bloom")))
     processing = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
     model.load_and_process_state_dict(model.state_dict(), **(processing | options))
     assert provenance.describe(model.to(dtype))["weights"] == expected.removeprefix("also ")
