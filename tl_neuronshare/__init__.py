@@ -4,6 +4,7 @@ from importlib import import_module
 from types import ModuleType
 
 from tl_neuronshare.ablation import ablation_hooks, reference_values
+from tl_neuronshare.attribution import attribute, top_neurons
 from tl_neuronshare.categorising import categorise, categorise_caches
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation import evaluate, perplexity
@@ -32,6 +33,7 @@ __all__ = [
     "SharingRecorder",
     "ablation_hooks",
     "ablation_study",
+    "attribute",
     "categorise",
     "categorise_caches",
     "correctness_impact",
@@ -51,6 +53,7 @@ __all__ = [
     "reference_values",
     "save_masks",
     "tasks",
+    "top_neurons",
 ]
 
 

@@ -401,33 +401,9 @@ def reference_values(
                 if not counted.any(1).all():
                     row = batch[int(counted.any(1).int().argmin())]
                     raise NeuronShareError(f"Language {language!r}, text {row}: nothing but special tokens.")
-            for number, read in enumerate(values_of(model, layers, tokens, mask, counted if index is None else index)):
+            for number, read in enumerate(
+                models.values_of(model, layers, tokens, mask, counted if index is None else index)
+            ):
                 values[batch, number, : read.shape[-1]] = read.cpu()
         found[language] = values if each else values.mean(0)
     return found
-
-
-def values_of(
-    model: LensModel,
-    layers: Sequence[NeuronLayer],
-    tokens: Int[Tensor, "prompt position"],
-    mask: Int[Tensor, "prompt position"] | None,
-    position: int | Bool[Tensor, "prompt position"],
-) -> list[Float[Tensor, "prompt neuron"]]:
-    """Each layer's values in one forward pass: at an index from the end, or the mean over the chosen positions."""
-    read: dict[int, Tensor] = {}
-
-    def keep(layer: int, tensor: Tensor) -> None:
-        if isinstance(position, int):
-            read[layer] = tensor[:, position].float()
-        else:
-            chosen = position.to(tensor.device)
-            summed = tensor.float().masked_fill(~chosen[..., None], 0).sum(1)
-            read[layer] = summed / chosen.sum(1, keepdim=True)
-
-    with models.left_as_found(model), models.reading(model, layers, keep):
-        models.run(model, tokens, mask)
-    for number, layer in enumerate(layers):
-        if number not in read:
-            raise NeuronShareError(f"{layer.hook} did not fire; do hooks of yours replace the MLP?")
-    return [read[number] for number in range(len(layers))]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
@@ -324,6 +324,27 @@ def _tensor_of(module: Any, name: str) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
+def check_unembedding(model: LensModel) -> None:
+    """Refuse a model whose unembedding does not read what its MLPs write.
+
+    Raises:
+        NeuronShareError: there is none, or it is of another width.
+    """
+    width = output_weights(model, neuron_layers(model, "post")[0].hook).shape[1]
+    read = len(unembedding(model, slice(1)))
+    if width != read:
+        raise NeuronShareError(
+            f"The MLPs of {name_of(model)} write {width} numbers and its unembedding reads {read}: the map between is "
+            "not known here; use another model."
+        )
+
+
+def normalises_mlp_output(model: LensModel) -> bool:
+    """Whether the MLPs' output goes through a norm before it is added to the residual stream."""
+    names = ("ln2_post", "original_component.post_feedforward_layernorm")
+    return any(attribute(model.blocks[0], name) is not None for name in names)
+
+
 def final_residual(model: LensModel) -> NeuronLayer:
     """The residual stream after the last block, to be read like a layer."""
     return NeuronLayer(f"blocks.{len(model.blocks) - 1}.hook_resid_post", model.cfg.d_model)
@@ -440,6 +461,41 @@ def reading(model: LensModel, layers: Sequence[NeuronLayer], read: Callable[[int
 
     with hooked(model, [(layer.hook, partial(hand_over, number=number)) for number, layer in enumerate(layers)]):
         yield
+
+
+def values_of(
+    model: LensModel,
+    layers: Sequence[NeuronLayer],
+    tokens: Int[Tensor, "prompt position"],
+    mask: Int[Tensor, "prompt position"] | None,
+    position: int | Bool[Tensor, "prompt position"] | tuple[Tensor, Tensor],
+) -> list[Float[Tensor, "value neuron"]]:
+    """Each layer's values in one forward pass without the vocabulary, in at least float32.
+
+    Of each prompt: at an index from the end, or the mean over the chosen positions; or at places (prompt, position).
+
+    Raises:
+        NeuronShareError: a layer's hook has not fired.
+    """
+    read: dict[int, Tensor] = {}
+
+    def keep(layer: int, tensor: Tensor) -> None:
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        if isinstance(position, int):
+            read[layer] = tensor[:, position].to(dtype)
+        elif isinstance(position, tuple):
+            read[layer] = tensor[position].to(dtype)
+        else:
+            chosen = position.to(tensor.device)
+            summed = tensor.to(dtype).masked_fill(~chosen[..., None], 0).sum(1)
+            read[layer] = summed / chosen.sum(1, keepdim=True)
+
+    with left_as_found(model), reading(model, layers, keep):
+        run(model, tokens, mask)
+    for number, layer in enumerate(layers):
+        if number not in read:
+            raise NeuronShareError(f"{layer.hook} did not fire; do hooks of yours replace the MLP?")
+    return [read[number] for number in range(len(layers))]
 
 
 @contextmanager

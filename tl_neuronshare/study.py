@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_neuronshare import models, provenance
-from tl_neuronshare.ablation import Edit, Mode, hooks_at, layers_to_edit, reference_values, values_of
+from tl_neuronshare.ablation import Edit, Mode, hooks_at, layers_to_edit, reference_values
 from tl_neuronshare.activation import Number
 from tl_neuronshare.batching import BatchSize, left_padded
 from tl_neuronshare.bootstrap import FEWEST, Bootstrap
@@ -281,7 +281,7 @@ class _Ablating:
         impact = torch.full((len(rows), self.selection.sharing.n_layers, self.selection.sharing.d_mlp), torch.nan)
         for length in sorted({len(row) for row in rows}) if not models.can_pad(self.model) else [None]:
             some = [number for number, row in enumerate(rows) if length in (None, len(row))]
-            read = values_of(self.model, self.layers, *left_padded([rows[number] for number in some]), -1)
+            read = models.values_of(self.model, self.layers, *left_padded([rows[number] for number in some]), -1)
             for number, (layer, values) in enumerate(zip(self.layers, read, strict=True)):
                 weights = models.output_weights(self.model, layer.hook).to(values.device)
                 impact[some, number, : layer.width] = generation_impact(values, weights).cpu()
