@@ -63,6 +63,7 @@ class Kind:
     config: dict[str, Any]
     n_layers: int
     down: str  # the module whose input is the post-activation vector
+    norm: str  # the module before the unembedding
     bos: bool  # whether the model was trained with a BOS token, so that prompts begin with one
     act: str | None = None  # gated MLPs: the module whose output is act(gate)
     up: str | None = None  # gated MLPs: the module whose output is the up branch
@@ -77,6 +78,7 @@ KINDS = {
         {"vocab_size": 400, "hidden_size": 32, "n_layer": 3, "n_head": 4},
         3,
         "transformer.h.{}.mlp.dense_4h_to_h",
+        "transformer.ln_f",
         bos=False,
     ),
     # Twelve layers: in the order of the alphabet the second would be layer 10.
@@ -85,6 +87,7 @@ KINDS = {
         {"vocab_size": 400, "n_embd": 32, "n_layer": 12, "n_head": 4, "n_positions": 128},
         12,
         "transformer.h.{}.mlp.c_proj",
+        "transformer.ln_f",
         bos=True,
         hooked={
             "original_architecture": "GPT2LMHeadModel",
@@ -99,6 +102,7 @@ KINDS = {
         {**_SIZES, "num_hidden_layers": 3, "intermediate_size": 96},
         3,
         "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+        "gpt_neox.final_layer_norm",
         bos=False,
     ),
     "opt": Kind(
@@ -106,6 +110,7 @@ KINDS = {
         {**_SIZES, "num_hidden_layers": 3, "ffn_dim": 128, "word_embed_proj_dim": 32},
         3,
         "model.decoder.layers.{}.fc2",
+        "model.decoder.final_layer_norm",
         bos=True,
     ),
     "xglm": Kind(
@@ -120,6 +125,7 @@ KINDS = {
         },
         3,
         "model.layers.{}.fc2",
+        "model.layer_norm",
         bos=True,
         hooked=None,
     ),
@@ -128,6 +134,7 @@ KINDS = {
         _LLAMA,
         3,
         "model.layers.{}.mlp.down_proj",
+        "model.norm",
         bos=True,
         act="model.layers.{}.mlp.act_fn",
         up="model.layers.{}.mlp.up_proj",
@@ -138,6 +145,7 @@ KINDS = {
         _LLAMA,
         3,
         "model.layers.{}.mlp.down_proj",
+        "model.norm",
         bos=False,
         act="model.layers.{}.mlp.act_fn",
         up="model.layers.{}.mlp.up_proj",
@@ -147,6 +155,7 @@ KINDS = {
         {**_LLAMA, "query_pre_attn_scalar": 8, "sliding_window": 64},
         3,
         "model.layers.{}.mlp.down_proj",
+        "model.norm",
         bos=True,
         act="model.layers.{}.mlp.act_fn",
         up="model.layers.{}.mlp.up_proj",
@@ -211,6 +220,8 @@ def save_model(
         for name, weights in model.named_parameters():
             if "norm" not in name and "ln" not in name:
                 weights.normal_(std=0.3)
+            else:  # else a final norm's weight could be forgotten, and nobody would see
+                weights.add_(0.2 * torch.randn_like(weights))
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
