@@ -126,3 +126,44 @@ def greedy(model: nn.Module, tokens: list[int], n_new: int) -> list[int]:
         with torch.no_grad():
             tokens = [*tokens, int(model(torch.tensor([tokens])).logits[0, -1].argmax())]
     return tokens
+
+
+def scores(
+    model: nn.Module,
+    tokens: list[int],
+    position: int,
+    token: int,
+    *,
+    down: str,
+    n_layers: int,
+    direction: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda unembedding, residual: unembedding,
+    norm: str = "",
+) -> dict[int, tuple[list[float], list[float]]]:
+    """For each layer |m| |v| and m (v . E[token]) of every neuron at a position: one prompt, one neuron at a time.
+
+    `direction` puts something in E[token]'s place, given what goes into the module `norm`.
+    """
+    seen: dict[str, torch.Tensor] = {}
+    names = [down.format(layer) for layer in range(n_layers)] + ([norm] if norm else [])
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: seen.update({name: inputs[0].reshape(-1, inputs[0].shape[-1])[position]})
+        )
+        for name in names
+    ]
+    with torch.no_grad():
+        model(torch.tensor([tokens]))
+    for handle in handles:
+        handle.remove()
+    unembedding = direction(model.get_output_embeddings().weight[token].detach(), seen.get(norm))
+    found = {}
+    for layer in range(n_layers):
+        module = model.get_submodule(down.format(layer))
+        is_linear = isinstance(module, nn.Linear)  # GPT-2's Conv1D keeps its weight the other way round
+        rows = (module.weight.T if is_linear else module.weight).detach()
+        wrote, pushed = [], []
+        for neuron, m in enumerate(seen[down.format(layer)].tolist()):
+            wrote.append(abs(m) * rows[neuron].double().norm().item())
+            pushed.append(m * float(rows[neuron].double() @ unembedding.double()))
+        found[layer] = wrote, pushed
+    return found

@@ -102,7 +102,7 @@ def attribute(
         >>> shares.set_index("type")["value"].sum().round(6)
         np.float64(100.0)
     """
-    impacts = _Impacts(
+    impacts = Impacts(
         model, prompts, sharing, top_k=top_k, answer=answer, norm=norm, batch_size=batch_size, prepend_bos=prepend_bos
     )
     if isinstance(n_resamples, bool) or not isinstance(n_resamples, Integral) or n_resamples < 1:
@@ -172,7 +172,7 @@ def top_neurons(
         raise NeuronShareError(f"score={score!r} is unknown; use one of {', '.join(get_args(Score))}.")
     if n is not None and (isinstance(n, bool) or not isinstance(n, Integral) or n < 1):
         raise NeuronShareError(f"n={n!r}; give a number of neurons, or None for all.")
-    impacts = _Impacts(
+    impacts = Impacts(
         model, prompts, sharing, top_k=top_k, answer=answer, norm=norm, batch_size=batch_size, prepend_bos=prepend_bos
     )
     times = torch.zeros(len(prompts.languages), sharing.n_layers, sharing.d_mlp, dtype=torch.int32)
@@ -207,7 +207,7 @@ def top_neurons(
 
 
 @dataclass(frozen=True)
-class _OfLayer:
+class LayerImpacts:
     """Both scores of a layer's neurons, and their types, for some examples in one language."""
 
     language: str
@@ -218,7 +218,7 @@ class _OfLayer:
     types: UInt8[Tensor, "row neuron"]
 
 
-class _Impacts:
+class Impacts:
     """The scores of all neurons for all prompts, in batches that are planned once."""
 
     def __init__(
@@ -285,7 +285,7 @@ class _Impacts:
             "merged": sum(merged) / len(merged),
         }
 
-    def each(self, *, desc: str, progress: bool) -> Iterator[_OfLayer]:
+    def each(self, *, desc: str, progress: bool) -> Iterator[LayerImpacts]:
         """Language by language, batch by batch, layer by layer."""
         n_batches = sum(map(len, self._batches.values()))
         with torch.no_grad(), tqdm(total=n_batches, desc=desc, disable=not progress, delay=2) as bar:
@@ -296,7 +296,7 @@ class _Impacts:
                     yield from self._of_batch(language, batch, pushes)
                     bar.update()
 
-    def _of_batch(self, language: str, batch: list[int], pushes: _Pushes) -> Iterator[_OfLayer]:
+    def _of_batch(self, language: str, batch: list[int], pushes: _Pushes) -> Iterator[LayerImpacts]:
         of_rows = [self._places[language][number] for number in batch]
         tokens, mask = padded_apart([one.before for one in of_rows], [one.scored[:-1] for one in of_rows])
         end = max(len(one.before) for one in of_rows)
@@ -318,7 +318,7 @@ class _Impacts:
                 self._check_finite(sums, language, examples, number)
                 return sums / n_tokens.to(sums.device)
 
-            yield _OfLayer(
+            yield LayerImpacts(
                 language,
                 examples,
                 number,
@@ -374,7 +374,7 @@ class _Pushes:
         return self._projected[layer]
 
 
-def _by_type(one: _OfLayer, top_k: int) -> Float[Tensor, "kept type row"]:
+def _by_type(one: LayerImpacts, top_k: int) -> Float[Tensor, "kept type row"]:
     """What is kept of a layer, in the order of `_KEPT`; the largest and smallest of no neuron are infinite."""
     top = largest(one.generation, top_k)
     kept = []
