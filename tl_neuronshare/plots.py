@@ -17,6 +17,15 @@ from tl_neuronshare.sharing import TYPES
 # Okabe and Ito's colours, told apart by the colour-blind too; markers and dashes say the same without colour.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999933", "#882255")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_HATCHES = ("", "///", "...", "xxx", "\\\\\\")
+_LABELS = tuple(type.label for type in TYPES)
+_UNITS = {"generation": "|m|·‖v‖ (residual stream)", "correctness": "m·(v·E[y]) (logits)"}
+_READINGS = {
+    "mean_positive_share": "positive, mean of shares",
+    "pooled_positive_share": "positive, ratio of sums",
+    "mean_absolute_share": "absolute, mean of shares",
+    "pooled_absolute_share": "absolute, ratio of sums",
+}
 _STYLE = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -47,14 +56,15 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.9, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for index, label in enumerate(type.label for type in TYPES):
+        for index, label in enumerate(_LABELS):
             rows = summary[summary["type"] == label]
-            _line(left, rows, index, label)
+            _line(left, rows["layer"], rows["mean"], index, label)
             low, high = (rows["mean"] - rows["std"]).clip(lower=0), (rows["mean"] + rows["std"]).clip(upper=100)
             left.fill_between(rows["layer"], low, high, color=_COLOURS[index], alpha=0.2, linewidth=0)
         languages = list(by_language["language"].unique())
         for index, language in enumerate(languages):
-            _line(right, by_language[by_language["language"] == language], index, language)
+            rows = by_language[by_language["language"] == language]
+            _line(right, rows["layer"], rows["mean"], index, language)
         left.set_ylabel("neurons (% of layer)")
         left.set_title("Types: mean ± std over examples", loc="left", fontsize=8)
         right.set_ylabel("activated neurons (% of layer)")
@@ -101,73 +111,256 @@ def ablation(table: pd.DataFrame, *, metric: Literal["accuracy", "log_prob"] = "
     overall = rows[rows["language"] == "all"]
     types = [type for type in overall["type"].unique() if type != "none"]
     kinds = [kind for kind in overall["ablated"].unique() if kind != "none"]
+    languages = [language for language in rows["language"].unique() if language != "all"]
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.9, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
-        baseline = overall.loc[overall["type"] == "none", "value"].item()
+        _bars_of_ablation(left, overall, types, kinds)
+        _lines_of_ablation(right, rows, types, languages)
         for axes in (left, right):
             axes.set_ylabel("accuracy" if metric == "accuracy" else "log-probability of the answer (nats)")
-        left.axhline(baseline, color="black", linestyle="--", linewidth=0.8)
-        width = 0.8 / len(kinds)
-        for index, kind in enumerate(kinds):
-            found = overall[overall["ablated"] == kind].set_index("type").reindex(types)
-            places = np.arange(len(types)) + (index - (len(kinds) - 1) / 2) * width
-            values, missing = found["value"].to_numpy(), found["value"].isna().to_numpy()
-            spread = np.abs(np.stack([found["low"] - found["difference"], found["high"] - found["difference"]]))
-            colour = _COLOURS[index]
-            label = "the type itself" if kind == "type" else f"control: {kind}"
-            left.bar(
-                places,
-                values,
-                width * 0.92,
-                yerr=spread,
-                color=colour,
-                hatch=("", "///", "...", "xxx", "\\\\\\")[index % 5],
-                edgecolor="white",
-                linewidth=0,
-                error_kw={"elinewidth": 0.8, "capsize": 1.5},
-                label=label,
-            )
-            left.plot(places[missing], np.zeros(missing.sum()), "x", color=colour, clip_on=False)
-            tops = values + np.nan_to_num(spread[1])
-            for place, top, n_examples in zip(places, tops, found["examples"], strict=True):
-                if 0 < n_examples < overall["examples"].max():
-                    left.annotate("*", (place, max(top, 0)), (0, 0), textcoords="offset points", ha="center")
-        left.set_xticks(range(len(types)), types)
-        left.set_title("All languages (* some examples, × none)", loc="left", fontsize=8)
-        left.set_xlabel("ablated")
-        languages = [language for language in rows["language"].unique() if language != "all"]
-        for index, kind in enumerate(("none", *types)):
-            found = rows[(rows["type"] == kind) & rows["ablated"].isin(["none", "type"])]
-            values = found.set_index("language")["value"].reindex(languages)
-            right.plot(
-                languages,
-                values,
-                color="black" if kind == "none" else _COLOURS[index - 1],
-                marker=None if kind == "none" else _MARKERS[index - 1],
-                linestyle="--" if kind == "none" else "-",
-                linewidth=1.0,
-                label="unablated" if kind == "none" else f"without {kind}",
-            )
-        right.set_xlabel("language")
-        right.set_title("By language", loc="left", fontsize=8)
-        if metric == "accuracy":
-            for axes in (left, right):
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2, fontsize=7)
+            if metric == "accuracy":
                 axes.set_ylim(0, 1.05)
-        left.tick_params(axis="x", labelsize=7)
-        left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2, fontsize=7)
-        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2, fontsize=7)
         if title:
             figure.suptitle(title, fontsize=9)
     return figure
 
 
-def _line(axes: Axes, rows: pd.DataFrame, index: int, label: str) -> None:
-    """Mean by layer; colours and markers repeat only with different dashes."""
+def _bars_of_ablation(axes: Axes, overall: pd.DataFrame, types: list[str], kinds: list[str]) -> None:
+    """The mean over languages: for each type a bar for itself and one for each control."""
+    baseline = overall.loc[overall["type"] == "none", "value"].item()
+    axes.axhline(baseline, color="black", linestyle="--", linewidth=0.8)
+    width = 0.8 / len(kinds)
+    for index, kind in enumerate(kinds):
+        found = overall[overall["ablated"] == kind].set_index("type").reindex(types)
+        places = np.arange(len(types)) + (index - (len(kinds) - 1) / 2) * width
+        values, missing = found["value"].to_numpy(), found["value"].isna().to_numpy()
+        spread = np.abs(np.stack([found["low"] - found["difference"], found["high"] - found["difference"]]))
+        axes.bar(
+            places,
+            values,
+            width * 0.92,
+            yerr=spread,
+            color=_COLOURS[index],
+            hatch=_HATCHES[index % len(_HATCHES)],
+            edgecolor="white",
+            linewidth=0,
+            error_kw={"elinewidth": 0.8, "capsize": 1.5},
+            label="the type itself" if kind == "type" else f"control: {kind}",
+        )
+        axes.plot(places[missing], np.zeros(missing.sum()), "x", color=_COLOURS[index], clip_on=False)
+        tops = values + np.nan_to_num(spread[1])
+        for place, top, n_examples in zip(places, tops, found["examples"], strict=True):
+            if 0 < n_examples < overall["examples"].max():
+                axes.annotate("*", (place, max(top, 0)), (0, 0), textcoords="offset points", ha="center")
+    axes.set_xticks(range(len(types)), types)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set_title("All languages (* some examples, × none)", loc="left", fontsize=8)
+    axes.set_xlabel("ablated")
+
+
+def _lines_of_ablation(axes: Axes, rows: pd.DataFrame, types: list[str], languages: list[str]) -> None:
+    """By language: the unablated model, and without each type."""
+    for index, kind in enumerate(("none", *types)):
+        found = rows[(rows["type"] == kind) & rows["ablated"].isin(["none", "type"])]
+        axes.plot(
+            languages,
+            found.set_index("language")["value"].reindex(languages),
+            color="black" if kind == "none" else _COLOURS[index - 1],
+            marker=None if kind == "none" else _MARKERS[index - 1],
+            linestyle="--" if kind == "none" else "-",
+            linewidth=1.0,
+            label="unablated" if kind == "none" else f"without {kind}",
+        )
+    axes.set_xlabel("language")
+    axes.set_title("By language", loc="left", fontsize=8)
+
+
+def top_shares(table: pd.DataFrame, *, title: str = "") -> Figure:
+    """Which types the neurons are of that write the most, by layer: a panel for each language and for their mean.
+
+    Args:
+        table: of `attribute`. Bars are stacked and add up to 100 %; the dashes across them are where the boundaries
+            would be for as many neurons drawn at random.
+        title: above all panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs.
+
+    Example:
+        >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
+        >>> figure = top_shares(ns.attribute(model, prompts, ns.categorise(model, prompts)))
+        >>> [axes.get_title(loc="left") for axes in figure.axes]
+        ['all', 'en', 'de']
+    """
+    rows = _attributed(table, "generation", "top_share")
+    languages = list(rows["language"].unique())
+    n_columns = min(5, len(languages))
+    n_rows = -(-len(languages) // n_columns)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.9, 0.7 + 1.35 * n_rows), layout="constrained")
+        panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+        for axes, language in zip(panels.flat, languages, strict=False):
+            of_language = rows[rows["language"] == language]
+            below, below_chance = 0.0, 0.0
+            for index, label in enumerate(_LABELS):
+                found = of_language[of_language["type"] == label]
+                layers, values = found["layer"].astype(int), found["value"].to_numpy()
+                axes.bar(
+                    layers,
+                    values,
+                    0.9,
+                    bottom=below,
+                    color=_COLOURS[index],
+                    hatch=_HATCHES[index] * 2,
+                    edgecolor="white",
+                    linewidth=0,
+                    label=label,
+                )
+                below, below_chance = below + values, below_chance + found["chance"].to_numpy()
+                if index < len(_LABELS) - 1:
+                    axes.hlines(below_chance, layers - 0.45, layers + 0.45, color="black", linestyle=":", linewidth=1)
+            axes.set_title(language, loc="left", fontsize=8)
+            axes.set_ylim(0, 100)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        for axes in panels.flat[len(languages) :]:
+            axes.set_visible(False)
+        figure.supxlabel("layer", fontsize=8)
+        figure.supylabel("top-K neurons by |m|·‖v‖ (%)", fontsize=8)
+        figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+        if title:
+            figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def impact(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Figure:
+    """Mean and sum of both scores by layer, for each type.
+
+    Args:
+        table: of `attribute`. Lines are means over examples, bands 95 % intervals.
+        language: which; `all` is the mean over languages.
+        title: above all panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs, or without the language.
+
+    Example:
+        >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
+        >>> figure = impact(ns.attribute(model, prompts, ns.categorise(model, prompts)))
+        >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
+        ['Mean over neurons', 'Sum over neurons']
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.9, 4.4), layout="constrained")
+        panels = figure.subplots(2, 2, sharex=True)
+        for row, (score, unit) in enumerate(_UNITS.items()):
+            for column, statistic in enumerate(("mean", "sum")):
+                axes = panels[row, column]
+                _by_layer(axes, _of_language(_attributed(table, score, statistic), language))
+                axes.set_ylabel(unit if column == 0 else "")
+                if row == 0:
+                    axes.set_title(f"{statistic.capitalize()} over neurons", loc="left", fontsize=8)
+                else:
+                    axes.set_xlabel("layer")
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+        if title:
+            figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Figure:
+    """What pushes the answer: the strongest neuron of each type by layer; and each type's share, by every reading.
+
+    Args:
+        table: of `attribute`. Left, lines are means over examples of the largest correctness impact. Right, the types'
+            shares of the whole model's correctness impact, in all readings of the paper's figure; the dash across each
+            group is the share that as many neurons drawn at random would have. Bands and whiskers are 95 % intervals.
+        language: which; `all` is the mean over languages.
+        title: above both panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs, or without the language.
+
+    Example:
+        >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
+        >>> figure = correctness(ns.attribute(model, prompts, ns.categorise(model, prompts)))
+        >>> [axes.get_ylabel() for axes in figure.axes]
+        ['largest m·(v·E[y]) (logits)', "share of the model's impact (%)"]
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.9, 3.1), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _by_layer(left, _of_language(_attributed(table, "correctness", "max"), language))
+        left.set_xlabel("layer")
+        left.set_ylabel("largest m·(v·E[y]) (logits)")
+        left.set_title("The strongest neuron of each type", loc="left", fontsize=8)
+        left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
+        width = 0.8 / len(_READINGS)
+        for index, (statistic, label) in enumerate(_READINGS.items()):
+            rows = _of_language(_attributed(table, "correctness", statistic, whole_model=True), language)
+            rows = rows.set_index("type").loc[list(_LABELS)]
+            right.bar(
+                np.arange(len(_LABELS)) + (index - (len(_READINGS) - 1) / 2) * width,
+                rows["value"],
+                width * 0.92,
+                yerr=np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])),
+                color=_COLOURS[4 + index],
+                hatch=_HATCHES[index],
+                edgecolor="white",
+                linewidth=0,
+                error_kw={"elinewidth": 0.8, "capsize": 1.5},
+                label=label,
+            )
+            for place, chance in enumerate(rows["chance"] if index == 0 else ()):
+                label_once = "as many random neurons" if place == 0 else None
+                right.hlines(chance, place - 0.45, place + 0.45, color="black", linestyle=":", label=label_once)
+        right.set_xticks(range(len(_LABELS)), [label.replace("-", "-\n") for label in _LABELS], fontsize=7)
+        right.set_ylabel("share of the model's impact (%)")
+        right.set_title("All neurons of each type", loc="left", fontsize=8)
+        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
+        if title:
+            figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _attributed(table: pd.DataFrame, score: str, statistic: str, *, whole_model: bool = False) -> pd.DataFrame:
+    """One statistic of `attribute`, by layer or of the whole model."""
+    _require(
+        table,
+        "attribute",
+        ("language", "layer", "type", "score", "statistic", "value", "low", "high", "chance"),
+    )
+    rows = table[(table["score"] == score) & (table["statistic"] == statistic)]
+    return rows[(rows["layer"].astype(str) == "all") == whole_model]
+
+
+def _of_language(rows: pd.DataFrame, language: str) -> pd.DataFrame:
+    found = rows[rows["language"] == language]
+    if found.empty:
+        raise NeuronShareError(
+            f"language={language!r} is not in the table; use one of {list(rows['language'].unique())}."
+        )
+    return found
+
+
+def _by_layer(axes: Axes, rows: pd.DataFrame) -> None:
+    """A line for each type, with its interval."""
+    for index, label in enumerate(_LABELS):
+        found = rows[rows["type"] == label]
+        layers = found["layer"].astype(int)
+        _line(axes, layers, found["value"], index, label)
+        axes.fill_between(layers, found["low"], found["high"], color=_COLOURS[index], alpha=0.2, linewidth=0)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _line(axes: Axes, layers: pd.Series, values: pd.Series, index: int, label: str) -> None:
+    """Values by layer; colours and markers repeat only with different dashes."""
     n = len(_COLOURS)
     axes.plot(
-        rows["layer"],
-        rows["mean"],
+        layers,
+        values,
         color=_COLOURS[index % n],
         marker=_MARKERS[index % n],
         linestyle=("-", "--", ":")[index // n % 3],

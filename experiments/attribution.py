@@ -1,0 +1,115 @@
+"""Attribution: what each type of neuron writes, and how much it pushes the right answer, by language and layer.
+
+    python experiments/attribution.py                                          # the built-in model, nine languages
+    python experiments/attribution.py --norm full --answer all --top-k 0.1     # other readings of the scores
+    python experiments/attribution.py --model bigscience/bloom-560m            # any model that TransformerLens supports
+
+Writes attribution.csv, top_neurons.csv, run.json, and the figures top_shares, impact and correctness as PNG and PDF, to
+the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+import pandas as pd
+
+import arguments
+import tl_neuronshare as ns
+from tl_neuronshare.attribution import TOP_K, Answer, Norm
+
+TYPES = [type.label for type in ns.NeuronType][::-1]
+SHOWN = 10  # of the top neurons
+READINGS = [f"{kind}_{sign}_share" for sign in ("positive", "absolute") for kind in ("mean", "pooled")]
+
+
+def main() -> None:
+    """Categorise, attribute, print the tables, write them and the figures."""
+    args = parser().parse_args()
+    run = arguments.Run("attribution", args)
+    prompts = arguments.load_prompts(args)
+    model = arguments.load_model(args)
+    run.timed("load")
+    sharing = arguments.categorise(args, model, prompts)
+    run.timed("categorise")
+    options = {"top_k": args.top_k, "answer": args.answer, "norm": args.norm, "batch_size": args.batch_size}
+    table = ns.attribute(model, prompts, sharing, **options)
+    run.timed("attribute")
+    neurons = ns.top_neurons(model, prompts, sharing, n=args.neurons, **options)
+    run.timed("top neurons")
+
+    print(
+        f"{sharing}\n\nTop {_top(args)} of each layer by generation impact, percent that are of each type (mean of all)"
+    )
+    print(_percent(_of_all(table, "top_share").set_index(["layer", "type"])).to_string())
+    print("\nThe whole model's correctness impact, percent by type; and as many neurons drawn at random")
+    whole = pd.concat([_of_all(table, reading) for reading in READINGS]).query("layer == 'all'")
+    shares = _percent(whole.set_index(["statistic", "type"]))
+    shares.loc["chance"] = whole.set_index("type")["chance"].groupby(level=0).first().map("{:.1f}".format)
+    print(shares.to_string())
+    print(f"\nNeurons that are among the top for the most prompts; examples (of {len(sharing)}) by type")
+    print(neurons.head(SHOWN).round({"prompts": 1, "score": 3}).to_string(index=False))
+
+    table.to_csv(run.folder / "attribution.csv", index=False)
+    neurons.to_csv(run.folder / "top_neurons.csv", index=False)
+    how = f"answer: {args.answer}, norm: {args.norm}, top K: {_top(args)}"
+    title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {how}"
+    for name in ("top_shares", "impact", "correctness"):
+        figure = getattr(ns.plots, name)(table, title=title)
+        figure.savefig(run.folder / f"{name}.png", dpi=200)
+        figure.savefig(run.folder / f"{name}.pdf")
+    run.timed("tables and figures")
+    run.finish(attribution=table.attrs)
+    print(
+        f"\nWritten to {run.folder}: attribution.csv, top_neurons.csv, run.json; "
+        "top_shares, impact, correctness as .png and .pdf"
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The shared arguments, and those of attribution."""
+    parser = arguments.parser(__doc__)
+    parser.add_argument(
+        "--top-k",
+        type=_top_k,
+        default=TOP_K,
+        metavar="K",
+        help="neurons of a layer that count as its top: a number, or with a point a share (default: 800 of 16384)",
+    )
+    parser.add_argument("--answer", choices=get_args(Answer), default="first", help="its first token, or all")
+    parser.add_argument(
+        "--norm",
+        choices=get_args(Norm),
+        default="none",
+        help="how the final norm is seen (default: none, as the paper)",
+    )
+    parser.add_argument("--neurons", type=int, default=100, metavar="N", help="top neurons to write (default: 100)")
+    return parser
+
+
+def _top_k(text: str) -> int | float:
+    return int(text) if text.isdigit() else float(text)
+
+
+def _top(args: argparse.Namespace) -> str:
+    return f"{args.top_k} neurons" if isinstance(args.top_k, int) else f"{args.top_k:.1%}"
+
+
+def _of_all(table: pd.DataFrame, statistic: str) -> pd.DataFrame:
+    """The mean over languages."""
+    return table[(table["language"] == "all") & (table["statistic"] == statistic)]
+
+
+def _percent(rows: pd.DataFrame) -> pd.DataFrame:
+    """Values with their intervals, a column for each type."""
+    texts = rows.apply(
+        lambda row: f"{row['value']:.1f}" + ("" if pd.isna(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"),
+        axis=1,
+    )
+    order = rows.index.get_level_values(0).unique()
+    return texts.unstack("type").loc[order, TYPES]
+
+
+if __name__ == "__main__":
+    arguments.run_main(main)
