@@ -219,7 +219,21 @@ class LayerImpacts:
 
 
 class Impacts:
-    """The scores of all neurons for all prompts, in batches that are planned once."""
+    """The scores of all neurons for all prompts, in batches that are planned once; options as in `attribute`.
+
+    Attributes:
+        places: for each language what is run, and which tokens are scored after it, for every example.
+        widths: how many neurons each layer has.
+        top_k: how many of them count as its top.
+        record: for a result's metadata.
+
+    Example:
+        >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
+        >>> impacts = Impacts(model, prompts, ns.categorise(model, prompts))
+        >>> one = next(impacts.each(desc="scores"))
+        >>> one.language, one.examples, one.layer, one.correctness.shape
+        ('en', [0, 1, 2], 0, torch.Size([3, 512]))
+    """
 
     def __init__(
         self,
@@ -227,16 +241,17 @@ class Impacts:
         prompts: ParallelPrompts,
         sharing: NeuronSharing,
         *,
-        top_k: Any,
-        answer: Answer,
-        norm: Norm,
-        batch_size: BatchSize,
-        prepend_bos: bool | None,
+        top_k: Any = TOP_K,
+        answer: Answer = "first",
+        norm: Norm = "none",
+        batch_size: BatchSize = "auto",
+        prepend_bos: bool | None = None,
     ) -> None:
         check_options(prompts, batch_size, prepend_bos)
         _check_options(prompts, sharing, answer, norm)
         self.model, self.prompts = model, prompts
         self.layers = models.neuron_layers(model, "post")
+        self.widths = sharing.widths
         models.check_unembedding(model)
         provenance.check_languages(prompts, sharing)
         provenance.check_prompts(prompts, sharing)
@@ -246,27 +261,27 @@ class Impacts:
                 f"The types were measured on other weights than those of {models.name_of(model)}; categorise with "
                 "this model, loaded in the same way and dtype."
             )
-        self.top_k = _top_counts(top_k, sharing.widths)
+        self.top_k = _top_counts(top_k, self.widths)
         self.types = sharing.types
         self.norm: Norm = norm
         self.final_norm = models.final_norm(model) if norm != "none" else None
         # For each language what is run before each token that is scored.
-        self._places: dict[str, list[Continuation]] = {}
+        self.places: dict[str, list[Continuation]] = {}
         self._batches: dict[str, list[list[int]]] = {}
         merged: list[bool] = []
         for language, answers in (prompts.answers or {}).items():
             found = continuations(model, prompts, language, [[text] for text in answers], prepend_bos=prepend_bos)
             merged += found.merged
-            self._places[language] = [
+            self.places[language] = [
                 Continuation(one.example, one.before, one.scored if answer == "all" else one.scored[:1])
                 for one in found.each
             ]
             self._batches[language] = plan_batches(
-                [(len(one.before), len(one.scored)) for one in self._places[language]],
+                [(len(one.before), len(one.scored)) for one in self.places[language]],
                 batch_size,
                 pad=models.can_pad(model),
                 n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
-                per_token=sum(sharing.widths),
+                per_token=sum(self.widths),
             )
         provenance.warn_of_processed_weights(model, "the scores", stacklevel=4)
         if models.normalises_mlp_output(model):
@@ -285,19 +300,19 @@ class Impacts:
             "merged": sum(merged) / len(merged),
         }
 
-    def each(self, *, desc: str, progress: bool) -> Iterator[LayerImpacts]:
+    def each(self, *, desc: str, progress: bool = True) -> Iterator[LayerImpacts]:
         """Language by language, batch by batch, layer by layer."""
         n_batches = sum(map(len, self._batches.values()))
         with torch.no_grad(), tqdm(total=n_batches, desc=desc, disable=not progress, delay=2) as bar:
             for language, batches in self._batches.items():
-                tokens = sorted({token for one in self._places[language] for token in one.scored})
+                tokens = sorted({token for one in self.places[language] for token in one.scored})
                 pushes = _Pushes(self.model, tokens, self.norm, self.final_norm)
                 for batch in batches:
                     yield from self._of_batch(language, batch, pushes)
                     bar.update()
 
     def _of_batch(self, language: str, batch: list[int], pushes: _Pushes) -> Iterator[LayerImpacts]:
-        of_rows = [self._places[language][number] for number in batch]
+        of_rows = [self.places[language][number] for number in batch]
         tokens, mask = padded_apart([one.before for one in of_rows], [one.scored[:-1] for one in of_rows])
         end = max(len(one.before) for one in of_rows)
         # Where each token that is scored is predicted: the row, the position, and the token.

@@ -26,6 +26,13 @@ _READINGS = {
     "mean_absolute_share": "absolute, mean of shares",
     "pooled_absolute_share": "absolute, ratio of sums",
 }
+_TARGETS = {"logit": "the answer's logit", "log_prob": "the answer's log-probability"}
+_CHECKED = {
+    "none": "correctness, no norm",
+    "frozen": "correctness, frozen scale",
+    "full": "correctness, full norm",
+    "generation": "generation (with |loss|)",
+}
 _STYLE = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -181,8 +188,8 @@ def top_shares(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Which types the neurons are of that write the most, by layer: a panel for each language and for their mean.
 
     Args:
-        table: of `attribute`. Bars are stacked and add up to 100 %; the dashes across them are where the boundaries
-            would be for as many neurons drawn at random.
+        table: of `attribute`. Bars are stacked and add up to 100 %; the dots across them are what the all-shared
+            neurons' share would be for as many neurons drawn at random.
         title: above all panels.
 
     Raises:
@@ -199,11 +206,11 @@ def top_shares(table: pd.DataFrame, *, title: str = "") -> Figure:
     n_columns = min(5, len(languages))
     n_rows = -(-len(languages) // n_columns)
     with rc_context(_STYLE):
-        figure = Figure(figsize=(6.9, 0.7 + 1.35 * n_rows), layout="constrained")
+        figure = Figure(figsize=(6.9, 0.9 + 1.35 * n_rows), layout="constrained")
         panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
         for axes, language in zip(panels.flat, languages, strict=False):
             of_language = rows[rows["language"] == language]
-            below, below_chance = 0.0, 0.0
+            below = 0.0
             for index, label in enumerate(_LABELS):
                 found = of_language[of_language["type"] == label]
                 layers, values = found["layer"].astype(int), found["value"].to_numpy()
@@ -218,17 +225,20 @@ def top_shares(table: pd.DataFrame, *, title: str = "") -> Figure:
                     linewidth=0,
                     label=label,
                 )
-                below, below_chance = below + values, below_chance + found["chance"].to_numpy()
-                if index < len(_LABELS) - 1:
-                    axes.hlines(below_chance, layers - 0.45, layers + 0.45, color="black", linestyle=":", linewidth=1)
+                below = below + values
+            random = of_language[of_language["type"] == _LABELS[0]]
+            layers = random["layer"].astype(int)
+            ends = (layers - 0.45, layers + 0.45)
+            axes.hlines(random["chance"], *ends, color="black", linestyle=":", label="as many random as all-shared")
             axes.set_title(language, loc="left", fontsize=8)
             axes.set_ylim(0, 100)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         for axes in panels.flat[len(languages) :]:
             axes.set_visible(False)
-        figure.supxlabel("layer", fontsize=8)
+        for axes in panels[-1]:
+            axes.set_xlabel("layer")
         figure.supylabel("top-K neurons by |m|·‖v‖ (%)", fontsize=8)
-        figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+        figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
         if title:
             figure.suptitle(title, fontsize=9)
     return figure
@@ -305,7 +315,7 @@ def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") 
                 rows["value"],
                 width * 0.92,
                 yerr=np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])),
-                color=_COLOURS[4 + index],
+                color=_COLOURS[(4, 5, 7, 8)[index]],
                 hatch=_HATCHES[index],
                 edgecolor="white",
                 linewidth=0,
@@ -319,6 +329,56 @@ def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") 
         right.set_ylabel("share of the model's impact (%)")
         right.set_title("All neurons of each type", loc="left", fontsize=8)
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
+        if title:
+            figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
+    """How far scores rank the neurons of each layer as zeroing each alone does.
+
+    Args:
+        table: of `experiments/causal_check.py`: columns target (logit, log_prob), layer, score, language, value, low,
+            high. Bars are means over all prompts, whiskers 95 % intervals over examples.
+        title: above both panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs.
+
+    Example:
+        >>> row = {"target": "logit", "layer": 0, "score": "full", "language": "all"}
+        >>> table = pd.DataFrame([row | {"value": 0.9, "low": 0.8, "high": 1.0}])
+        >>> [axes.get_ylabel() for axes in causal_check(table).axes]
+        ["Spearman's correlation"]
+    """
+    _require(table, "causal_check", ("target", "layer", "score", "language", "value", "low", "high"))
+    overall = table[table["language"] == "all"]
+    targets, scores = list(overall["target"].unique()), list(overall["score"].unique())
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.9, 2.9), layout="constrained")
+        panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
+        for axes, target in zip(panels, targets, strict=True):
+            width = 0.8 / len(scores)
+            for index, score in enumerate(scores):
+                rows = overall[(overall["target"] == target) & (overall["score"] == score)]
+                axes.bar(
+                    rows["layer"] + (index - (len(scores) - 1) / 2) * width,
+                    rows["value"],
+                    width * 0.92,
+                    yerr=np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])),
+                    color=_COLOURS[index],
+                    hatch=_HATCHES[index % len(_HATCHES)],
+                    edgecolor="white",
+                    linewidth=0,
+                    error_kw={"elinewidth": 0.8, "capsize": 1.5},
+                    label=_CHECKED.get(score, score),
+                )
+            axes.axhline(0, color="grey", linewidth=0.5)
+            axes.set_xlabel("layer")
+            axes.set_title(f"With the loss of {_TARGETS.get(target, target)}", loc="left", fontsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].set_ylabel("Spearman's correlation")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
         if title:
             figure.suptitle(title, fontsize=9)
     return figure
