@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from matplotlib import image
 
 import tl_neuronshare as ns
@@ -125,6 +126,91 @@ def test_mistakes_of_ablation(tmp_path, arguments, message):
     assert re.search(message, result.stderr), result.stderr
 
 
+@pytest.mark.parametrize(
+    ("experiment", "arguments", "message"),
+    [
+        ("attribution", ("--top-k", 600, "--limit", 2), "error: top_k=600: layer 0 has 512 neurons only"),
+        ("attribution", ("--neurons", 0, "--limit", 2), "error: n=0; give a number of neurons"),
+        ("causal_check", ("--neurons", 1), "error: --neurons 1: a correlation needs at least two"),
+    ],
+)
+def test_mistakes_of_attribution(tmp_path, experiment, arguments, message):
+    result = run(*arguments, folder=tmp_path, experiment=experiment)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert re.search(message, result.stderr), result.stderr
+
+
+def test_attribution(tmp_path):
+    result = run(
+        *("--limit", 12, "--languages", "en", "de", "th", "--norm", "full", "--answer", "all", "--top-k", 30),
+        *("--neurons", 40),
+        folder=tmp_path,
+        experiment="attribution",
+    )
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / "attribution" / "demo-demo"
+    model, prompts = ns.demo.load_model(device="cpu"), ns.demo.prompts()[:12].select(["en", "de", "th"])
+    sharing = ns.categorise(model, prompts)
+    options = {"top_k": 30, "norm": "full", "answer": "all"}
+    expected = ns.attribute(model, prompts, sharing, **options)
+    table = pd.read_csv(folder / "attribution.csv")
+    expected["layer"] = expected["layer"].astype(str)
+    pd.testing.assert_frame_equal(table.astype({"layer": object}), expected, check_dtype=False)
+    neurons = pd.read_csv(folder / "top_neurons.csv", keep_default_na=False)
+    expected = ns.top_neurons(model, prompts, sharing, n=40, **options)
+    pd.testing.assert_frame_equal(neurons, expected, check_dtype=False)
+    for name in ("top_shares", "impact", "correctness"):
+        assert image.imread(folder / f"{name}.png").shape[1] >= 1200
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert len(getattr(ns.plots, name)(table).axes) >= 2  # from the file too
+    record = json.loads((folder / "run.json").read_text())
+    assert record["attribution"] | {"norm": "full", "answer": "all", "top_k": 30} == record["attribution"]
+    assert set(record["seconds"]) == {"load", "categorise", "attribute", "top neurons", "tables and figures"}
+    share = table.query("language == 'all' and layer == '3' and type == 'all-shared' and statistic == 'top_share'")
+    row = share.iloc[0]
+    assert f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" in result.stdout
+
+
+def test_causal_check(tmp_path):
+    """Against single neurons zeroed with a hook of one's own, one at a time."""
+    result = run(
+        *("--limit", 2, "--languages", "en", "zh", "--neurons", 12),
+        folder=tmp_path,
+        experiment="causal_check",
+    )
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / "causal_check" / "demo-demo"
+    assert image.imread(folder / "causal_check.png").shape[1] >= 1200
+    assert (folder / "causal_check.pdf").read_bytes().startswith(b"%PDF")
+    assert json.loads((folder / "run.json").read_text())["scores"]["norm"] == "none"
+    table = pd.read_csv(folder / "causal_check.csv").set_index(["target", "layer", "score", "language"])["value"]
+    model, prompts = ns.demo.load_model(device="cpu"), ns.demo.prompts()[:2].select(["en", "zh"])
+    torch.manual_seed(0)
+    chosen = [torch.randperm(512)[:12].sort().values.tolist() for _ in range(4)]
+    correlations = []
+    for text, answer in zip(prompts.prompts["zh"], prompts.answers["zh"], strict=True):
+        tokens = model.to_tokens(text)
+        token = model.to_tokens(text + answer)[0, tokens.shape[1]]
+        scores, losses = [], []
+        with torch.no_grad():
+            logits, cache = model.run_with_cache(tokens)
+            for neuron in chosen[2]:
+
+                def zero(values, hook, neuron=neuron):
+                    values = values.clone()
+                    values[:, -1, neuron] = 0
+                    return values
+
+                ablated = model.run_with_hooks(tokens, fwd_hooks=[("blocks.2.mlp.hook_post", zero)])
+                losses.append((logits - ablated)[0, -1, token].item())
+                m = cache["blocks.2.mlp.hook_post"][0, -1, neuron]
+                scores.append((m * (model.W_out[2, neuron] @ model.W_U[:, token])).item())
+        correlations.append(pd.Series(scores).rank().corr(pd.Series(losses).rank()))
+    assert table["logit", 2, "none", "zh"] == pytest.approx(sum(correlations) / 2, abs=1e-6)
+    assert "log_prob of the answer's first token" in result.stdout
+
+
 MISTAKES = {
     "model": (("--model", "no/such-model", "--limit", 1), "error: The name 'no/such-model' could not be loaded"),
     "language": (("--languages", "en", "pt"), "error: No prompts in 'pt'; these have en, de"),
@@ -157,19 +243,19 @@ def test_options_with_few_values_are_checked_by_the_parser(tmp_path, option):
     assert f"{option}: invalid choice: 'xyz'" in result.stderr
 
 
-def test_the_benchmark_runs(tmp_path):
-    """Its ratios mean nothing on so few prompts; that it still fits the library is what is tested."""
-    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "categorise.py")]
+@pytest.mark.parametrize(
+    ("benchmark", "line", "times"),
+    [
+        ("categorise", r"six thresholds +\d\.\d+ of it", 2),
+        ("ablation", r"with a mask a row: [a-z-]+ +\d+\.\d+ of it", 5),
+        ("attribution", r"without intervals.* +\d+\.\d+ of it", 4),
+    ],
+)
+def test_benchmarks_run(tmp_path, benchmark, line, times):
+    """Their ratios mean nothing on so few prompts; that they still fit the library is what is tested."""
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / f"{benchmark}.py")]
     arguments = ["--model", str(ns.demo.DIRECTORY), "--examples", "4", "--repeats", "1"]
     result = subprocess.run(command + arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert len(re.findall(r"six thresholds +\d\.\d+ of it", result.stdout)) == 2
-    assert "the bare trunk takes" in result.stdout
-
-
-def test_the_benchmark_of_ablation_runs(tmp_path):
-    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "ablation.py")]
-    arguments = ["--model", str(ns.demo.DIRECTORY), "--examples", "4", "--repeats", "1"]
-    result = subprocess.run(command + arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert len(re.findall(r"with a mask a row: [a-z-]+ +\d+\.\d+ of it", result.stdout)) == 5
+    assert len(re.findall(line, result.stdout)) == times
+    assert "the bare trunk" in result.stdout

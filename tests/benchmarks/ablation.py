@@ -9,14 +9,9 @@ runs the choices too, of which those that differ in their last token share a row
 
 from __future__ import annotations
 
-import logging
-import tempfile
-import warnings
-from pathlib import Path
 from typing import Any
 
-import torch
-from categorise import arguments, bare_trunk, compare, random_model
+from categorise import arguments, bare_trunk, compare, on_models
 
 import tl_neuronshare as ns
 from tl_neuronshare import study
@@ -54,23 +49,5 @@ def times(name: str, model: Any, prompts: ns.ParallelPrompts, *, repeats: int) -
     )
 
 
-def main() -> None:
-    """Print the ratios."""
-    parser = arguments(__doc__)
-    parser.add_argument("--dtype", default="float32", help="of --model (default: float32)")
-    args = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    prompts = ns.demo.prompts()[: args.examples]
-    if args.model:
-        model = ns.load_model(args.model, device=args.device, dtype=getattr(torch, args.dtype))
-        times(args.model, model, prompts, repeats=args.repeats)
-        return
-    times("the built-in model", ns.demo.load_model(device=args.device), prompts, repeats=args.repeats)
-    with tempfile.TemporaryDirectory() as folder:
-        model = ns.load_model(random_model(Path(folder), d_model=512, d_mlp=2048), device=args.device)
-        times("d_model 512, d_mlp 2048, 8 layers", model, prompts[:40], repeats=args.repeats)
-
-
 if __name__ == "__main__":
-    main()
+    on_models(arguments(__doc__).parse_args(), times)

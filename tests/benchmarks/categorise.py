@@ -119,7 +119,26 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device")
+    parser.add_argument("--dtype", default="float32", help="of --model (default: float32)")
     return parser
+
+
+def on_models(args: argparse.Namespace, times: Callable[..., None]) -> None:
+    """Time on the model that was asked for; or on the built-in one and a middling one, as each model class."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    prompts = ns.demo.prompts()[: args.examples]
+    if args.model:
+        model = ns.load_model(args.model, device=args.device, dtype=getattr(torch, args.dtype))
+        times(args.model, model, prompts, repeats=args.repeats)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        middling = random_model(Path(directory), d_model=512, d_mlp=2048)
+        for backend in ("hooked", "bridge") if models.has_hooked_transformer() else ("bridge",):
+            built_in = ns.demo.load_model(backend=backend, device=args.device)
+            times(f"built-in, {backend}", built_in, prompts, repeats=args.repeats)
+            model = ns.load_model(middling, backend=backend, device=args.device)
+            times(f"d_model 512, d_mlp 2048, 8 layers, {backend}", model, prompts[:40], repeats=args.repeats)
 
 
 def main() -> None:
@@ -127,24 +146,13 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
     if args.job:
         run_job(args.job, args.model)
         return
-    prompts = ns.demo.prompts()[: args.examples]
-    if args.model:
-        times(args.model, ns.load_model(args.model, device=args.device), prompts, repeats=args.repeats)
-        return
-    backends = ("hooked", "bridge") if models.has_hooked_transformer() else ("bridge",)
-    with tempfile.TemporaryDirectory() as directory:
-        middling = random_model(Path(directory) / "middling", d_model=512, d_mlp=2048)
-        for backend in backends:
-            built_in = ns.demo.load_model(backend=backend, device=args.device)
-            times(f"built-in, {backend}", built_in, prompts, repeats=args.repeats)
-            model = ns.load_model(middling, backend=backend, device=args.device)
-            times(f"middling, {backend}", model, prompts[:50], repeats=args.repeats)
-        memory(random_model(Path(directory) / "wide", d_model=16, d_mlp=4096))
+    on_models(args, times)
+    if not args.model:
+        with tempfile.TemporaryDirectory() as directory:
+            memory(random_model(Path(directory), d_model=16, d_mlp=4096))
 
 
 if __name__ == "__main__":
