@@ -231,7 +231,7 @@ class Impacts:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> impacts = Impacts(model, prompts, ns.categorise(model, prompts))
         >>> one = next(impacts.each(desc="scores"))
-        >>> one.language, one.examples, one.layer, one.correctness.shape
+        >>> one.language, sorted(one.examples), one.layer, one.correctness.shape
         ('en', [0, 1, 2], 0, torch.Size([3, 512]))
     """
 
