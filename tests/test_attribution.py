@@ -414,6 +414,14 @@ def test_hooks_of_the_users_are_seen_and_the_model_is_left_as_found(bloom):
     assert not any(hook.fwd_hooks for hook in bloom.hook_dict.values())
 
 
+def test_between_layers_the_users_own_code_keeps_its_gradients(bloom):
+    assert torch.is_grad_enabled()
+    impacts = attribution.Impacts(bloom, QUIZ, ns.categorise(bloom, QUIZ))
+    for one in impacts.each(desc=""):
+        assert torch.is_grad_enabled()
+        assert not one.correctness.requires_grad
+
+
 @pytest.mark.parametrize("norm", ["none", "frozen", "full"])
 def test_one_forward_pass_a_prompt_no_vocabulary_and_each_token_projected_once(bloom, norm, monkeypatch):
     sharing = ns.categorise(bloom, QUIZ)
@@ -463,9 +471,10 @@ def test_in_half_precision(animals, backend):
     np.testing.assert_allclose(found[rows], expected[rows], rtol=0.1)
 
 
-def test_what_it_was_made_from_is_said(bloom):
+def test_what_it_was_made_from_is_said(bloom, as_users_run_it):
     sharing = ns.categorise(bloom, QUIZ)
-    table = ns.attribute(bloom, QUIZ, sharing, top_k=0.1, answer="all", norm="frozen")
+    numbers = {"top_k": np.float64(0.1), "batch_size": np.int64(2), "n_resamples": np.int64(9)}
+    table = ns.attribute(bloom, QUIZ, sharing, answer="all", norm="frozen", **numbers)
     record = json.loads(json.dumps(table.attrs))
     assert record["sharing"]["fingerprint"] == sharing.metadata["fingerprint"]
     assert record["top_k_of_layers"] == [13, 13, 13]

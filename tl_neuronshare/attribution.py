@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import floor
 from numbers import Integral, Real
@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -291,19 +291,20 @@ class Impacts:
                 stacklevel=3,
             )
         self.record = provenance.of_run(model, prompts, sharing) | {
-            "top_k": top_k,
+            "top_k": int(top_k) if isinstance(top_k, Integral) else float(top_k),
             "top_k_of_layers": self.top_k,
             "answer": answer,
             "norm": norm,
-            "batch_size": batch_size,
+            "batch_size": batch_size if batch_size == "auto" else int(batch_size),
             "prepend_bos": models.resolve_prepend_bos(model, prepend_bos),
             "merged": sum(merged) / len(merged),
         }
 
+    @torch.no_grad()
     def each(self, *, desc: str, progress: bool = True) -> Iterator[LayerImpacts]:
         """Language by language, batch by batch, layer by layer."""
         n_batches = sum(map(len, self._batches.values()))
-        with torch.no_grad(), tqdm(total=n_batches, desc=desc, disable=not progress, delay=2) as bar:
+        with tqdm(total=n_batches, desc=desc, disable=not progress, delay=2) as bar:
             for language, batches in self._batches.items():
                 tokens = sorted({token for one in self.places[language] for token in one.scored})
                 pushes = _Pushes(self.model, tokens, self.norm, self.final_norm)
@@ -359,10 +360,13 @@ class _Pushes:
     """
 
     def __init__(self, model: LensModel, tokens: Sequence[int], norm: Norm, final_norm: FinalNorm | None) -> None:
-        self.norm, self.final_norm = norm, final_norm
+        self.norm = norm
         self._number = {token: number for number, token in enumerate(tokens)}
         columns = models.unembedding(model, torch.tensor(tokens)).T
         self._unembedding = columns.to(torch.promote_types(columns.dtype, torch.float32))
+        self.final_norm = final_norm and replace(
+            final_norm, weight=torch.as_tensor(final_norm.weight).to(self._unembedding)
+        )
         self._projected: dict[int, Tensor] = {}
 
     def of(
@@ -391,32 +395,26 @@ class _Pushes:
 
 def _by_type(one: LayerImpacts, top_k: int) -> Float[Tensor, "kept type row"]:
     """What is kept of a layer, in the order of `_KEPT`; the largest and smallest of no neuron are infinite."""
-    top = largest(one.generation, top_k)
-    kept = []
-    for type in TYPES:
-        of_type = one.types == type
+    of_type = one.types == torch.tensor(TYPES, device=one.types.device).reshape(-1, 1, 1)  # type row neuron
+    of_top = largest(one.generation, top_k) & of_type
+    return torch.stack(
+        [
+            of_type.sum(-1),
+            of_top.sum(-1),
+            *_sum_max_min(one.generation, of_type),
+            *_sum_max_min(one.correctness, of_type),
+            one.correctness.clamp(min=0).where(of_type, 0).sum(-1),
+            one.correctness.abs().where(of_type, 0).sum(-1),
+        ]
+    )
 
-        def chosen(values: Tensor, other: float = 0.0, of_type: Tensor = of_type) -> Tensor:
-            return values.where(of_type, other)
 
-        wrote, pushed = one.generation, one.correctness
-        kept.append(
-            torch.stack(
-                [
-                    of_type.sum(-1),
-                    (top & of_type).sum(-1),
-                    chosen(wrote).sum(-1),
-                    chosen(wrote, -torch.inf).amax(-1),
-                    chosen(wrote, torch.inf).amin(-1),
-                    chosen(pushed).sum(-1),
-                    chosen(pushed, -torch.inf).amax(-1),
-                    chosen(pushed, torch.inf).amin(-1),
-                    chosen(pushed.clamp(min=0)).sum(-1),
-                    chosen(pushed.abs()).sum(-1),
-                ]
-            )
-        )
-    return torch.stack(kept, dim=1)
+def _sum_max_min(scores: Float[Tensor, "row neuron"], of_type: Bool[Tensor, "type row neuron"]) -> tuple[Tensor, ...]:
+    return (
+        scores.where(of_type, 0).sum(-1),
+        scores.where(of_type, -torch.inf).amax(-1),
+        scores.where(of_type, torch.inf).amin(-1),
+    )
 
 
 def _table(kept: dict[str, NDArray[np.float64]], languages: Sequence[str], n_resamples: int) -> pd.DataFrame:

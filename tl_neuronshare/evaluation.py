@@ -290,7 +290,8 @@ class Evaluation:
         models.check_model(model)
         _check_scoring(prompts, scoring, length_normalised, max_new_tokens, stop)
         self.model, self.prompts, self.scoring, self.stop = model, prompts, scoring, tuple(stop)
-        self.length_normalised, self.max_new_tokens, self.batch_size = length_normalised, max_new_tokens, batch_size
+        self.length_normalised, self.max_new_tokens = length_normalised, max_new_tokens
+        self.batch_size: BatchSize = batch_size if batch_size == "auto" else int(batch_size)
         self.prepend_bos = models.resolve_prepend_bos(model, prepend_bos)
         answers: Mapping[str, Sequence[str]] = prompts.answers or {}
         # What is scored for each example: its choices, or its answer alone.
