@@ -570,6 +570,8 @@ def test_what_cannot_be_attributed(ready, as_users_run_it):
         ns.attribute(model, prompts[:2], sharing)
     with pytest.raises(ns.NeuronShareError, match="Example 1: the types are of other prompts"):
         ns.attribute(model, prompts[1:2], sharing[:1])
+    with pytest.raises(ns.NeuronShareError, match="measured with prepend_bos=False; give the same"):
+        ns.attribute(model, prompts, sharing, prepend_bos=True)
     with pytest.raises(ns.NeuronShareError, match=r"The types are of en, de, and not of zh"):
         ns.attribute(model, prompts, ns.categorise(model, prompts.select(["en", "de"])))
 

@@ -88,7 +88,8 @@ def attribute(
 
     Raises:
         NeuronShareError: no answers, one that adds no token, an unknown option, more top neurons than a layer has, a
-            `sharing` of other prompts or another model, a final norm that is not known, or values that are not finite.
+            `sharing` of other prompts, another model or another choice of BOS, a final norm that is not known, or
+            values that are not finite.
 
     Warns:
         UserWarning: the weights are folded or centred; or the MLPs' output is normalised before it is added.
@@ -256,6 +257,7 @@ class Impacts:
         provenance.check_languages(prompts, sharing)
         provenance.check_prompts(prompts, sharing)
         provenance.check_layers(model, sharing)
+        provenance.check_bos(model, sharing, prepend_bos)
         if not provenance.of_same_weights(model, sharing):
             raise NeuronShareError(
                 f"The types were measured on other weights than those of {models.name_of(model)}; categorise with "

@@ -93,6 +93,15 @@ def check_layers(model: LensModel, sharing: NeuronSharing) -> None:
         )
 
 
+def check_bos(model: LensModel, sharing: NeuronSharing, prepend_bos: bool | None) -> None:
+    """Refuse prompts that begin with a BOS where those of the types did not, or the other way round."""
+    theirs = sharing.metadata.get("prepend_bos")
+    if theirs is not None and theirs != models.resolve_prepend_bos(model, prepend_bos):
+        raise NeuronShareError(
+            f"The types were measured with prepend_bos={theirs}; give the same here, or categorise anew."
+        )
+
+
 def of_same_weights(model: LensModel, sharing: NeuronSharing) -> bool:
     """Whether the types were measured on this model's weights; where they do not know theirs, that is assumed."""
     theirs = str(sharing.metadata.get("fingerprint", "unknown")).split("-")[0]

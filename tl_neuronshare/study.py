@@ -130,6 +130,7 @@ def ablation_study(
     provenance.check_languages(prompts, sharing)
     if not one_mask:
         provenance.check_prompts(prompts, sharing, "or one_mask=True for neurons that were found on others")
+        provenance.check_bos(model, sharing, prepend_bos)
     provenance.check_layers(model, sharing)
     if not provenance.of_same_weights(model, sharing):
         warnings.warn(
