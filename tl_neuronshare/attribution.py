@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from math import floor
 from numbers import Integral, Real
@@ -366,9 +366,7 @@ class _Pushes:
         self._number = {token: number for number, token in enumerate(tokens)}
         columns = models.unembedding(model, torch.tensor(tokens)).T
         self._unembedding = columns.to(torch.promote_types(columns.dtype, torch.float32))
-        self.final_norm = final_norm and replace(
-            final_norm, weight=torch.as_tensor(final_norm.weight).to(self._unembedding)
-        )
+        self.final_norm = final_norm and final_norm.to(self._unembedding)
         self._projected: dict[int, Tensor] = {}
 
     def of(

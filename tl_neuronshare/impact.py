@@ -7,7 +7,7 @@ directions to put in E[y]'s place, which take the norm into account.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -144,6 +144,10 @@ class FinalNorm:
         normalised = self._centred(residual) / self.scale(residual)
         along = (unembedding * self.weight * normalised).mean(-1, keepdim=True)
         return (self.unscaled(unembedding) - along * normalised) / self.scale(residual)
+
+    def to(self, like: Tensor) -> FinalNorm:
+        """The same, with its weight where another tensor is, in that one's dtype."""
+        return replace(self, weight=self.weight.to(like)) if isinstance(self.weight, Tensor) else self
 
     def _centred(self, vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         return vectors - vectors.mean(-1, keepdim=True) if self.centres else vectors
