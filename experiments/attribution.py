@@ -43,9 +43,12 @@ def main() -> None:
         f"{sharing}\n\nTop {_top(args)} of each layer by generation impact, percent that are of each type (mean of all)"
     )
     print(_percent(_of_all(table, "top_share").set_index(["layer", "type"])).to_string())
-    print("\nThe whole model's correctness impact, percent by type; and as many neurons drawn at random")
+    print("\nThe whole model's correctness impact, percent by type; for a wrong answer; and as many random neurons")
     whole = pd.concat([_of_all(table, reading) for reading in READINGS]).query("layer == 'all'")
     shares = _percent(whole.set_index(["statistic", "type"]))
+    others = whole.pivot(index="statistic", columns="type", values="other_answer").map("{:.1f}".format)
+    for reading in READINGS:
+        shares.loc[f"{reading}, wrong answer"] = others.loc[reading]
     shares.loc["chance"] = whole.set_index("type")["chance"].groupby(level=0).first().map("{:.1f}".format)
     print(shares.to_string())
     print(f"\nNeurons that are among the top for the most prompts; examples (of {len(sharing)}) by type")

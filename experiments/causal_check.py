@@ -2,12 +2,13 @@
 
     python experiments/causal_check.py                                         # the built-in model, nine languages
     python experiments/causal_check.py --limit 50 --neurons 512                # more examples, every neuron
-    python experiments/causal_check.py --model bigscience/bloom-560m --dtype bfloat16
+    python experiments/causal_check.py --model bigscience/bloom-560m            # any model
 
 Single neurons are zeroed, each alone, at the token that predicts the answer's first. What the answer's logit and its
-log-probability lose by it is compared with the neuron's score, without the final norm, with its scale frozen, and with
-its full derivative; and the size of the loss with the generation impact: as Spearman's correlation over the neurons of
-a layer, for each prompt.
+log-probability lose by it is compared with the neuron's correctness impact, without the final norm, with its scale
+frozen, and with its full derivative; and the size of the logit's loss (abs_logit) with the sizes of these and with the
+generation impact: as Spearman's correlation over the neurons of a layer, for each prompt. In half precision a single
+neuron's effect is lost in rounding: it is refused.
 
 Writes causal_check.csv, causal_check.png, causal_check.pdf and run.json to the run folder.
 """
@@ -27,10 +28,16 @@ import arguments
 import tl_neuronshare as ns
 from tl_neuronshare import models
 from tl_neuronshare.attribution import Impacts, Norm
+from tl_neuronshare.batching import AUTO_NUMBERS
 from tl_neuronshare.bootstrap import Bootstrap
 from tl_neuronshare.models import LensModel
 
-TARGETS = ("logit", "log_prob")
+LOST = ("logit", "log_prob")
+SAID = {
+    "logit": "loss of the logit of the answer's first token",
+    "log_prob": "loss of the log_prob of the answer's first token",
+    "abs_logit": "size of the logit's loss, with the size of each score",
+}
 
 
 def main() -> None:
@@ -41,6 +48,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.neurons < 2:
         raise ns.NeuronShareError(f"--neurons {args.neurons}: a correlation needs at least two.")
+    if args.dtype != "float32":
+        raise ns.NeuronShareError(f"--dtype {args.dtype}: a single neuron's effect is lost in rounding; use float32.")
     run = arguments.Run("causal_check", args)
     prompts = arguments.load_prompts(args)
     model = arguments.load_model(args)
@@ -58,7 +67,7 @@ def main() -> None:
         f"{sharing}\n\nSpearman's correlation of score and loss over the neurons of a layer, mean over prompts [95 %]"
     )
     for target, rows in shown.groupby("target", sort=False):
-        print(f"\n{target} of the answer's first token")
+        print(f"\n{SAID[target]}")
         texts = rows.assign(text=rows.apply(_with_interval, axis=1)).pivot(
             index="layer", columns="score", values="text"
         )
@@ -89,17 +98,20 @@ def _scores(impacts: dict[str, Impacts], chosen: list[Tensor]) -> dict[str, dict
 
 def _effects(model: LensModel, impacts: Impacts, chosen: list[Tensor]) -> dict[str, dict[tuple[int, str, int], Tensor]]:
     """By target, then by (example, language, layer): what it loses when each chosen neuron alone is zeroed."""
-    lost: dict[str, dict[tuple[int, str, int], Tensor]] = {target: {} for target in TARGETS}
+    lost: dict[str, dict[tuple[int, str, int], Tensor]] = {target: {} for target in LOST}
     places = [(language, one) for language, of_one in impacts.places.items() for one in of_one]
     for language, one in tqdm(places, desc="ablation"):
         before = _targets(model, torch.tensor([one.before]), one.scored[0], [])
         for layer, neurons in enumerate(chosen):
             mask = torch.zeros(len(neurons), len(chosen), max(impacts.widths), dtype=torch.bool)
             mask[torch.arange(len(neurons)), layer, neurons] = True
-            hooks = ns.ablation_hooks(model, mask, position="last")
-            after = _targets(model, torch.tensor([one.before] * len(neurons)), one.scored[0], hooks)
-            for target in TARGETS:
-                lost[target][one.example, language, layer] = before[target] - after[target]
+            parts = []
+            for part in mask.split(max(1, AUTO_NUMBERS // model.cfg.d_vocab)):
+                hooks = ns.ablation_hooks(model, part, position="last")
+                parts.append(_targets(model, torch.tensor([one.before] * len(part)), one.scored[0], hooks))
+            for target in LOST:
+                after = torch.cat([part[target] for part in parts])
+                lost[target][one.example, language, layer] = before[target] - after
     return lost
 
 
@@ -115,27 +127,33 @@ def _table(
     effects: dict[str, dict[tuple[int, str, int], Tensor]],
     prompts: ns.ParallelPrompts,
 ) -> pd.DataFrame:
-    """The mean correlation over examples, by target, layer, score and language."""
+    """The mean correlation over examples, by target, layer, score and language.
+
+    Prompts for which all neurons lose the same have no correlation and are left out; `prompts` says how many remain.
+    """
     bootstrap, rows = Bootstrap(5000), []
     n_layers = 1 + max(layer for _, _, layer in effects["logit"])
-    for target, layer, score in product(TARGETS, range(n_layers), scores):
+    for target, layer, score in product(SAID, range(n_layers), scores):
+        if score == "generation" and target != "abs_logit":
+            continue  # it has no sign
         correlations = np.zeros((len(prompts), len(prompts.languages)))
         for place in np.ndindex(correlations.shape):
             key = (place[0], prompts.languages[place[1]], layer)
-            lost = effects[target][key]
-            correlations[place] = _spearman(scores[score][key], lost.abs() if score == "generation" else lost)
-        by_language = {"all": correlations.mean(1), **dict(zip(prompts.languages, correlations.T, strict=True))}
-        for language, values in by_language.items():
-            low, high = map(float, bootstrap.intervals(values))
+            pair = scores[score][key], effects[target.removeprefix("abs_")][key]
+            correlations[place] = _spearman(*(map(torch.abs, pair) if target.startswith("abs_") else pair))
+        for language in ("all", *prompts.languages):
+            values = correlations if language == "all" else correlations[:, [prompts.languages.index(language)]]
+            above, below = np.nansum(values, 1), (~np.isnan(values)).sum(1).astype(float)
+            low, high = map(float, bootstrap.intervals(above, below))
             labels = {"target": target, "layer": layer, "score": score, "language": language}
-            rows.append(labels | {"value": values.mean(), "low": low, "high": high})
+            value = above.sum() / below.sum() if below.any() else np.nan
+            rows.append(labels | {"value": value, "low": low, "high": high, "prompts": int(below.sum())})
     return pd.DataFrame(rows)
 
 
 def _spearman(one: Tensor, other: Tensor) -> float:
-    """The correlation of ranks, equal values sharing theirs."""
-    ranks = [pd.Series(values.numpy()).rank().to_numpy() for values in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    """The correlation of ranks, equal values sharing theirs; NaN where all of one are equal."""
+    return float(pd.Series(one.numpy()).rank().corr(pd.Series(other.numpy()).rank()))
 
 
 def _with_interval(row: pd.Series) -> str:

@@ -165,6 +165,35 @@ def test_scores_and_table_equal_a_loop_over_single_neurons(animals, name, backen
         assert table[key] == pytest.approx(value, rel=1e-4, abs=1e-5 * largest[key[3]], nan_ok=True), key
 
 
+@pytest.mark.parametrize("answer", ["first", "all"])
+def test_a_wrong_answer_is_the_next_that_begins_otherwise(animals, backend, answer):
+    """Against attributing prompts whose answers are these; where all begin alike there is none."""
+    model, prompts = animals.lens("demo", backend), ns.demo.prompts()[:60].select(["en", "zh"])
+    sharing = ns.categorise(model, prompts)
+    first = {
+        language: [model.tokenizer(answer, add_special_tokens=False).input_ids[0] for answer in answers]
+        for language, answers in prompts.answers.items()
+    }
+    assert any(len(set(tokens)) < 60 for tokens in first.values())
+    wrong = {
+        language: [
+            next(answers[j % 60] for j in range(i + 1, i + 60) if first[language][j % 60] != first[language][i])
+            for i in range(60)
+        ]
+        for language, answers in prompts.answers.items()
+    }
+    table = ns.attribute(model, prompts, sharing, answer=answer).set_index(KEYS)
+    assert table.loc[[key for key in table.index if key[3] == "generation"], "other_answer"].isna().all()
+    if answer == "first":
+        others = ns.attribute(model, ns.ParallelPrompts(prompts.prompts, wrong), sharing).set_index(KEYS)["value"]
+        pushed = [key for key in table.index if key[3] == "correctness"]
+        np.testing.assert_allclose(table.loc[pushed, "other_answer"], others[pushed], rtol=1e-4, atol=1e-6)
+    alike = ns.ParallelPrompts(prompts.prompts, {"en": [" 7"] * 60, "zh": prompts.answers["zh"]})
+    table = ns.attribute(model, alike, sharing, answer=answer).query("score == 'correctness' and layer == 'all'")
+    missing = table.set_index("language")["other_answer"].isna().groupby(level=0).all()
+    assert missing.to_dict() == {"all": True, "en": True, "zh": False}
+
+
 def test_answers_merge_with_prompts_and_are_found(animals, backend):
     """Most do in these texts; and the table says how many."""
     model = animals.lens("bloom", backend)
@@ -478,6 +507,10 @@ def test_what_it_was_made_from_is_said(bloom, as_users_run_it):
     record = json.loads(json.dumps(table.attrs))
     assert record["sharing"]["fingerprint"] == sharing.metadata["fingerprint"]
     assert record["top_k_of_layers"] == [13, 13, 13]
+    reversed_answers = ns.ParallelPrompts(PROMPTS, {la: answers[::-1] for la, answers in QUIZ.answers.items()})
+    other = ns.attribute(bloom, reversed_answers, sharing).attrs
+    assert other["fingerprint_of_prompts"] == record["fingerprint_of_prompts"]
+    assert other["fingerprint_of_answers"] != record["fingerprint_of_answers"]
     said = {"weights": "not folded", "answer": "all", "norm": "frozen", "top_k": 0.1, "examples": 3}
     assert record | said == record
 
@@ -643,3 +676,56 @@ def test_processed_weights_and_norms_after_the_mlp_are_warned_of(animals):
     with pytest.warns(UserWarning, match="normalises what its MLPs write") as warned:
         ns.attribute(gemma, QUIZ, ns.categorise(gemma, QUIZ), batch_size=1)
     assert len(warned) == 1
+
+
+CHANGED = {
+    "gemma2": (zoo.KINDS["gemma2"].config, "normalises what its MLPs write"),
+    "olmo2": (zoo._LLAMA, "normalises what its MLPs write"),
+    "granite": ({**zoo._LLAMA, "residual_multiplier": 0.2}, "multiplies what its MLPs write"),
+    "openai-gpt": ({"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4}, "normalises the residual stream"),
+    "llama": (zoo._LLAMA, None),
+}
+
+
+@pytest.mark.parametrize(("model_type", "config", "what"), [(k, *v) for k, v in CHANGED.items()], ids=CHANGED)
+def test_models_that_change_what_their_mlps_write_are_known(model_type, config, what, tmp_path):
+    model = ns.load_model(zoo.save_model(model_type, config, tmp_path), backend="bridge", device="cpu")
+    found = models.changes_mlp_output(model)
+    assert found is None if what is None else found.startswith(what)
+
+
+@pytest.mark.parametrize(("name", "changed"), [("gemma2", True), ("bloom", False), ("opt", False)])
+def test_and_of_both_classes_alike(animals, name, backend, changed):
+    assert (models.changes_mlp_output(animals.lens(name, backend)) is not None) == changed
+
+
+def test_categorising_needs_no_unembedding(animals, monkeypatch):
+    model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
+    expected = ns.categorise(model, QUIZ)
+    monkeypatch.delitem(model._modules, "unembed")
+    assert ns.categorise(model, QUIZ) == expected
+
+
+def test_parts_of_the_table_that_figures_lack_are_named(ready, as_users_run_it):
+    table = ns.attribute(*ready)
+    for plot in (ns.plots.top_shares, ns.plots.impact, ns.plots.correctness):
+        with pytest.raises(ns.NeuronShareError, match=r"for specific; give all that attribute made"):
+            plot(table[table["type"] != "specific"])
+        with pytest.raises(ns.NeuronShareError, match=r"by layer for all-shared"):
+            plot(table[table["layer"] == "all"])
+    with pytest.raises(ns.NeuronShareError, match=r"of the whole model \(layer 'all'\) for all-shared"):
+        ns.plots.correctness(table[table["layer"] != "all"])
+    with pytest.raises(ns.NeuronShareError, match=r"language='fr' is not in the table; use one of all, en, de, zh"):
+        ns.plots.impact(table, language="fr")
+    with pytest.raises(ns.NeuronShareError, match=r"attribute lacks the column\(s\) chance"):
+        ns.plots.top_shares(table.drop(columns="chance"))
+
+
+def test_means_of_few_examples_out_of_many_are_not_drawn(ready):
+    table = ns.attribute(*ready)
+    table["examples"] = 20
+    few = (table["layer"] == 1) & (table["type"] == "specific")
+    table.loc[few, "examples"] = 9
+    lines = {line.get_label(): line.get_ydata() for line in ns.plots.impact(table).axes[0].lines}
+    assert np.isnan(lines["specific"]).tolist() == [False, True, False]
+    assert not np.isnan(lines["all-shared"]).any()

@@ -132,6 +132,11 @@ def test_mistakes_of_ablation(tmp_path, arguments, message):
         ("attribution", ("--top-k", 600, "--limit", 2), "error: top_k=600: layer 0 has 512 neurons only"),
         ("attribution", ("--neurons", 0, "--limit", 2), "error: n=0; give a number of neurons"),
         ("causal_check", ("--neurons", 1), "error: --neurons 1: a correlation needs at least two"),
+        (
+            "causal_check",
+            ("--dtype", "bfloat16"),
+            "error: --dtype bfloat16: a single neuron's effect",
+        ),
     ],
 )
 def test_mistakes_of_attribution(tmp_path, experiment, arguments, message):
@@ -208,7 +213,9 @@ def test_causal_check(tmp_path):
                 scores.append((m * (model.W_out[2, neuron] @ model.W_U[:, token])).item())
         correlations.append(pd.Series(scores).rank().corr(pd.Series(losses).rank()))
     assert table["logit", 2, "none", "zh"] == pytest.approx(sum(correlations) / 2, abs=1e-6)
-    assert "log_prob of the answer's first token" in result.stdout
+    assert table["abs_logit", 3, "generation", "all"] > 0
+    assert ("logit", 3, "generation", "all") not in table.index
+    assert "loss of the log_prob of the answer's first token" in result.stdout
 
 
 MISTAKES = {

@@ -38,7 +38,8 @@ Norm = Literal["none", "frozen", "full"]
 Score = Literal["generation", "correctness"]
 TOP_K = 800 / 16384  # the paper's: 800 of 16,384
 # What is kept of each example, language, layer and type.
-_KEPT = ("count", "top", "sum", "max", "min", "push_sum", "push_max", "push_min", "push_positive", "push_absolute")
+_PUSHED = ("sum", "max", "min", "positive", "absolute")
+_KEPT = ("count", "top", "sum", "max", "min", *(f"{of}_{name}" for of in ("push", "other") for name in _PUSHED))
 
 
 def attribute(
@@ -73,18 +74,21 @@ def attribute(
         progress: whether to show a progress bar where it takes more than two seconds.
 
     Returns:
-        A table with a row for each language (`all` is their mean), layer (`all` is the whole model), type, score and
-        statistic. Every statistic is one of an example's neurons of the type, and its `value` the mean over examples,
-        those left out that have none, but for `pooled_...`, the ratio of two sums over examples.
+        A table with a row for each language (`all` is their mean, and pools them where a statistic is pooled), layer
+        (`all` is the whole model), type, score and statistic. Every statistic is one of an example's neurons of the
+        type, and its `value` the mean over examples, those left out that have none, but for `pooled_...`, the ratio of
+        two sums over examples.
 
         Of score `generation`: `top_share` (percent of the layer's top K that are of the type), `mean`, `sum`, `max`,
         `min`. Of score `correctness`: `mean`, `sum`, `max`, `min`, and the type's percent of what all neurons push,
         `mean_positive_share`, `pooled_positive_share` (of the positive impacts only), `mean_absolute_share`,
         `pooled_absolute_share`.
 
-        Columns `low` and `high` are the 95 % interval (percentile bootstrap over examples, of at least ten), `chance`
-        what a share would be for as many neurons drawn at random (percent of the layer's neurons that are of the type),
-        `examples` over how many the value is. `table.attrs` says how it was made.
+        Columns `low` and `high` are the 95 % interval (percentile bootstrap over examples, of at least ten), `examples`
+        over how many the value is. Two controls: `chance` is what a share would be for as many neurons drawn at random
+        (percent of the layer's neurons that are of the type); `other_answer` is the value for a wrong answer in place
+        of the right one, the next example's that begins otherwise (NaN where there is none).
+        `table.attrs` says how it was made.
 
     Raises:
         NeuronShareError: no answers, one that adds no token, an unknown option, more top neurons than a layer has, a
@@ -92,9 +96,9 @@ def attribute(
             values that are not finite.
 
     Warns:
-        UserWarning: the weights are folded or centred; or the MLPs' output is normalised before it is added.
+        UserWarning: the weights are folded or centred; or the MLPs' output is changed before or when it is added.
 
-    Source: arXiv 2406.09265v1, contribution score and effective score; the intervals and `chance` are ours.
+    Source: arXiv 2406.09265v1, contribution score and effective score; the intervals and controls are ours.
 
     Example:
         >>> prompts = ns.demo.prompts()[:3]
@@ -209,13 +213,17 @@ def top_neurons(
 
 @dataclass(frozen=True)
 class LayerImpacts:
-    """Both scores of a layer's neurons, and their types, for some examples in one language."""
+    """Both scores of a layer's neurons, and their types, for some examples in one language.
+
+    `other_answer` is the correctness impact for a wrong answer in place of the right one.
+    """
 
     language: str
     examples: list[int]
     layer: int
     generation: Float[Tensor, "row neuron"]
     correctness: Float[Tensor, "row neuron"]
+    other_answer: Float[Tensor, "row neuron"]
     types: UInt8[Tensor, "row neuron"]
 
 
@@ -269,6 +277,7 @@ class Impacts:
         self.final_norm = models.final_norm(model) if norm != "none" else None
         # For each language what is run before each token that is scored.
         self.places: dict[str, list[Continuation]] = {}
+        self._others: dict[str, list[tuple[int, ...]]] = {}
         self._batches: dict[str, list[list[int]]] = {}
         merged: list[bool] = []
         for language, answers in (prompts.answers or {}).items():
@@ -278,19 +287,13 @@ class Impacts:
                 Continuation(one.example, one.before, one.scored if answer == "all" else one.scored[:1])
                 for one in found.each
             ]
+            self._others[language] = _other_answers([one.scored for one in self.places[language]])
             self._batches[language] = plan_batches(
                 [(len(one.before), len(one.scored)) for one in self.places[language]],
                 batch_size,
                 pad=models.can_pad(model),
                 n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
                 per_token=sum(self.widths),
-            )
-        provenance.warn_of_processed_weights(model, "the scores", stacklevel=4)
-        if models.normalises_mlp_output(model):
-            warnings.warn(
-                f"{models.name_of(model)} normalises what its MLPs write before it is added to the residual stream; "
-                "the scores are of what they write.",
-                stacklevel=3,
             )
         self.record = provenance.of_run(model, prompts, sharing) | {
             "top_k": int(top_k) if isinstance(top_k, Integral) else float(top_k),
@@ -301,6 +304,12 @@ class Impacts:
             "prepend_bos": models.resolve_prepend_bos(model, prepend_bos),
             "merged": sum(merged) / len(merged),
         }
+        provenance.warn_of_processed_weights(self.record["weights"], "the scores", stacklevel=4)
+        if (what := models.changes_mlp_output(model)) is not None:
+            warnings.warn(
+                f"{models.name_of(model)} {what}; the scores are of what the MLPs write, and not of what is added.",
+                stacklevel=3,
+            )
 
     @torch.no_grad()
     def each(self, *, desc: str, progress: bool = True) -> Iterator[LayerImpacts]:
@@ -322,6 +331,13 @@ class Impacts:
         row, position, token = torch.tensor(
             [(row, end - 1 + k, token) for row, one in enumerate(of_rows) for k, token in enumerate(one.scored)]
         ).T
+        others = [
+            self._others[language][number] or of_one.scored for number, of_one in zip(batch, of_rows, strict=True)
+        ]
+        other_token = torch.tensor(
+            [others[row][k % len(others[row])] for row, one in enumerate(of_rows) for k in range(len(one.scored))]
+        )
+        has_other = torch.tensor([[bool(self._others[language][number])] for number in batch])
         read = [*self.layers, models.final_residual(self.model)] if self.final_norm else self.layers
         values = models.values_of(self.model, read, tokens, mask, (row, position))
         residual = values.pop() if self.final_norm else None
@@ -342,6 +358,9 @@ class Impacts:
                 number,
                 generation=mean(generation_impact(post, weights)),
                 correctness=mean(post * pushes.of(number, weights, token, residual)),
+                other_answer=mean(post * pushes.of(number, weights, other_token, residual)).masked_fill(
+                    ~has_other.to(post.device), torch.nan
+                ),
                 types=self.types[examples, number, : layer.width].to(post.device),
             )
 
@@ -402,11 +421,15 @@ def _by_type(one: LayerImpacts, top_k: int) -> Float[Tensor, "kept type row"]:
             of_type.sum(-1),
             of_top.sum(-1),
             *_sum_max_min(one.generation, of_type),
-            *_sum_max_min(one.correctness, of_type),
-            one.correctness.clamp(min=0).where(of_type, 0).sum(-1),
-            one.correctness.abs().where(of_type, 0).sum(-1),
+            *_pushed(one.correctness, of_type),
+            *_pushed(one.other_answer, of_type),
         ]
     )
+
+
+def _pushed(scores: Float[Tensor, "row neuron"], of_type: Bool[Tensor, "type row neuron"]) -> tuple[Tensor, ...]:
+    positive, absolute = (part.where(of_type, 0).sum(-1) for part in (scores.clamp(min=0), scores.abs()))
+    return *_sum_max_min(scores, of_type), positive, absolute
 
 
 def _sum_max_min(scores: Float[Tensor, "row neuron"], of_type: Bool[Tensor, "type row neuron"]) -> tuple[Tensor, ...]:
@@ -424,18 +447,25 @@ def _table(kept: dict[str, NDArray[np.float64]], languages: Sequence[str], n_res
     chance = _mean_over_languages(100 * kept["count"] / kept["count"].sum(-1, keepdims=True)).mean(0)
     labels = list(product(("all", *languages), (*range(kept["count"].shape[2] - 1), "all"), (t.label for t in TYPES)))
     tables = []
-    for order, ((score, statistic), ratio) in enumerate(_statistics(kept).items()):
+    others = _statistics(kept, pushed="other")
+    for order, ((score, statistic), ratio) in enumerate(_statistics(kept, pushed="push").items()):
         above, below = map(_mean_over_languages, ratio)
-        with np.errstate(invalid="ignore"):  # no example has neurons of the type
-            value = above.sum(0) / below.sum(0)
+        value, other_value = _value(above, below), _value(*map(_mean_over_languages, others[score, statistic]))
         low, high = bootstrap.intervals(above, below)
         table = pd.DataFrame(labels, columns=["language", "layer", "type"])
         table["score"], table["statistic"] = score, statistic
         table["value"], table["low"], table["high"] = value.ravel(), low.ravel(), high.ravel()
         table["chance"] = chance.ravel() if statistic.endswith("share") else np.nan
+        table["other_answer"] = other_value.ravel() if score == "correctness" else np.nan
         table["examples"] = (below != 0).sum(0).ravel()
         tables.append(table.assign(row=range(len(table)), order=order))
     return pd.concat(tables).sort_values(["row", "order"], ignore_index=True).drop(columns=["row", "order"])
+
+
+def _value(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # no example has neurons of the type
+        value: NDArray[np.float64] = above.sum(0) / below.sum(0)
+    return value
 
 
 def _with_whole_model(name: str, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -450,25 +480,34 @@ def _mean_over_languages(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _statistics(
-    kept: dict[str, NDArray[np.float64]],
+    kept: dict[str, NDArray[np.float64]], *, pushed: Literal["push", "other"]
 ) -> dict[tuple[str, str], tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Each statistic as what is above and below a fraction, which are summed over examples before they are divided."""
     count = kept["count"]
     every, some = np.ones_like(count), (count > 0).astype(float)
     found = {("generation", "top_share"): (100 * kept["top"] / kept["top"].sum(-1, keepdims=True), every)}
-    for score, prefix in (("generation", ""), ("correctness", "push_")):
+    for score, prefix in (("generation", ""), ("correctness", f"{pushed}_")):
         total = kept[f"{prefix}sum"]
         found[score, "mean"] = total / np.maximum(count, 1), some
         found[score, "sum"] = total, every
         for name in ("max", "min"):
             found[score, name] = np.where(count > 0, kept[f"{prefix}{name}"], 0), some
     for name in ("positive", "absolute"):
-        pushed = kept[f"push_{name}"]
-        of_all = np.broadcast_to(pushed.sum(-1, keepdims=True), pushed.shape)
+        impact = kept[f"{pushed}_{name}"]
+        of_all = np.broadcast_to(impact.sum(-1, keepdims=True), impact.shape)
         some = (of_all > 0).astype(float)
-        found["correctness", f"mean_{name}_share"] = 100 * pushed / np.where(of_all > 0, of_all, 1), some
-        found["correctness", f"pooled_{name}_share"] = 100 * pushed, of_all
+        found["correctness", f"mean_{name}_share"] = 100 * impact / np.where(of_all > 0, of_all, 1), some
+        found["correctness", f"pooled_{name}_share"] = 100 * impact, of_all
     return found
+
+
+def _other_answers(answers: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """For each answer the next after it that begins with another token, the first coming after the last; or none."""
+    n = len(answers)
+    return [
+        next((other for k in range(1, n) if (other := answers[(i + k) % n])[0] != own[0]), ())
+        for i, own in enumerate(answers)
+    ]
 
 
 def _top_counts(top_k: Any, widths: Sequence[int]) -> list[int]:

@@ -20,8 +20,8 @@ def generation_impact(
 ) -> Float[Tensor, "*batch neuron"]:
     """How much each neuron writes to the residual stream: |m| times the length of its row of W_out.
 
-    In the dtype of `post`, but at least float32. Use raw weights: folding and centring move the lengths of the rows by
-    up to 8 %.
+    A length in the residual stream, in the dtype of `post`, but at least float32. Use raw weights: folding and centring
+    move the lengths of the rows by up to 8 %.
 
     Source: the paper's contribution score (arXiv 2406.09265v1).
 
@@ -107,13 +107,23 @@ class FinalNorm:
         return residual if self.is_none else self._centred(residual) / self.scale(residual) * self.weight
 
     def scale(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
-        """What the norm divides by."""
+        """What the norm divides by.
+
+        Example:
+            >>> FinalNorm(eps=0.0).scale(torch.tensor([3.0, 1.0]))
+            tensor([1.])
+        """
         if self.is_none:
             return torch.ones_like(residual[..., :1])
         return (self._centred(residual).square().mean(-1, keepdim=True) + self.eps).sqrt()
 
     def unscaled(self, unembedding: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The direction in the residual stream that the token's logit grows with, but for the scale."""
+        """The direction in the residual stream that the token's logit grows with, but for the scale.
+
+        Example:
+            >>> FinalNorm(weight=2.0).unscaled(torch.tensor([1.0, 0.0]))
+            tensor([ 1., -1.])
+        """
         return unembedding if self.is_none else self._centred(unembedding * self.weight)
 
     def frozen(

@@ -302,6 +302,10 @@ def unembedding(model: LensModel, tokens: Int[Tensor, " token"] | slice) -> Floa
 
     Raises:
         NeuronShareError: the model has no unembedding.
+
+    Example:
+        >>> unembedding(model, torch.tensor([7, 8, 9])).shape
+        torch.Size([128, 3])
     """
     part = getattr(model, "unembed", None)
     with loaded(part) if part is not None else nullcontext():
@@ -339,10 +343,18 @@ def check_unembedding(model: LensModel) -> None:
         )
 
 
-def normalises_mlp_output(model: LensModel) -> bool:
-    """Whether the MLPs' output goes through a norm before it is added to the residual stream."""
-    names = ("ln2_post", "original_component.post_feedforward_layernorm")
-    return any(attribute(model.blocks[0], name) is not None for name in names)
+def changes_mlp_output(model: LensModel) -> str | None:
+    """What the model does to its MLPs' output, before or when it is added to the residual stream; None if nothing."""
+    config = attribute(model, "original_model.config") or model.cfg
+    norms = ("ln2_post", "original_component.post_feedforward_layernorm")
+    if any(attribute(model.blocks[0], name) is not None for name in norms):
+        return "normalises what its MLPs write before it is added to the residual stream"
+    multipliers = getattr(config, "mlp_multipliers", None) or [1.0]
+    if getattr(config, "residual_multiplier", 1.0) != 1 or multipliers[-1] != 1:  # Granite, Falcon-H1
+        return "multiplies what its MLPs write before it is added to the residual stream"
+    if getattr(config, "model_type", "") == "openai-gpt" or getattr(config, "do_layer_norm_before", True) is False:
+        return "normalises the residual stream after each MLP"
+    return None
 
 
 def final_residual(model: LensModel) -> NeuronLayer:
@@ -358,6 +370,10 @@ def final_norm(model: LensModel) -> FinalNorm:
 
     Raises:
         NeuronShareError: it is neither a LayerNorm nor an RMSNorm.
+
+    Example:
+        >>> final_norm(model).centres  # a LayerNorm
+        True
     """
     norm = getattr(model, "ln_final", None)
     module = getattr(norm, "original_component", norm)
@@ -494,7 +510,9 @@ def values_of(
         run(model, tokens, mask)
     for number, layer in enumerate(layers):
         if number not in read:
-            raise NeuronShareError(f"{layer.hook} did not fire; do hooks of yours replace the MLP?")
+            raise NeuronShareError(
+                f"{layer.hook} did not fire; do hooks of yours replace its module, or does this model not run it?"
+            )
     return [read[number] for number in range(len(layers))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tl_neuronshare.bootstrap import FEWEST
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.sharing import TYPES
 
@@ -18,20 +20,25 @@ from tl_neuronshare.sharing import TYPES
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999933", "#882255")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\")
+_FEW_LAYERS = 12  # whose bars are wide enough for hatches
 _LABELS = tuple(type.label for type in TYPES)
-_UNITS = {"generation": "|m|·‖v‖ (residual stream)", "correctness": "m·(v·E[y]) (logits)"}
+_UNITS = {"generation": "generation impact (length)", "correctness": "correctness impact (logits)"}
 _READINGS = {
     "mean_positive_share": "positive, mean of shares",
     "pooled_positive_share": "positive, ratio of sums",
     "mean_absolute_share": "absolute, mean of shares",
     "pooled_absolute_share": "absolute, ratio of sums",
 }
-_TARGETS = {"logit": "the answer's logit", "log_prob": "the answer's log-probability"}
+_TARGETS = {
+    "logit": "Score and loss of the logit",
+    "log_prob": "Score and loss of the log-prob.",
+    "abs_logit": "Sizes of score and of the logit's loss",
+}
 _CHECKED = {
     "none": "correctness, no norm",
     "frozen": "correctness, frozen scale",
     "full": "correctness, full norm",
-    "generation": "generation (with |loss|)",
+    "generation": "generation",
 }
 _STYLE = {
     "font.size": 8,
@@ -80,11 +87,10 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
             axes.set_xlabel("layer")
             axes.margins(y=0.08)
             axes.set_ylim(bottom=0)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=7)
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=7)
-        if title:
-            figure.suptitle(title, fontsize=9)
+        _entitle(figure, title)
     return figure
 
 
@@ -129,8 +135,7 @@ def ablation(table: pd.DataFrame, *, metric: Literal["accuracy", "log_prob"] = "
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2, fontsize=7)
             if metric == "accuracy":
                 axes.set_ylim(0, 1.05)
-        if title:
-            figure.suptitle(title, fontsize=9)
+        _entitle(figure, title)
     return figure
 
 
@@ -205,6 +210,7 @@ def top_shares(table: pd.DataFrame, *, title: str = "") -> Figure:
     languages = list(rows["language"].unique())
     n_columns = min(5, len(languages))
     n_rows = -(-len(languages) // n_columns)
+    few_layers = rows["layer"].nunique() <= _FEW_LAYERS
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.9, 0.9 + 1.35 * n_rows), layout="constrained")
         panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
@@ -217,10 +223,10 @@ def top_shares(table: pd.DataFrame, *, title: str = "") -> Figure:
                 axes.bar(
                     layers,
                     values,
-                    0.9,
+                    0.9 if few_layers else 1.0,
                     bottom=below,
                     color=_COLOURS[index],
-                    hatch=_HATCHES[index] * 2,
+                    hatch=_HATCHES[index] * 2 if few_layers else None,
                     edgecolor="white",
                     linewidth=0,
                     label=label,
@@ -228,19 +234,19 @@ def top_shares(table: pd.DataFrame, *, title: str = "") -> Figure:
                 below = below + values
             random = of_language[of_language["type"] == _LABELS[0]]
             layers = random["layer"].astype(int)
-            ends = (layers - 0.45, layers + 0.45)
+            ends = (layers - 0.5, layers + 0.5)
             axes.hlines(random["chance"], *ends, color="black", linestyle=":", label="as many random as all-shared")
             axes.set_title(language, loc="left", fontsize=8)
             axes.set_ylim(0, 100)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+            axes.set_xlim(layers.min() - 0.6, layers.max() + 0.6)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
         for axes in panels.flat[len(languages) :]:
             axes.set_visible(False)
         for axes in panels[-1]:
             axes.set_xlabel("layer")
-        figure.supylabel("top-K neurons by |m|·‖v‖ (%)", fontsize=8)
+        figure.supylabel("top-K neurons (%)", fontsize=8)
         figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
-        if title:
-            figure.suptitle(title, fontsize=9)
+        _entitle(figure, title)
     return figure
 
 
@@ -274,8 +280,7 @@ def impact(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Fi
                 else:
                     axes.set_xlabel("layer")
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
-        if title:
-            figure.suptitle(title, fontsize=9)
+        _entitle(figure, title)
     return figure
 
 
@@ -284,8 +289,9 @@ def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") 
 
     Args:
         table: of `attribute`. Left, lines are means over examples of the largest correctness impact. Right, the types'
-            shares of the whole model's correctness impact, in all readings of the paper's figure; the dash across each
-            group is the share that as many neurons drawn at random would have. Bands and whiskers are 95 % intervals.
+            shares of the whole model's correctness impact, in all readings of the paper's figure, and two controls: the
+            dots across each group are the share that as many neurons drawn at random would have, the diamond in each
+            bar the share for a wrong answer. Bands and whiskers are 95 % intervals.
         language: which; `all` is the mean over languages.
         title: above both panels.
 
@@ -296,22 +302,25 @@ def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") 
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> figure = correctness(ns.attribute(model, prompts, ns.categorise(model, prompts)))
         >>> [axes.get_ylabel() for axes in figure.axes]
-        ['largest m·(v·E[y]) (logits)', "share of the model's impact (%)"]
+        ['largest correctness impact (logits)', "share of the model's impact (%)"]
     """
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.9, 3.1), layout="constrained")
         left, right = figure.subplots(1, 2)
         _by_layer(left, _of_language(_attributed(table, "correctness", "max"), language))
         left.set_xlabel("layer")
-        left.set_ylabel("largest m·(v·E[y]) (logits)")
+        left.set_ylabel("largest correctness impact (logits)")
         left.set_title("The strongest neuron of each type", loc="left", fontsize=8)
         left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
         width = 0.8 / len(_READINGS)
         for index, (statistic, label) in enumerate(_READINGS.items()):
             rows = _of_language(_attributed(table, "correctness", statistic, whole_model=True), language)
             rows = rows.set_index("type").loc[list(_LABELS)]
+            places = np.arange(len(_LABELS)) + (index - (len(_READINGS) - 1) / 2) * width
+            other = "for a wrong answer" if index == 0 else None
+            right.plot(places, rows["other_answer"], "D", color="white", markeredgecolor="black", ms=3, label=other)
             right.bar(
-                np.arange(len(_LABELS)) + (index - (len(_READINGS) - 1) / 2) * width,
+                places,
                 rows["value"],
                 width * 0.92,
                 yerr=np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])),
@@ -329,8 +338,7 @@ def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") 
         right.set_ylabel("share of the model's impact (%)")
         right.set_title("All neurons of each type", loc="left", fontsize=8)
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
-        if title:
-            figure.suptitle(title, fontsize=9)
+        _entitle(figure, title)
     return figure
 
 
@@ -338,8 +346,8 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
     """How far scores rank the neurons of each layer as zeroing each alone does.
 
     Args:
-        table: of `experiments/causal_check.py`: columns target (logit, log_prob), layer, score, language, value, low,
-            high. Bars are means over all prompts, whiskers 95 % intervals over examples.
+        table: of `experiments/causal_check.py`: columns target (logit, log_prob, abs_logit), layer, score, language,
+            value, low, high. Bars are means over all prompts, whiskers 95 % intervals over examples.
         title: above both panels.
 
     Raises:
@@ -352,17 +360,18 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
         ["Spearman's correlation"]
     """
     _require(table, "causal_check", ("target", "layer", "score", "language", "value", "low", "high"))
-    overall = table[table["language"] == "all"]
+    overall = _of_language(table, "all")
     targets, scores = list(overall["target"].unique()), list(overall["score"].unique())
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.9, 2.9), layout="constrained")
         panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
         for axes, target in zip(panels, targets, strict=True):
-            width = 0.8 / len(scores)
-            for index, score in enumerate(scores):
-                rows = overall[(overall["target"] == target) & (overall["score"] == score)]
+            of_target = overall[overall["target"] == target]
+            width = 0.8 / of_target["score"].nunique()
+            for index, score in enumerate(score for score in scores if score in set(of_target["score"])):
+                rows = of_target[of_target["score"] == score]
                 axes.bar(
-                    rows["layer"] + (index - (len(scores) - 1) / 2) * width,
+                    rows["layer"] + (index - (of_target["score"].nunique() - 1) / 2) * width,
                     rows["value"],
                     width * 0.92,
                     yerr=np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])),
@@ -375,44 +384,54 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
                 )
             axes.axhline(0, color="grey", linewidth=0.5)
             axes.set_xlabel("layer")
-            axes.set_title(f"With the loss of {_TARGETS.get(target, target)}", loc="left", fontsize=8)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_title(_TARGETS.get(target, target), loc="left", fontsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panels[0].set_ylabel("Spearman's correlation")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
-        if title:
-            figure.suptitle(title, fontsize=9)
+        figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+        _entitle(figure, title)
     return figure
 
 
 def _attributed(table: pd.DataFrame, score: str, statistic: str, *, whole_model: bool = False) -> pd.DataFrame:
     """One statistic of `attribute`, by layer or of the whole model."""
-    _require(
-        table,
-        "attribute",
-        ("language", "layer", "type", "score", "statistic", "value", "low", "high", "chance"),
-    )
+    columns = ("language", "layer", "type", "score", "statistic", "value", "low", "high", "chance", "other_answer")
+    _require(table, "attribute", (*columns, "examples"))
     rows = table[(table["score"] == score) & (table["statistic"] == statistic)]
-    return rows[(rows["layer"].astype(str) == "all") == whole_model]
+    rows = rows[(rows["layer"].astype(str) == "all") == whole_model]
+    missing = [label for label in _LABELS if label not in set(rows["type"])]
+    if missing:
+        where = "of the whole model (layer 'all')" if whole_model else "by layer"
+        raise NeuronShareError(
+            f"The table has no {statistic} of {score} {where} for {', '.join(missing)}; give all that attribute made."
+        )
+    return rows
 
 
 def _of_language(rows: pd.DataFrame, language: str) -> pd.DataFrame:
     found = rows[rows["language"] == language]
     if found.empty:
-        raise NeuronShareError(
-            f"language={language!r} is not in the table; use one of {list(rows['language'].unique())}."
-        )
+        known = ", ".join(rows["language"].unique())
+        raise NeuronShareError(f"language={language!r} is not in the table; use one of {known}.")
     return found
 
 
 def _by_layer(axes: Axes, rows: pd.DataFrame) -> None:
-    """A line for each type, with its interval."""
+    """A line for each type, with its interval; with gaps where it is a mean of fewer than ten examples out of more."""
+    enough = min(FEWEST, rows["examples"].max())
     for index, label in enumerate(_LABELS):
         found = rows[rows["type"] == label]
+        found = found.mask(found["examples"] < enough).assign(layer=found["layer"])
         layers = found["layer"].astype(int)
         _line(axes, layers, found["value"], index, label)
         axes.fill_between(layers, found["low"], found["high"], color=_COLOURS[index], alpha=0.2, linewidth=0)
     axes.axhline(0, color="grey", linewidth=0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _entitle(figure: Figure, title: str) -> None:
+    """Long titles take several lines."""
+    if title:
+        figure.suptitle(fill(title, 100), fontsize=9)
 
 
 def _line(axes: Axes, layers: pd.Series, values: pd.Series, index: int, label: str) -> None:

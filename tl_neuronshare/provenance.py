@@ -10,6 +10,7 @@ somebody who wants to deceive.
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -61,6 +62,7 @@ def of_run(model: LensModel, prompts: ParallelPrompts, sharing: NeuronSharing) -
         "languages": list(prompts.languages),
         "examples": len(prompts),
         "fingerprint_of_prompts": short_hash("".join(hashes_of(prompts))),
+        "fingerprint_of_answers": short_hash(json.dumps([prompts.answers, prompts.choices], sort_keys=True)),
     }
 
 
@@ -108,9 +110,8 @@ def of_same_weights(model: LensModel, sharing: NeuronSharing) -> bool:
     return theirs in ("unknown", fingerprint_of_weights(model))
 
 
-def warn_of_processed_weights(model: LensModel, what: str, *, stacklevel: int) -> None:
-    """Warn where weights are folded or centred, and so `what` is another."""
-    weights = describe(model)["weights"]
+def warn_of_processed_weights(weights: str, what: str, *, stacklevel: int) -> None:
+    """Warn where weights are, as `describe` has it, folded or centred, and so `what` is another."""
     if weights != "not folded":
         warnings.warn(
             f"The weights are {weights}, which changes W_out and the unembedding, and so {what}; load the model with "
@@ -129,15 +130,19 @@ def _is_folded(model: LensModel) -> bool:
 def _is_centred(model: LensModel) -> bool:
     """Whether the mean was taken from what the first MLP writes, or from the unembedding over the vocabulary."""
     writing = models.output_weights(model, models.neuron_layers(model, "post")[0].hook)
-    return any(_has_no_mean(weights) for weights in (writing, models.unembedding(model, slice(None))))
+    has_unembedding = models.attribute(model, "unembed.W_U") is not None
+    return _has_no_mean(writing) or (has_unembedding and _has_no_mean(models.unembedding(model, slice(None))))
 
 
 def _has_no_mean(weights: Float[Tensor, "row column"]) -> bool:
-    """Of random numbers, the mean of n is about a standard deviation by the root of n; here it is a twentieth of it."""
+    """Whether the rows' means are no more than rounding leaves, and far less than those of random numbers.
+
+    The mean of n random numbers is about a standard deviation by the root of n.
+    """
     spread = weights[:, :_CHUNK_OF_COLUMNS].float().std(-1)
     means = weights.mean(-1, dtype=torch.promote_types(weights.dtype, torch.float32))
-    relative = (means / spread * weights.shape[-1] ** 0.5)[spread > 0]
-    return len(relative) > 0 and relative.square().mean().item() < 0.05**2
+    relative = (means / spread)[spread > 0].square().mean().sqrt().item()  # NaN where there is no spread
+    return relative < 8 * torch.finfo(weights.dtype).eps and relative * weights.shape[-1] ** 0.5 < 0.05
 
 
 def fingerprint_of_weights(model: LensModel) -> str:

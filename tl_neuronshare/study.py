@@ -157,7 +157,8 @@ def ablation_study(
     )
     _check_protocol(prompts, mode, values, position)
     if "magnitude" in controls:
-        provenance.warn_of_processed_weights(model, "what is matched by magnitude", stacklevel=3)
+        weights = provenance.describe(model)["weights"]
+        provenance.warn_of_processed_weights(weights, "what is matched by magnitude", stacklevel=3)
     protocol = _Protocol(mode, values, position, site, skip_special_tokens)
     ablation = _Ablating(model, evaluation, selection, protocol)
     ablation.check()
