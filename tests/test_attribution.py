@@ -189,7 +189,8 @@ def test_a_wrong_answer_is_the_next_that_begins_otherwise(animals, backend, answ
         pushed = [key for key in table.index if key[3] == "correctness"]
         np.testing.assert_allclose(table.loc[pushed, "other_answer"], others[pushed], rtol=1e-4, atol=1e-6)
     alike = ns.ParallelPrompts(prompts.prompts, {"en": [" 7"] * 60, "zh": prompts.answers["zh"]})
-    table = ns.attribute(model, alike, sharing, answer=answer).query("score == 'correctness' and layer == 'all'")
+    table = ns.attribute(model, alike, sharing, answer=answer)
+    table = table.query("score == 'correctness' and layer == 'all' and type == 'all-shared'")
     missing = table.set_index("language")["other_answer"].isna().groupby(level=0).all()
     assert missing.to_dict() == {"all": True, "en": True, "zh": False}
 
