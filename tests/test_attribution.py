@@ -134,8 +134,7 @@ def scores_of(model, prompts, sharing, **options):
     }
 
 
-@pytest.mark.parametrize("norm", ["none", "full"])
-@pytest.mark.parametrize("answer", ["first", "all"])
+@pytest.mark.parametrize(("answer", "norm"), [("first", "none"), ("all", "full")])
 @pytest.mark.parametrize("name", LITERAL)
 def test_scores_and_table_equal_a_loop_over_single_neurons(animals, name, backend, answer, norm):
     model, prompts = animals.lens(name, backend), quiz_for(name)
@@ -420,9 +419,8 @@ def test_batches_and_other_languages_change_nothing(animals, name, backend, answ
     model, prompts = animals.lens(name, backend), quiz_for(name)[:2]
     sharing, options = ns.categorise(model, prompts), {"answer": answer, "norm": norm}
     expected = ns.attribute(model, prompts, sharing, **options).set_index(KEYS)["value"]
-    for batch_size in (1, 2):
-        found = ns.attribute(model, prompts, sharing, batch_size=batch_size, **options).set_index(KEYS)["value"]
-        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+    found = ns.attribute(model, prompts, sharing, batch_size=1, **options).set_index(KEYS)["value"]
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
     first, *_, last = prompts.languages
     some = ns.attribute(model, prompts.select([last, first]), sharing, **options).set_index(KEYS)["value"]
     np.testing.assert_allclose(some[first], expected[first], rtol=2e-4, atol=2e-5)
