@@ -250,6 +250,7 @@ def test_options_with_few_values_are_checked_by_the_parser(tmp_path, option):
     assert f"{option}: invalid choice: 'xyz'" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("benchmark", "line", "times"),
     [
