@@ -55,7 +55,8 @@ def main() -> None:
     model = arguments.load_model(args)
     run.timed("load")
     sharing = arguments.categorise(args, model, prompts)
-    chosen = [torch.randperm(width)[: args.neurons].sort().values for width in sharing.widths]
+    generator = torch.Generator().manual_seed(args.seed)  # loading a model draws from the global one
+    chosen = [torch.randperm(width, generator=generator)[: args.neurons].sort().values for width in sharing.widths]
     scores = {norm: Impacts(model, prompts, sharing, norm=norm, batch_size=args.batch_size) for norm in get_args(Norm)}
     found = _scores(scores, chosen)
     run.timed("scores")

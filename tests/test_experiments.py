@@ -191,8 +191,8 @@ def test_causal_check(tmp_path):
     assert json.loads((folder / "run.json").read_text())["scores"]["norm"] == "none"
     table = pd.read_csv(folder / "causal_check.csv").set_index(["target", "layer", "score", "language"])["value"]
     model, prompts = ns.demo.load_model(device="cpu"), ns.demo.prompts()[:2].select(["en", "zh"])
-    torch.manual_seed(0)
-    chosen = [torch.randperm(512)[:12].sort().values.tolist() for _ in range(4)]
+    generator = torch.Generator().manual_seed(0)
+    chosen = [torch.randperm(512, generator=generator)[:12].sort().values.tolist() for _ in range(4)]
     correlations = []
     for text, answer in zip(prompts.prompts["zh"], prompts.answers["zh"], strict=True):
         tokens = model.to_tokens(text)
