@@ -79,8 +79,7 @@ def main() -> None:
     table.to_csv(run.folder / "ablation.csv", index=False)
     title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {_how(args)}"
     figure = ns.plots.ablation(table, title=title)
-    figure.savefig(run.folder / "ablation.png", dpi=200)
-    figure.savefig(run.folder / "ablation.pdf")
+    run.save(figure, "ablation")
     run.timed("table and figure")
     if args.generate:
         answers.to_csv(run.folder / "answers.csv")

@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 import tl_neuronshare as ns
 from tl_neuronshare.activation import Position, as_position
@@ -154,6 +155,11 @@ class Run:
         """Note how long the part that just ended took."""
         now = time.perf_counter()
         self.record["seconds"][part], self._since = round(now - self._since, 3), now
+
+    def save(self, figure: Figure, name: str) -> None:
+        """Write a figure as PNG and PDF."""
+        figure.savefig(self.folder / f"{name}.png", dpi=200)
+        figure.savefig(self.folder / f"{name}.pdf")
 
     def finish(self, **extra: Any) -> None:
         """Write run.json."""

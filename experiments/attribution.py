@@ -59,9 +59,7 @@ def main() -> None:
     how = f"answer: {args.answer}, norm: {args.norm}, top K: {_top(args)}"
     title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {how}"
     for name in ("top_shares", "impact", "correctness"):
-        figure = getattr(ns.plots, name)(table, title=title)
-        figure.savefig(run.folder / f"{name}.png", dpi=200)
-        figure.savefig(run.folder / f"{name}.pdf")
+        run.save(getattr(ns.plots, name)(table, title=title), name)
     run.timed("tables and figures")
     run.finish(attribution=table.attrs)
     print(

@@ -77,8 +77,7 @@ def main() -> None:
     n_neurons = max(map(len, chosen))
     title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {n_neurons} neurons a layer"
     figure = ns.plots.causal_check(table, title=title)
-    figure.savefig(run.folder / "causal_check.png", dpi=200)
-    figure.savefig(run.folder / "causal_check.pdf")
+    run.save(figure, "causal_check")
     run.timed("table and figure")
     run.finish(scores=scores["none"].record)
     print(f"\nWritten to {run.folder}: causal_check.csv, causal_check.png, causal_check.pdf, run.json")

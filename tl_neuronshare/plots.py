@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from textwrap import fill
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -149,18 +149,8 @@ def _bars_of_ablation(axes: Axes, overall: pd.DataFrame, types: list[str], kinds
         places = np.arange(len(types)) + (index - (len(kinds) - 1) / 2) * width
         values, missing = found["value"].to_numpy(), found["value"].isna().to_numpy()
         spread = np.abs(np.stack([found["low"] - found["difference"], found["high"] - found["difference"]]))
-        axes.bar(
-            places,
-            values,
-            width * 0.92,
-            yerr=spread,
-            color=_COLOURS[index],
-            hatch=_HATCHES[index % len(_HATCHES)],
-            edgecolor="white",
-            linewidth=0,
-            error_kw={"elinewidth": 0.8, "capsize": 1.5},
-            label="the type itself" if kind == "type" else f"control: {kind}",
-        )
+        label = "the type itself" if kind == "type" else f"control: {kind}"
+        _bars(axes, places, values, spread, width, index, _COLOURS[index], label)
         axes.plot(places[missing], np.zeros(missing.sum()), "x", color=_COLOURS[index], clip_on=False)
         tops = values + np.nan_to_num(spread[1])
         for place, top, n_examples in zip(places, tops, found["examples"], strict=True):
@@ -319,18 +309,8 @@ def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") 
             places = np.arange(len(_LABELS)) + (index - (len(_READINGS) - 1) / 2) * width
             other = "for a wrong answer" if index == 0 else None
             right.plot(places, rows["other_answer"], "D", color="white", markeredgecolor="black", ms=3, label=other)
-            right.bar(
-                places,
-                rows["value"],
-                width * 0.92,
-                yerr=np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])),
-                color=_COLOURS[(4, 5, 7, 8)[index]],
-                hatch=_HATCHES[index],
-                edgecolor="white",
-                linewidth=0,
-                error_kw={"elinewidth": 0.8, "capsize": 1.5},
-                label=label,
-            )
+            spread = np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]]))
+            _bars(right, places, rows["value"], spread, width, index, _COLOURS[(4, 5, 7, 8)[index]], label)
             for place, chance in enumerate(rows["chance"] if index == 0 else ()):
                 label_once = "as many random neurons" if place == 0 else None
                 right.hlines(chance, place - 0.45, place + 0.45, color="black", linestyle=":", label=label_once)
@@ -370,18 +350,10 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
             width = 0.8 / of_target["score"].nunique()
             for index, score in enumerate(score for score in scores if score in set(of_target["score"])):
                 rows = of_target[of_target["score"] == score]
-                axes.bar(
-                    rows["layer"] + (index - (of_target["score"].nunique() - 1) / 2) * width,
-                    rows["value"],
-                    width * 0.92,
-                    yerr=np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])),
-                    color=_COLOURS[index],
-                    hatch=_HATCHES[index % len(_HATCHES)],
-                    edgecolor="white",
-                    linewidth=0,
-                    error_kw={"elinewidth": 0.8, "capsize": 1.5},
-                    label=_CHECKED.get(score, score),
-                )
+                places = rows["layer"] + (index - (of_target["score"].nunique() - 1) / 2) * width
+                spread = np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]]))
+                label = _CHECKED.get(score, score)
+                _bars(axes, places, rows["value"], spread, width, index, _COLOURS[index], label)
             axes.axhline(0, color="grey", linewidth=0.5)
             axes.set_xlabel("layer")
             axes.set_title(_TARGETS.get(target, target), loc="left", fontsize=8)
@@ -426,6 +398,22 @@ def _by_layer(axes: Axes, rows: pd.DataFrame) -> None:
         axes.fill_between(layers, found["low"], found["high"], color=_COLOURS[index], alpha=0.2, linewidth=0)
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _bars(axes: Axes, places: Any, values: Any, spread: Any, width: float, index: int, colour: str, label: str) -> None:
+    """One of several series of bars side by side, with whiskers; told apart by hatches too."""
+    axes.bar(
+        places,
+        values,
+        width * 0.92,
+        yerr=spread,
+        color=colour,
+        hatch=_HATCHES[index % len(_HATCHES)],
+        edgecolor="white",
+        linewidth=0,
+        error_kw={"elinewidth": 0.8, "capsize": 1.5},
+        label=label,
+    )
 
 
 def _entitle(figure: Figure, title: str) -> None:
