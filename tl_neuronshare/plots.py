@@ -150,7 +150,7 @@ def _bars_of_ablation(axes: Axes, overall: pd.DataFrame, types: list[str], kinds
         values, missing = found["value"].to_numpy(), found["value"].isna().to_numpy()
         spread = np.abs(np.stack([found["low"] - found["difference"], found["high"] - found["difference"]]))
         label = "the type itself" if kind == "type" else f"control: {kind}"
-        _bars(axes, places, values, spread, width, index, _COLOURS[index], label)
+        _bars(axes, places, values, spread, width=width, index=index, colour=_COLOURS[index], label=label)
         axes.plot(places[missing], np.zeros(missing.sum()), "x", color=_COLOURS[index], clip_on=False)
         tops = values + np.nan_to_num(spread[1])
         for place, top, n_examples in zip(places, tops, found["examples"], strict=True):
@@ -310,7 +310,8 @@ def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") 
             other = "for a wrong answer" if index == 0 else None
             right.plot(places, rows["other_answer"], "D", color="white", markeredgecolor="black", ms=3, label=other)
             spread = np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]]))
-            _bars(right, places, rows["value"], spread, width, index, _COLOURS[(4, 5, 7, 8)[index]], label)
+            colour = _COLOURS[(4, 5, 7, 8)[index]]
+            _bars(right, places, rows["value"], spread, width=width, index=index, colour=colour, label=label)
             for place, chance in enumerate(rows["chance"] if index == 0 else ()):
                 label_once = "as many random neurons" if place == 0 else None
                 right.hlines(chance, place - 0.45, place + 0.45, color="black", linestyle=":", label=label_once)
@@ -353,7 +354,9 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
                 places = rows["layer"] + (index - (of_target["score"].nunique() - 1) / 2) * width
                 spread = np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]]))
                 label = _CHECKED.get(score, score)
-                _bars(axes, places, rows["value"], spread, width, index, _COLOURS[index], label)
+                _bars(
+                    axes, places, rows["value"], spread, width=width, index=index, colour=_COLOURS[index], label=label
+                )
             axes.axhline(0, color="grey", linewidth=0.5)
             axes.set_xlabel("layer")
             axes.set_title(_TARGETS.get(target, target), loc="left", fontsize=8)
@@ -400,7 +403,9 @@ def _by_layer(axes: Axes, rows: pd.DataFrame) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _bars(axes: Axes, places: Any, values: Any, spread: Any, width: float, index: int, colour: str, label: str) -> None:
+def _bars(
+    axes: Axes, places: Any, values: Any, spread: Any, *, width: float, index: int, colour: str, label: str
+) -> None:
     """One of several series of bars side by side, with whiskers; told apart by hatches too."""
     axes.bar(
         places,
