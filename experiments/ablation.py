@@ -35,12 +35,7 @@ def main() -> None:
         raise ns.NeuronShareError("--generate shows answers that are decoded greedily: it goes with --scoring exact.")
     if args.seeds < 1:
         raise ns.NeuronShareError(f"--seeds {args.seeds}: at least one draw is needed.")
-    run = arguments.Run("ablation", args)
-    prompts = arguments.load_prompts(args)
-    model = arguments.load_model(args)
-    run.timed("load")
-    sharing = arguments.categorise(args, model, prompts)
-    run.timed("categorise")
+    run, prompts, model, sharing = arguments.start("ablation", args)
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
 
     def keep_answers(type: str, ablated: str, seed: int | None, found: pd.DataFrame) -> None:

@@ -109,18 +109,6 @@ def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
     return TASKS[task_name(args)](limit=limit, seed=args.seed, **languages)
 
 
-def categorise(args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts) -> ns.NeuronSharing:
-    """The types of neurons, as was asked for."""
-    return ns.categorise(
-        model,
-        prompts,
-        site=args.site,
-        position=args.position,
-        threshold=args.threshold,
-        batch_size=args.batch_size,
-    )
-
-
 def task_name(args: argparse.Namespace) -> str:
     """The task, where none was named too."""
     return args.task or (DEMO if args.model == DEMO else "world_facts")
@@ -165,6 +153,24 @@ class Run:
         """Write run.json."""
         self.record.update(extra)
         (self.folder / "run.json").write_text(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def start(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPrompts, LensModel, ns.NeuronSharing]:
+    """What every experiment begins with: its run, the prompts, the model, and the types of neurons, as asked for."""
+    run = Run(experiment, args)
+    prompts = load_prompts(args)
+    model = load_model(args)
+    run.timed("load")
+    sharing = ns.categorise(
+        model,
+        prompts,
+        site=args.site,
+        position=args.position,
+        threshold=args.threshold,
+        batch_size=args.batch_size,
+    )
+    run.timed("categorise")
+    return run, prompts, model, sharing
 
 
 def run_main(main: Callable[[], None]) -> None:

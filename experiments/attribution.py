@@ -27,12 +27,7 @@ READINGS = [f"{kind}_{sign}_share" for sign in ("positive", "absolute") for kind
 def main() -> None:
     """Categorise, attribute, print the tables, write them and the figures."""
     args = parser().parse_args()
-    run = arguments.Run("attribution", args)
-    prompts = arguments.load_prompts(args)
-    model = arguments.load_model(args)
-    run.timed("load")
-    sharing = arguments.categorise(args, model, prompts)
-    run.timed("categorise")
+    run, prompts, model, sharing = arguments.start("attribution", args)
     options = {"top_k": args.top_k, "answer": args.answer, "norm": args.norm, "batch_size": args.batch_size}
     table = ns.attribute(model, prompts, sharing, **options)
     run.timed("attribute")

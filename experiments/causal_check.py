@@ -50,11 +50,7 @@ def main() -> None:
         raise ns.NeuronShareError(f"--neurons {args.neurons}: a correlation needs at least two.")
     if args.dtype != "float32":
         raise ns.NeuronShareError(f"--dtype {args.dtype}: a single neuron's effect is lost in rounding; use float32.")
-    run = arguments.Run("causal_check", args)
-    prompts = arguments.load_prompts(args)
-    model = arguments.load_model(args)
-    run.timed("load")
-    sharing = arguments.categorise(args, model, prompts)
+    run, prompts, model, sharing = arguments.start("causal_check", args)
     generator = torch.Generator().manual_seed(args.seed)  # loading a model draws from the global one
     chosen = [torch.randperm(width, generator=generator)[: args.neurons].sort().values for width in sharing.widths]
     scores = {norm: Impacts(model, prompts, sharing, norm=norm, batch_size=args.batch_size) for norm in get_args(Norm)}

@@ -16,12 +16,7 @@ import tl_neuronshare as ns
 def main() -> None:
     """Categorise, print the tables, write them and the figure."""
     args = arguments.parser(__doc__).parse_args()
-    run = arguments.Run("patterns", args)
-    prompts = arguments.load_prompts(args)
-    model = arguments.load_model(args)
-    run.timed("load")
-    sharing = arguments.categorise(args, model, prompts)
-    run.timed("categorise")
+    run, prompts, _, sharing = arguments.start("patterns", args)
     summary, by_language = sharing.summary(), sharing.by_language()
     print(f"{sharing}\n\nTypes of neurons, percent of each layer (mean over {len(sharing)} examples)")
     print(summary.pivot(index="layer", columns="type", values="mean")[[t.label for t in ns.NeuronType][::-1]].round(2))
