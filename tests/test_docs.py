@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import sources
 import tl_neuronshare as ns
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +23,12 @@ COMMANDS = re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(),
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings(name, animals):
+def test_examples_in_docstrings(name, animals, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sources.mpararel(tmp_path / "mpararel_reviewed")
+    sources.mzsre(tmp_path / "MzsRE")
+    sources.mgsm(tmp_path / "mgsm")
+    sources.xnli(tmp_path / "xnli.test.tsv")
     module = importlib.import_module(name)
     model = animals.lens("demo", "bridge")
     known = {

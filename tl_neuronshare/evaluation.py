@@ -34,9 +34,10 @@ from tl_neuronshare.batching import (
 )
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import Hooks, LensModel
+from tl_neuronshare.numerals import last_number
 from tl_neuronshare.prompts import ParallelPrompts
 
-Scoring = Literal["choice", "exact"]
+Scoring = Literal["choice", "exact", "number"]
 # (language, the example of each row, and by name what the function asks for) -> hooks for this batch
 HookMaker = Callable[..., Hooks]
 _CHUNK = 1 << 24  # logits in float32 at a time
@@ -66,15 +67,17 @@ def evaluate(
         scoring: `choice`: the choice with the highest log-probability, summed over its tokens, is the prediction.
             `exact`: greedy decoding, right if it is the answer, whatever its case, its width, and
                 the space, quotes and end of a sentence around it.
+            `number`: greedy decoding, right if its last number is the answer's, however either is written.
         fwd_hooks: a list of pairs (hook name, function), or a function of (language, examples) that returns one for
             each batch: `examples` holds the index of each row's example, so that `masks[examples]` is one mask a row.
             The rows are padded so that their prompts end at the same token. If the function has parameters of these
             names (or `**options`), it is also given `prompt_tokens`, the length of the padded prompts, and `tokens`,
-            the prompts (while scoring: up to where an answer merges with them). With `exact` it is called twice: to
-            score the answer, and to generate. The unembedding sees only the positions that are scored.
+            the prompts (while scoring: up to where an answer merges with them). With greedy decoding it is called
+            twice: to score the answer, and to generate. The unembedding sees only the positions that are scored.
         length_normalised: choose by the mean over a choice's tokens rather than their sum.
-        max_new_tokens: of `exact`; by default as many as the longest answer of the language has, and one for the end.
-        stop: where `exact` cuts off what was decoded, besides the end token.
+        max_new_tokens: of greedy decoding; by default as many as the longest answer of the language has, and one for
+            the end.
+        stop: where greedy decoding is cut off, besides the end token.
         batch_size: rows in one forward pass; choices that differ only in their last token share a row.
         prepend_bos: as in `categorise`.
         progress: whether to show a progress bar where it takes more than two seconds.
@@ -312,7 +315,7 @@ class Evaluation:
             found = continuations(model, prompts, language, self.texts[language], prepend_bos=self.prepend_bos)
             self.scorers[language] = Scorer(model, language, found.each, batch_size)
             self.prompt_tokens[language], self.merged[language] = found.prompts, found.merged
-        self._generations = self._plan_generation(batch_size, max_new_tokens) if scoring == "exact" else {}
+        self._generations = self._plan_generation(batch_size, max_new_tokens) if scoring != "choice" else {}
 
     @property
     def n_batches(self) -> int:
@@ -353,7 +356,7 @@ class Evaluation:
                         correct = prediction == texts[gold]
                     else:
                         prediction = generated[index]
-                        correct = normalised(prediction) == normalised(texts[gold])
+                        correct = _same(prediction, texts[gold], self.scoring)
                     rows.append(
                         {
                             "example": self.prompts.examples[index],
@@ -424,25 +427,36 @@ def _check_scoring(prompts: ParallelPrompts, scoring: Any, length_normalised: An
         raise NeuronShareError(f"{prompts!r} has no answers; give ParallelPrompts(..., answers={{language: [...]}}).")
     if scoring == "choice" and prompts.choices is None:
         raise NeuronShareError(
-            f'{prompts!r} has no choices; give ParallelPrompts(..., choices=...), or use scoring="exact".'
+            f'{prompts!r} has no choices; give ParallelPrompts(..., choices=...), or use scoring="exact" or "number".'
         )
     if not isinstance(length_normalised, bool) or (length_normalised and scoring != "choice"):
         raise NeuronShareError(
             f"length_normalised={length_normalised!r}; use True with scoring='choice' only, or False."
         )
     if n_new is not None and (
-        scoring != "exact" or isinstance(n_new, bool) or not isinstance(n_new, Integral) or n_new < 1
+        scoring == "choice" or isinstance(n_new, bool) or not isinstance(n_new, Integral) or n_new < 1
     ):
-        raise NeuronShareError(f"max_new_tokens={n_new!r}; give a number of tokens, for scoring='exact' only.")
+        raise NeuronShareError(f"max_new_tokens={n_new!r}; give a number of tokens, and not for scoring='choice'.")
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
         raise NeuronShareError(f"stop={stop!r}; give a list of texts that are not empty.")
-    for language, answers in prompts.answers.items() if scoring == "exact" else ():
+    for language, answers in prompts.answers.items() if scoring != "choice" else ():
         for example, answer in zip(prompts.examples, answers, strict=True):
+            if scoring == "number" and last_number(answer) is None:
+                raise NeuronShareError(
+                    f"Language {language!r}, example {example!r}: the answer {answer!r} has no number; use "
+                    'scoring="exact".'
+                )
             if any(text in answer for text in stop):
                 raise NeuronShareError(
                     f"Language {language!r}, example {example!r}: the answer {answer!r} contains a text of "
                     f"stop={stop!r}, and so could never be given; choose other texts."
                 )
+
+
+def _same(prediction: str, answer: str, scoring: Scoring) -> bool:
+    if scoring == "number":
+        return last_number(prediction) == last_number(answer)
+    return normalised(prediction) == normalised(answer)
 
 
 def normalised(text: str) -> str:

@@ -28,6 +28,7 @@ class ParallelPrompts:
         choices: for each language and example the candidate continuations, the answer among them.
         name: what to call this set in tables and metadata.
         examples: a label for each example, unique; 0, 1, 2 ... by default.
+        report: what whoever read these kept and dropped, and why; a slice keeps the report of the whole.
 
     Raises:
         NeuronShareError: fewer than two languages, languages of different length, no examples, a prompt
@@ -49,6 +50,7 @@ class ParallelPrompts:
         name: str = "",
         *,
         examples: Sequence[Hashable] | None = None,
+        report: pd.DataFrame | None = None,
     ) -> None:
         if not isinstance(prompts, Mapping):
             raise NeuronShareError(
@@ -79,6 +81,7 @@ class ParallelPrompts:
         if self._length == 0:
             raise NeuronShareError("prompts has no examples: every list is empty. Give at least one prompt a language.")
         self.name = name
+        self.report = report
         self.examples = tuple(range(self._length)) if examples is None else labels
         if len(self.examples) != self._length or len(set(self.examples)) != self._length:
             raise NeuronShareError(
@@ -144,12 +147,16 @@ class ParallelPrompts:
             self.choices and {language: rows[examples] for language, rows in self.choices.items()},
             self.name,
             examples=self.examples[examples],
+            report=self.report,
         )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ParallelPrompts) and vars(self) == vars(other)
+        return isinstance(other, ParallelPrompts) and self._content() == other._content()
 
     __hash__ = None  # type: ignore[assignment]  # compared by content, like a list
+
+    def _content(self) -> tuple[Any, ...]:
+        return self.prompts, self.answers, self.choices, self.name, self.examples
 
     def __repr__(self) -> str:
         name = f"{self.name}: " if self.name else ""
@@ -177,6 +184,7 @@ class ParallelPrompts:
             self.choices and {language: self.choices[language] for language in languages},
             self.name,
             examples=self.examples,
+            report=self.report,
         )
 
     def to_frame(self) -> pd.DataFrame:

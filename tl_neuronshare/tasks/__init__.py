@@ -1,5 +1,9 @@
 """Tasks as parallel prompts: one file a task, each a function that returns ParallelPrompts."""
 
+from tl_neuronshare.tasks.fact_probing import fact_probing
+from tl_neuronshare.tasks.knowledge_editing import knowledge_editing
+from tl_neuronshare.tasks.mgsm import mgsm
 from tl_neuronshare.tasks.world_facts import world_facts
+from tl_neuronshare.tasks.xnli import xnli
 
-__all__ = ["world_facts"]
+__all__ = ["fact_probing", "knowledge_editing", "mgsm", "world_facts", "xnli"]

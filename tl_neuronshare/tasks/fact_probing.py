@@ -1,0 +1,373 @@
+"""Fact probing with mParaRel (Fierro and Søgaard, Findings of ACL 2022): facts of Wikidata, asked by a pattern."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.prompts import ParallelPrompts, short_hash
+from tl_neuronshare.tasks import reading
+from tl_neuronshare.tasks.reading import Languages, Report
+
+Form = Literal["continuation", "cloze"]
+WithoutPattern = Literal["drop", "refuse"]
+BLANK = "___"
+# The instruction of a cloze, in the language of the pattern, with {} for the text.
+CLOZE = {
+    "en": "Fill in the blank: {}\nAnswer:",
+    "de": "Fülle die Lücke: {}\nAntwort:",
+    "es": "Completa el espacio en blanco: {}\nRespuesta:",
+    "fr": "Complète le blanc : {}\nRéponse :",
+    "pt": "Preencha a lacuna: {}\nResposta:",
+    "ru": "Заполни пропуск: {}\nОтвет:",
+    "th": "เติมคำในช่องว่าง: {}\nคำตอบ:",
+    "tr": "Boşluğu doldur: {}\nCevap:",
+    "vi": "Điền vào chỗ trống: {}\nĐáp án:",
+    "zh": "填空：{}\n答案：",
+}
+HOW_TO_GET = (
+    "mParaRel is github.com/coastalcph/mpararel: clone it where there is a network, and give its folder "
+    "data/mpararel_reviewed, which holds tuples/LANGUAGE/RELATION.jsonl and patterns/LANGUAGE/RELATION.jsonl, as "
+    "source. A data set needs the columns language, relation, template, sub_uri, obj_uri, sub_label and obj_label, as "
+    "coastalcph/mpararel_autorr on the hub has."
+)
+_FOLDERS = (".", "data/mpararel_reviewed", "mpararel_reviewed")
+_NO_SPACES = ("ja", "th", "zh")  # of a data set whose templates lost their end
+
+
+class _Pair(NamedTuple):
+    """What makes an example the same in every language: the relation, and Wikidata's numbers of subject and object."""
+
+    relation: str
+    subject: str
+    object: str
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+
+class _Labels(NamedTuple):
+    """What a language calls subject and object."""
+
+    subject: str
+    object: str
+
+
+def fact_probing(
+    source: str | Path,
+    *,
+    relations: str | Sequence[str] = "P36",
+    form: Form = "continuation",
+    pattern: int | Literal["random"] | Mapping[str, str] = 0,
+    instructions: Mapping[str, str] | None = None,
+    without_pattern: WithoutPattern = "drop",
+    n_choices: int = 4,
+    languages: Languages = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> ParallelPrompts:
+    """Facts of mParaRel, aligned by subject and object, with answers and choices.
+
+    An example is a pair of subject and object that every language has. Its other choices are objects of the same
+    relation that none of these languages' files says of its subject, and that are called differently in every language.
+
+    Args:
+        source: the folder `mpararel_reviewed` (or the repository around it), or the name of a data set.
+        relations: one or more of Wikidata's, such as P36: the object is the subject's capital.
+        form: `continuation`: patterns that end in `[Y]`, so that the answer continues the prompt.
+            `cloze`: any pattern, with a blank for `[Y]`, and an instruction in the pattern's language.
+        pattern: which of a language's patterns that fit the form: a number from 0, `random` (drawn for each example
+            and language), or a mapping from languages to patterns of your own, which come before the first.
+        instructions: for some languages an instruction of the cloze instead of ours, with {} for the text.
+        without_pattern: a language that has no fitting pattern, or nothing of a relation: `drop` it, with a warning, or
+            `refuse`.
+        n_choices: the most choices that an example has, the answer included.
+        languages: a list, `all` that the source has, or None for those of the paper's nine that it has. Chinese is
+            `zh`, which is mParaRel's zh-hans.
+        limit: the most examples to give.
+        seed: of the order of examples, the choices and random patterns.
+
+    Returns:
+        Prompts whose `report` says what was kept and dropped, and how many answers are the same in several languages.
+
+    Raises:
+        NeuronShareError: no such source, relation, language or pattern; a line that is not as it should be, by file and
+            number; a pair that stands twice with different labels; no example that all languages have.
+
+    Source: mParaRel; arXiv 2406.09265, fact probing.
+
+    Example:
+        >>> prompts = fact_probing("mpararel_reviewed", languages=["en", "de"], limit=1)
+        >>> prompts.prompts, prompts.answers
+        ({'en': ('the capital of France is',), 'de': ('die Hauptstadt von Frankreich ist',)},
+         {'en': (' Paris',), 'de': (' Paris',)})
+        >>> prompts.choices["en"], prompts.choices["de"]
+        (((' Paris', ' Athens', ' La Paz', ' Sucre'),), ((' Paris', ' Athen', ' La Paz', ' Sucre'),))
+    """
+    names = [relations] if isinstance(relations, str) else list(relations)
+    if isinstance(languages, (list, tuple)):
+        languages = [_called(language) for language in languages]
+    reading.check_task(
+        limit=limit,
+        seed=seed,
+        one_of={"form": (form, get_args(Form)), "without_pattern": (without_pattern, get_args(WithoutPattern))},
+    )
+    if not names or len(set(names)) < len(names):
+        raise NeuronShareError(f"relations={relations!r}; give one, such as 'P36', or several different ones.")
+    if isinstance(n_choices, bool) or not isinstance(n_choices, int) or n_choices < 2:
+        raise NeuronShareError(f"n_choices is {n_choices!r}; an example needs at least two.")
+    found = _source(source)
+    for name in names:
+        if name not in found.relations:
+            raise NeuronShareError(
+                f"fact_probing: {str(source)!r} has no relation {name!r}; it has {', '.join(found.relations)}."
+            )
+    report = Report()
+    spoken = reading.languages_of("fact_probing", languages, found.languages, report)
+    usable = _usable_patterns(found, names, spoken, form, pattern)
+    spoken = _without_lacking(usable, form, without_pattern, report)
+    tables = {
+        language: reading.by_key((row for name in names for row in found.pairs(name, language)), language, report)
+        for language in spoken
+    }
+    by_label = {str(pair): pair for pair in reading.in_all_languages(tables, "fact_probing", report)}
+    pool = _Objects(tables, seed)
+    kept: dict[str, list[Mapping[str, str]]] = {}
+    too_few = 0
+    for label in reading.in_order(by_label, seed):
+        if len(kept) == limit:
+            break
+        choices = pool.choices(by_label[label], n_choices)
+        if choices:
+            kept[label] = choices
+        else:
+            too_few += 1
+    report.dropped("all", "no other object to choose from", too_few)
+    if not kept:
+        raise NeuronShareError("fact_probing: no example has a second choice; ask for other relations or languages.")
+    report.dropped("all", f"beyond the limit of {limit}", len(by_label) - too_few - len(kept))
+    report.kept("all", "examples", len(kept))
+
+    wording = _Wording(usable, form, pattern, instructions or {}, seed)
+    prompts: dict[str, list[str]] = defaultdict(list)
+    answers: dict[str, list[str]] = defaultdict(list)
+    options: dict[str, list[list[str]]] = defaultdict(list)
+    for language in spoken:
+        for label, choices in kept.items():
+            pair = by_label[label]
+            prompt, before = wording.of(pair, language, tables[language][pair].subject)
+            prompts[language].append(prompt)
+            answers[language].append(before + tables[language][pair].object)
+            options[language].append([before + choice[language] for choice in choices])
+    reading.note_answers(prompts, answers, report)
+    return ParallelPrompts(
+        prompts, answers, options, f"fact_probing/{'+'.join(names)}", examples=list(kept), report=report.table()
+    )
+
+
+def _source(source: str | Path) -> _Folder | _DataSet:
+    path = reading.local_path(source, "fact_probing", HOW_TO_GET)
+    for name in _FOLDERS:
+        if path and (path / name / "tuples").is_dir() and (path / name / "patterns").is_dir():
+            return _Folder(path / name)
+    if path and path.is_file():
+        raise NeuronShareError(f"fact_probing: {str(path)!r} is a file; give a folder. {HOW_TO_GET}")
+    return _DataSet(reading.hub_rows(path or source, None, "train", "fact_probing", HOW_TO_GET), str(source))
+
+
+class _Folder:
+    """The original: a file of JSON lines for each language and relation. What a language lacks is empty."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folders = {_called(path.name): path.name for path in sorted((folder / "tuples").iterdir())}
+        self._folder = folder
+        self.languages = list(self._folders)
+        self.relations = sorted({path.stem for path in (folder / "tuples").glob("*/*.jsonl")})
+
+    def pairs(self, relation: str, language: str) -> Iterator[tuple[str, _Pair, _Labels]]:
+        names = ("sub_uri", "obj_uri", "sub_label", "obj_label")
+        for where, row in self._rows("tuples", relation, language, names):
+            subject, object, *labels = (row[name] for name in names)
+            yield where, _Pair(relation, subject, object), _Labels(*labels)
+
+    def patterns(self, relation: str, language: str) -> Iterator[tuple[str, str]]:
+        for where, row in self._rows("patterns", relation, language, ("pattern",)):
+            yield where, row["pattern"]
+
+    def _rows(
+        self, kind: str, relation: str, language: str, names: Sequence[str]
+    ) -> Iterable[tuple[str, dict[str, str]]]:
+        path = self._folder / kind / self._folders[language] / f"{relation}.jsonl"
+        return reading.json_lines(path, names) if path.is_file() else ()
+
+
+class _DataSet:
+    """The same from a table with a row for each language, relation, template and pair, as on the hub."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        names = ("language", "relation", "template", "sub_uri", "obj_uri", "sub_label", "obj_label")
+        self._rows: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
+        for number, row in enumerate(rows):
+            # With aliases an object has a list of labels, of which the first is its own.
+            label = row.get("obj_label")
+            row_of_one = {**row, "obj_label": label[0] if isinstance(label, list) and label else label}
+            where = f"{name}, row {number}"
+            of_row = reading.fields(row_of_one, names, where)
+            self._rows[of_row["relation"], _called(of_row["language"])][where] = of_row
+        self.languages = sorted({language for _, language in self._rows})
+        self.relations = sorted({relation for relation, _ in self._rows})
+
+    def pairs(self, relation: str, language: str) -> Iterator[tuple[str, _Pair, _Labels]]:
+        seen = set()
+        for where, row in self._rows.get((relation, language), {}).items():
+            found = _Pair(relation, row["sub_uri"], row["obj_uri"]), _Labels(row["sub_label"], row["obj_label"])
+            if found not in seen:  # it has a row for each template
+                seen.add(found)
+                yield where, *found
+
+    def patterns(self, relation: str, language: str) -> Iterator[tuple[str, str]]:
+        templates = {row["template"]: where for where, row in self._rows.get((relation, language), {}).items()}
+        for template, where in templates.items():
+            space = "" if language in _NO_SPACES else " "
+            yield where, template if "[Y]" in template else f"{template}{space}[Y]"  # some cut it off their end
+
+
+def _called(folder: str) -> str:
+    """A language as the other tasks call it: mParaRel's zh-hans is zh."""
+    return "zh" if folder == "zh-hans" else folder
+
+
+def _usable_patterns(
+    source: _Folder | _DataSet, relations: Sequence[str], languages: Sequence[str], form: Form, pattern: Any
+) -> dict[str, dict[str, list[str]]]:
+    """For each language and relation the patterns that fit the form, in their order; the user's own come first."""
+    own = pattern if isinstance(pattern, Mapping) else {}
+    if unknown := [language for language in own if language not in languages]:
+        raise NeuronShareError(f"pattern is for {unknown[0]!r} too; the languages are {', '.join(languages)}.")
+    if not own and pattern != "random" and (isinstance(pattern, (bool, str)) or not isinstance(pattern, int)):
+        raise NeuronShareError(f"pattern={pattern!r}; give a number from 0, 'random', or a mapping from languages.")
+    usable: dict[str, dict[str, list[str]]] = {language: {} for language in languages}
+    for language in languages:
+        for relation in relations:
+            given = [(f"pattern[{language!r}]", own[language])] if language in own else []
+            fitting = [
+                text
+                for where, text in (*given, *source.patterns(relation, language))
+                if _ending(text, where) is not None or form == "cloze"
+            ]
+            usable[language][relation] = fitting
+            if given and fitting[:1] != [own[language]]:
+                raise NeuronShareError(f"pattern[{language!r}] is {own[language]!r}, which does not end in [Y].")
+            if fitting and isinstance(pattern, int) and not 0 <= pattern < len(fitting):
+                raise NeuronShareError(
+                    f"pattern={pattern}: language {language!r} has {len(fitting)} patterns of {relation} for a {form}, "
+                    f"so 0 to {len(fitting) - 1}."
+                )
+    return usable
+
+
+def _ending(pattern: str, where: str) -> str | None:
+    """What stands before [Y] if that is the pattern's end, or None."""
+    for part in ("[X]", "[Y]"):
+        if not isinstance(pattern, str) or pattern.count(part) < 1:
+            raise NeuronShareError(
+                f"{where}: the pattern {pattern!r} has no {part}; it needs [X] for the subject and [Y] for the object."
+            )
+    stem = pattern.rstrip(" .。").removesuffix("[Y]")
+    return stem if stem != pattern.rstrip(" .。") and "[Y]" not in stem else None
+
+
+def _without_lacking(
+    usable: Mapping[str, Mapping[str, Sequence[str]]], form: Form, without_pattern: WithoutPattern, report: Report
+) -> list[str]:
+    """The languages that have a pattern of every relation; what happens to the others is the user's choice."""
+    lacking = {
+        language: f"no pattern of {relation}" + (" that ends in [Y]" if form == "continuation" else "")
+        for language, of_language in usable.items()
+        for relation, patterns in of_language.items()
+        if not patterns
+    }
+    left = [language for language in usable if language not in lacking]
+    if lacking:
+        reasons = "; ".join(f"{language}: {reason}" for language, reason in lacking.items())
+        how = ' Use form="cloze", which takes any pattern, or other languages.' if form == "continuation" else ""
+        if without_pattern == "refuse" or len(left) < 2:
+            raise NeuronShareError(f"fact_probing cannot ask in every language ({reasons}).{how}")
+        for language, reason in lacking.items():
+            report.absent(language, reason)
+        warnings.warn(f"fact_probing dropped {reasons}. Types are among {', '.join(left)}.{how}", stacklevel=3)
+    return left
+
+
+class _Objects:
+    """The objects of each relation, what all languages call them, and of which subjects they are true."""
+
+    def __init__(self, tables: Mapping[str, Mapping[_Pair, _Labels]], seed: int) -> None:
+        self._tables, self._seed = tables, seed
+        self._true: dict[tuple[str, str], set[str]] = defaultdict(set)
+        counts: dict[tuple[str, str], dict[str, Counter[str]]] = defaultdict(dict)
+        for language, table in tables.items():
+            for pair, labels in table.items():
+                self._true[pair.relation, pair.subject].add(pair.object)
+                counts[pair.relation, pair.object].setdefault(language, Counter())[labels.object] += 1
+        # Of several labels the most frequent, of equally frequent ones the first in the alphabet.
+        self._labels: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+        for (relation, object), of_object in counts.items():
+            if len(of_object) == len(tables):
+                self._labels[relation][object] = {
+                    language: min(found, key=lambda label: (-found[label], label))
+                    for language, found in of_object.items()
+                }
+
+    def choices(self, pair: _Pair, n_choices: int) -> list[Mapping[str, str]] | None:
+        """The pair's object among others, what each language calls them; None if there is no other."""
+        drawn = {pair.object: {language: table[pair].object for language, table in self._tables.items()}}
+        labels = self._labels[pair.relation]
+        for object in reading.in_order(labels, f"{self._seed}/{pair}"):
+            if len(drawn) == n_choices:
+                break
+            if object in self._true[pair.relation, pair.subject]:
+                continue
+            if all(labels[object][language] != other[language] for other in drawn.values() for language in other):
+                drawn[object] = labels[object]
+        order = reading.in_order(drawn, f"{self._seed}/{pair}/order")
+        return [drawn[object] for object in order] if len(drawn) > 1 else None
+
+
+class _Wording:
+    """Which pattern asks for a pair in a language, and how."""
+
+    def __init__(
+        self,
+        usable: Mapping[str, Mapping[str, Sequence[str]]],
+        form: Form,
+        pattern: Any,
+        instructions: Mapping[str, str],
+        seed: int,
+    ) -> None:
+        self._usable, self._form, self._pattern, self._seed = usable, form, pattern, seed
+        self._cloze = CLOZE | dict(instructions)
+        for language in usable if form == "cloze" else ():
+            if "{}" not in self._cloze.get(language, ""):
+                raise NeuronShareError(
+                    f"fact_probing has no instruction in {language!r}; it has some in {', '.join(CLOZE)}. Give "
+                    f"instructions={{{language!r}: '... {{}} ...'}}, with {{}} for the text."
+                )
+
+    def of(self, pair: _Pair, language: str, subject: str) -> tuple[str, str]:
+        """The prompt, and what comes before its answer: a space or nothing."""
+        patterns = self._usable[language][pair.relation]
+        number = self._pattern if isinstance(self._pattern, int) else 0
+        if self._pattern == "random":
+            number = int(short_hash(f"{self._seed}/{pair}/{language}"), 16) % len(patterns)
+        pattern = patterns[number]
+        if self._form == "cloze":
+            text = pattern.replace("[X]", subject).replace("[Y]", BLANK)
+            prompt = self._cloze[language].replace("{}", text)
+            return prompt, reading.before_answer(prompt)
+        stem = _ending(pattern, language) or ""
+        return stem.replace("[X]", subject).rstrip(), " " if stem[-1:].isspace() else ""

@@ -1,0 +1,149 @@
+"""MGSM (Shi et al., ICLR 2023): 250 problems of school mathematics, in eleven languages, each answered by a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.numerals import last_number
+from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.tasks import reading
+from tl_neuronshare.tasks.reading import Instructions, Languages, Report
+
+HOW_TO_GET = (
+    "The original is github.com/google-research/url-nlp, folder mgsm, with mgsm_LANGUAGE.tsv: give that folder as "
+    "source. Or download the data set where there is a network (hf download juletxara/mgsm --repo-type dataset "
+    "--local-dir FOLDER), and give FOLDER."
+)
+# In the hub's data set every language is a configuration.
+HUB_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
+WORDING = {
+    "bn": "প্রশ্ন: {}\nউত্তর:",
+    "de": "Frage: {}\nAntwort:",
+    "en": "Question: {}\nAnswer:",
+    "es": "Pregunta: {}\nRespuesta:",
+    "fr": "Question : {}\nRéponse :",
+    "ja": "問題：{}\n答え：",
+    "ru": "Задача: {}\nОтвет:",
+    "sw": "Swali: {}\nJibu:",
+    "te": "ప్రశ్న: {}\nసమాధానం:",
+    "th": "โจทย์: {}\nคำตอบ:",
+    "zh": "问题：{}\n答案：",
+}
+
+
+def mgsm(
+    source: str | Path = "juletxara/mgsm",
+    *,
+    instructions: Instructions = "native",
+    languages: Languages = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> ParallelPrompts:
+    """Problems of MGSM's test set, with the number that answers each; to be scored by `scoring="number"`.
+
+    MGSM has no keys: line i is the same problem in every language. A file that has another answer on some line, or
+    lines too few, is refused, since problems could be mistaken for each other from there on.
+
+    Args:
+        source: the hub's data set or a local copy of its repository, or the original folder with `mgsm_LANGUAGE.tsv`.
+        instructions: the words for question and answer in the problem's language (`native`), or in English.
+        languages: a list, `all` that the source has, or None for those of the paper's nine that it has: MGSM has no
+            Turkish and no Vietnamese.
+        limit: the most examples to give.
+        seed: of the order of examples.
+
+    Returns:
+        Prompts that end in the word for answer; no choices. Answers are numbers in digits, without separators. An
+        example is called by its line, from 1.
+
+    Raises:
+        NeuronShareError: no such source or language; a line that is not as it should be, by file and number; languages
+            that disagree on an answer or have different numbers of problems.
+
+    Source: MGSM; the paper has no mathematics.
+
+    Example:
+        >>> prompts = mgsm("mgsm", languages=["en", "de"], limit=1)
+        >>> print(prompts.prompts["de"][0] + prompts.answers["de"][0])
+        Frage: Ein Buch kostet 12 Euro. Was kosten 100 Bücher?
+        Antwort: 1200
+    """
+    reading.check_task(limit=limit, seed=seed, one_of={"instructions": (instructions, get_args(Instructions))})
+    report = Report()
+    path = reading.local_path(source, "mgsm", HOW_TO_GET)
+    if path and path.is_file():
+        raise NeuronShareError(f"mgsm: {str(path)!r} is one language's file; give the folder. {HOW_TO_GET}")
+    files = {file.stem.removeprefix("mgsm_"): file for file in sorted(path.glob("mgsm_*.tsv"))} if path else {}
+    chosen = reading.languages_of("mgsm", languages, list(files or HUB_LANGUAGES), report)
+    if instructions == "native":
+        reading.check_wording("mgsm", chosen, WORDING, 'instructions="english"')
+    tables = {
+        language: list(_of_file(files[language]) if files else _of_data_set(path or source, language))
+        for language in chosen
+    }
+    for language in chosen:
+        report.kept(language, "read", len(tables[language]))
+    _check_parallel(tables)
+    numbers = reading.first(reading.in_order(map(str, range(1, len(tables[chosen[0]]) + 1)), seed), limit, report)
+    wording = {language: WORDING[language if instructions == "native" else "en"] for language in chosen}
+    problems = {language: [tables[language][int(number) - 1] for number in numbers] for language in chosen}
+    prompts = {
+        language: [wording[language].replace("{}", question) for _, question, _ in problems[language]]
+        for language in chosen
+    }
+    return ParallelPrompts(
+        prompts,
+        {
+            language: [reading.before_answer(wording[language]) + number for _, _, number in problems[language]]
+            for language in chosen
+        },
+        name="mgsm",
+        examples=[int(number) for number in numbers],
+        report=report.table(),
+    )
+
+
+def _of_file(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Where each problem stands, its question and its number."""
+    for where, line in reading.lines_of(path):
+        question, tab, answer = line.partition("\t")
+        if not tab or not question.strip():
+            raise NeuronShareError(f"{where}: no question, TAB and answer; is the line cut off?")
+        yield where, question.strip(), _number(answer, where)
+
+
+def _of_data_set(source: str | Path, language: str) -> Iterator[tuple[str, str, str]]:
+    """The same of a configuration of the hub's data set."""
+    for number, row in enumerate(reading.hub_rows(source, language, "test", "mgsm", HOW_TO_GET)):
+        where = f"{source}, configuration {language!r}, row {number}"
+        given = {"question": row.get("question"), "answer_number": str(row.get("answer_number"))}
+        of_row = reading.fields(given, ("question", "answer_number"), where)
+        yield where, of_row["question"], _number(of_row["answer_number"], where)
+
+
+def _number(text: str, where: str) -> str:
+    """An answer in digits, without separators."""
+    number = last_number(text)
+    if number is None or len(text.split()) != 1:
+        raise NeuronShareError(f"{where}: the answer {text!r} is no number.")
+    return f"{number:f}"
+
+
+def _check_parallel(tables: dict[str, list[tuple[str, str, str]]]) -> None:
+    """Refuse languages that do not have the same answers in the same order."""
+    one, *others = tables
+    for other in others:
+        for (where, _, number), (there, _, other_number) in zip(tables[one], tables[other], strict=False):
+            if number != other_number:
+                raise NeuronShareError(
+                    f"mgsm: the answer is {number} at {where}, and {other_number} at {there}. Line i must be the same "
+                    "problem in every language: a line may be missing, or the files in another order."
+                )
+        if len(tables[one]) != len(tables[other]):
+            raise NeuronShareError(
+                f"mgsm: {one!r} has {len(tables[one])} problems, {other!r} {len(tables[other])}. Line i must be the "
+                "same problem in every language: give whole files."
+            )
