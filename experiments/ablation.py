@@ -30,12 +30,12 @@ SHOWN = 3  # examples whose answers are printed
 def main() -> None:
     """Categorise, ablate, print the table, write it and the figure."""
     args = parser().parse_args()
-    args.scoring = args.scoring or ("exact" if args.generate or args.model == arguments.DEMO else "choice")
-    if args.generate and args.scoring != "exact":
-        raise ns.NeuronShareError("--generate shows answers that are decoded greedily: it goes with --scoring exact.")
+    if args.generate and args.scoring == "choice":
+        raise ns.NeuronShareError("--generate shows answers that are decoded greedily: --scoring exact or number.")
     if args.seeds < 1:
         raise ns.NeuronShareError(f"--seeds {args.seeds}: at least one draw is needed.")
     run, prompts, model, sharing = arguments.start("ablation", args)
+    args.scoring = args.scoring or _scoring(args, prompts)
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
 
     def keep_answers(type: str, ablated: str, seed: int | None, found: pd.DataFrame) -> None:
@@ -96,14 +96,16 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scoring",
         choices=get_args(Scoring),
-        help="exact: whole answers, decoded greedily (default with --generate, and for the built-in model, which ends "
-        "its answers); "
-        "choice: the likeliest of the choices (default for others)",
+        help="choice: the likeliest of the choices (default where there are some); exact: whole answers, decoded "
+        "greedily (default with --generate, and for the built-in model's facts, since it ends its answers); "
+        "number: the last number of what is decoded (default for mgsm)",
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="of exact (default: the longest answer and one)"
+        "--max-new-tokens", type=int, metavar="N", help="to decode (default: the longest answer and one)"
     )
-    parser.add_argument("--stop", nargs="*", default=["\n"], help="texts at which exact cuts off (default: a new line)")
+    parser.add_argument(
+        "--stop", nargs="*", default=["\n"], help="texts at which decoding is cut off (default: a new line)"
+    )
     parser.add_argument("--length-normalised", action="store_true", help="choices by the mean over their tokens")
     parser.add_argument(
         "--ablate",
@@ -120,6 +122,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--one-mask", action="store_true", help="the same neurons for every example")
     parser.add_argument("--generate", action="store_true", help="show answers before and after, side by side")
     return parser
+
+
+def _scoring(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> Scoring:
+    """How to score where it was not said."""
+    task = arguments.task_name(args)
+    if task == "mgsm":
+        return "number"
+    facts = args.model == arguments.DEMO and task in (arguments.DEMO, "world_facts")
+    return "exact" if args.generate or facts or prompts.choices is None else "choice"
 
 
 def _how(args: argparse.Namespace) -> str:

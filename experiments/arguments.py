@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
 import os
 import random
+import re
 import sys
 import time
 import warnings
@@ -25,7 +27,7 @@ from tl_neuronshare.models import Backend, LensModel, Site
 
 DEMO = "demo"
 DTYPES = ("float32", "bfloat16", "float16")
-TASKS: dict[str, Callable[..., ns.ParallelPrompts]] = {"world_facts": ns.tasks.world_facts}
+TASKS: dict[str, Callable[..., ns.ParallelPrompts]] = {name: getattr(ns.tasks, name) for name in ns.tasks.__all__}
 PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch", "babel", "pandas", "numpy")
 
 
@@ -46,8 +48,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         choices=[DEMO, *TASKS],
         help="the prompts (default: the built-in model's own for the built-in model, world_facts for others)",
     )
+    parser.add_argument("--source", help="of the task: a local file or folder, or the name of a data set on the hub")
     parser.add_argument(
-        "--languages", nargs="+", metavar="LANGUAGE", help="some of the task's languages (default: all)"
+        "--options",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the task, such as relations=P37 form=cloze; a comma makes a list (relations=P17,P36)",
+    )
+    parser.add_argument(
+        "--chat-template", action="store_true", help="each prompt as a user's message, by the tokenizer's template"
+    )
+    parser.add_argument(
+        "--languages", nargs="+", metavar="LANGUAGE", help="some of the task's languages (default: the task's own)"
     )
     parser.add_argument(
         "--limit", type=int, metavar="N", help="the first N examples (default: 200, 0 for all)", default=200
@@ -102,11 +115,46 @@ def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
     if args.limit < 0:
         raise ns.NeuronShareError(f"--limit {args.limit} is negative; ask for some examples, or 0 for all.")
     limit = args.limit or None
-    if task_name(args) == DEMO:
+    name = task_name(args)
+    options = dict(map(_option, args.options))
+    if args.source:
+        options["source"] = args.source
+    if name == DEMO:
+        if options:
+            raise ns.NeuronShareError(f"--task {DEMO} takes no --source and no --options; name another --task.")
         prompts = ns.demo.prompts()[:limit]
         return prompts.select(args.languages) if args.languages else prompts
-    languages = {"languages": args.languages} if args.languages else {}
-    return TASKS[task_name(args)](limit=limit, seed=args.seed, **languages)
+    known = inspect.signature(TASKS[name]).parameters
+    own = [option for option in known if option not in ("source", "languages", "limit", "seed")]
+    for option in options:
+        if option not in (*own, "source") or option not in known:
+            raise ns.NeuronShareError(f"--task {name} has no option {option!r}; it has {', '.join(own)}.")
+    if "source" in known and known["source"].default is inspect.Parameter.empty and not args.source:
+        how_to_get = sys.modules[TASKS[name].__module__].HOW_TO_GET
+        raise ns.NeuronShareError(f"--task {name} needs a --source. {how_to_get}")
+    languages = {"languages": "all" if args.languages == ["all"] else args.languages} if args.languages else {}
+    return TASKS[name](limit=limit, seed=args.seed, **languages, **options)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ns.NeuronShareError(f"--options {text}: write NAME=VALUE.")
+    if "," in value:
+        return name, [part for part in value.split(",") if part]
+    return name, int(value) if value.lstrip("-").isdigit() else value
+
+
+def report_of(prompts: ns.ParallelPrompts) -> str:
+    """What was kept and dropped, a line for each reason."""
+    lines = [repr(prompts)]
+    if prompts.report is not None:
+        for (outcome, reason), rows in prompts.report.groupby(["outcome", "reason"], sort=False):
+            counts = (
+                f"{row.language} {row.count}" if row.count else row.language for row in rows.itertuples(index=False)
+            )
+            lines.append(f"  {outcome}, {reason}: {', '.join(counts)}")
+    return "\n".join(lines)
 
 
 def task_name(args: argparse.Namespace) -> str:
@@ -119,7 +167,8 @@ class Run:
 
     def __init__(self, experiment: str, args: argparse.Namespace) -> None:
         model = Path(args.model).name if Path(args.model).is_dir() else args.model.replace("/", "--")
-        self.folder = args.out or Path("runs") / experiment / f"{model}-{task_name(args)}"
+        of_task = "-".join([task_name(args), *args.options, *["chat"] * args.chat_template])
+        self.folder = args.out or Path("runs") / experiment / re.sub(r"[^\w.,=+-]+|->", "-", f"{model}-{of_task}")
         self.record: dict[str, Any] = {
             "experiment": experiment,
             "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
@@ -159,7 +208,12 @@ def start(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPr
     """What every experiment begins with: its run, the prompts, the model, and the types of neurons, as asked for."""
     run = Run(experiment, args)
     prompts = load_prompts(args)
+    print(report_of(prompts))
+    if prompts.report is not None:
+        run.record["prompts"] = prompts.report.to_dict("records")
     model = load_model(args)
+    if args.chat_template:
+        prompts = prompts.with_chat_template(model.tokenizer)
     run.timed("load")
     sharing = ns.categorise(
         model,

@@ -409,7 +409,8 @@ def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None
     Args:
         model: whose tokenizer to use.
         texts: what to tokenise.
-        prepend_bos: whether each begins with the BOS token; None is the model's own `cfg.default_prepend_bos`.
+        prepend_bos: whether each begins with the BOS token; None is the model's own `cfg.default_prepend_bos`. A text
+            that has one already, as from a chat template, gets no second.
 
     Raises:
         NeuronShareError: BOS was asked for and the tokenizer has none.
@@ -419,7 +420,8 @@ def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None
         raise NeuronShareError(f"The tokenizer of {name_of(model)} has no BOS token; use prepend_bos=False.")
     # Special tokens that a tokenizer adds by itself differ between classes and versions: BOS is put there by hand.
     ids: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False).input_ids
-    return [[model.tokenizer.bos_token_id, *row] for row in ids] if bos else ids
+    start = [model.tokenizer.bos_token_id]
+    return [row if row[:1] == start else start + row for row in ids] if bos else ids
 
 
 def resolve_prepend_bos(model: LensModel, prepend_bos: bool | None) -> bool:

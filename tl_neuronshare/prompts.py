@@ -187,6 +187,59 @@ class ParallelPrompts:
             report=self.report,
         )
 
+    def with_chat_template(self, tokenizer: Any, *, system: str | None = None, **options: Any) -> ParallelPrompts:
+        """Each prompt as the user's message of a chat, up to where the assistant begins to answer.
+
+        Answers and choices begin as the template has it: mostly without the space that a plain prompt needs. The last
+        token of every prompt is then the template's, the same in all languages.
+
+        Args:
+            tokenizer: the model's, such as `model.tokenizer`.
+            system: a message that comes before the prompt.
+            options: what else the template knows, such as `enable_thinking=False`.
+
+        Raises:
+            NeuronShareError: the tokenizer has no chat template, or it refuses the messages.
+
+        Example:
+            >>> from transformers import AutoTokenizer
+            >>> tokenizer = AutoTokenizer.from_pretrained(demo_directory)
+            >>> tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} [answer]"
+            >>> prompts = ParallelPrompts({"en": ["Red and"], "de": ["Rot und"]}, {"en": [" blue"], "de": [" blau"]})
+            >>> chat = prompts.with_chat_template(tokenizer)
+            >>> chat.prompts["de"][0] + chat.answers["de"][0]
+            '[user] Rot und [answer]blau'
+        """
+        if not getattr(tokenizer, "chat_template", None):
+            raise NeuronShareError(
+                "The tokenizer has no chat template; that of a base model has none: use the prompts as they are."
+            )
+        before = [] if system is None else [{"role": "system", "content": system}]
+
+        def rendered(*messages: dict[str, str], **how: bool) -> str:
+            try:
+                text: str = tokenizer.apply_chat_template([*before, *messages], tokenize=False, **how, **options)
+            except Exception as error:  # whatever a template may raise
+                raise NeuronShareError(f"The chat template refuses the messages: {error}") from error
+            return text
+
+        def opened(prompt: str) -> str:
+            return rendered({"role": "user", "content": prompt}, add_generation_prompt=True)
+
+        question, answer = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+        space = rendered(question, answer, continue_final_message=True).removeprefix(opened("Q")).removesuffix("A")
+        space = space if space.isspace() else ""
+        return ParallelPrompts(
+            {language: list(map(opened, texts)) for language, texts in self.prompts.items()},
+            self.answers
+            and {language: [space + text.lstrip() for text in texts] for language, texts in self.answers.items()},
+            self.choices
+            and {la: [[space + text.lstrip() for text in row] for row in rows] for la, rows in self.choices.items()},
+            self.name,
+            examples=self.examples,
+            report=self.report,
+        )
+
     def to_frame(self) -> pd.DataFrame:
         """One row for each example and language: example, language, prompt[, answer][, choices].
 
