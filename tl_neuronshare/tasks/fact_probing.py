@@ -35,6 +35,7 @@ HOW_TO_GET = (
     "source. A data set needs the columns language, relation, template, sub_uri, obj_uri, sub_label and obj_label, as "
     "coastalcph/mpararel_autorr on the hub has."
 )
+_COLUMNS = ("language", "relation", "template", "sub_uri", "obj_uri", "sub_label", "obj_label")
 _FOLDERS = (".", "data/mpararel_reviewed", "mpararel_reviewed")
 _NO_SPACES = ("ja", "th", "zh")  # of a data set whose templates lost their end
 
@@ -129,29 +130,16 @@ def fact_probing(
     report = Report()
     spoken = reading.languages_of("fact_probing", languages, found.languages, report)
     usable = _usable_patterns(found, names, spoken, form, pattern)
-    spoken = _without_lacking(usable, form, without_pattern, report)
     tables = {
         language: reading.by_key((row for name in names for row in found.pairs(name, language)), language, report)
         for language in spoken
     }
+    lacking = _lacking(usable, tables, form)
+    if lacking:
+        _leave_out(lacking, tables, form, without_pattern, report)
+    spoken = list(tables)
     by_label = {str(pair): pair for pair in reading.in_all_languages(tables, "fact_probing", report)}
-    pool = _Objects(tables, seed)
-    kept: dict[str, list[Mapping[str, str]]] = {}
-    too_few = 0
-    for label in reading.in_order(by_label, seed):
-        if len(kept) == limit:
-            break
-        choices = pool.choices(by_label[label], n_choices)
-        if choices:
-            kept[label] = choices
-        else:
-            too_few += 1
-    report.dropped("all", "no other object to choose from", too_few)
-    if not kept:
-        raise NeuronShareError("fact_probing: no example has a second choice; ask for other relations or languages.")
-    report.dropped("all", f"beyond the limit of {limit}", len(by_label) - too_few - len(kept))
-    report.kept("all", "examples", len(kept))
-
+    kept = _with_choices(by_label, _Objects(tables, seed), n_choices, limit=limit, seed=seed, report=report)
     wording = _Wording(usable, form, pattern, instructions or {}, seed)
     prompts: dict[str, list[str]] = defaultdict(list)
     answers: dict[str, list[str]] = defaultdict(list)
@@ -176,7 +164,10 @@ def _source(source: str | Path) -> _Folder | _DataSet:
             return _Folder(path / name)
     if path and path.is_file():
         raise NeuronShareError(f"fact_probing: {str(path)!r} is a file; give a folder. {HOW_TO_GET}")
-    return _DataSet(reading.hub_rows(path or source, None, "train", "fact_probing", HOW_TO_GET), str(source))
+    rows = reading.hub_rows(
+        path or source, config=None, split="train", columns=_COLUMNS, task="fact_probing", how_to_get=HOW_TO_GET
+    )
+    return _DataSet(rows, str(source))
 
 
 class _Folder:
@@ -209,14 +200,13 @@ class _DataSet:
     """The same from a table with a row for each language, relation, template and pair, as on the hub."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        names = ("language", "relation", "template", "sub_uri", "obj_uri", "sub_label", "obj_label")
         self._rows: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
         for number, row in enumerate(rows):
             # With aliases an object has a list of labels, of which the first is its own.
-            label = row.get("obj_label")
-            row_of_one = {**row, "obj_label": label[0] if isinstance(label, list) and label else label}
+            label = row["obj_label"]
+            with_one_label = {**row, "obj_label": label[0] if isinstance(label, list) and label else label}
             where = f"{name}, row {number}"
-            of_row = reading.fields(row_of_one, names, where)
+            of_row = reading.fields(with_one_label, _COLUMNS, where)
             self._rows[of_row["relation"], _called(of_row["language"])][where] = of_row
         self.languages = sorted({language for _, language in self._rows})
         self.relations = sorted({relation for relation, _ in self._rows})
@@ -281,26 +271,58 @@ def _ending(pattern: str, where: str) -> str | None:
     return stem if stem != pattern.rstrip(" .。") and "[Y]" not in stem else None
 
 
-def _without_lacking(
-    usable: Mapping[str, Mapping[str, Sequence[str]]], form: Form, without_pattern: WithoutPattern, report: Report
-) -> list[str]:
-    """The languages that have a pattern of every relation; what happens to the others is the user's choice."""
-    lacking = {
-        language: f"no pattern of {relation}" + (" that ends in [Y]" if form == "continuation" else "")
-        for language, of_language in usable.items()
-        for relation, patterns in of_language.items()
-        if not patterns
-    }
-    left = [language for language in usable if language not in lacking]
-    if lacking:
-        reasons = "; ".join(f"{language}: {reason}" for language, reason in lacking.items())
-        how = ' Use form="cloze", which takes any pattern, or other languages.' if form == "continuation" else ""
-        if without_pattern == "refuse" or len(left) < 2:
-            raise NeuronShareError(f"fact_probing cannot ask in every language ({reasons}).{how}")
-        for language, reason in lacking.items():
-            report.absent(language, reason)
-        warnings.warn(f"fact_probing dropped {reasons}. Types are among {', '.join(left)}.{how}", stacklevel=3)
-    return left
+def _lacking(
+    usable: Mapping[str, Mapping[str, Sequence[str]]], tables: Mapping[str, Mapping[_Pair, Any]], form: Form
+) -> dict[str, str]:
+    """The languages in which not every relation can be asked for, and why."""
+    found = {}
+    for language, of_language in usable.items():
+        there = {pair.relation for pair in tables[language]}
+        for relation, patterns in of_language.items():
+            if relation not in there:
+                found[language] = f"nothing of {relation}"
+            elif not patterns:
+                found[language] = f"no pattern of {relation}" + " that ends in [Y]" * (form == "continuation")
+    return found
+
+
+def _leave_out(
+    lacking: Mapping[str, str],
+    tables: dict[str, dict[_Pair, _Labels]],
+    form: Form,
+    without_pattern: WithoutPattern,
+    report: Report,
+) -> None:
+    """Drop these languages from the tables with a warning, or refuse, as the user asked."""
+    reasons = "; ".join(f"{language}: {reason}" for language, reason in lacking.items())
+    how = ' Use form="cloze", which takes any pattern, or other languages.' if form == "continuation" else ""
+    if without_pattern == "refuse" or len(tables) - len(lacking) < 2:
+        raise NeuronShareError(f"fact_probing cannot ask in every language ({reasons}).{how}")
+    for language, reason in lacking.items():
+        report.left_out(language, reason, len(tables.pop(language)))
+    warnings.warn(f"fact_probing left out {reasons}. Types are among {', '.join(tables)}.{how}", stacklevel=3)
+
+
+def _with_choices(
+    by_label: Mapping[str, _Pair], objects: _Objects, n_choices: int, *, limit: int | None, seed: int, report: Report
+) -> dict[str, list[Mapping[str, str]]]:
+    """The first examples of those that have a second choice, with their choices."""
+    kept: dict[str, list[Mapping[str, str]]] = {}
+    alone = 0
+    for label in reading.in_order(by_label, seed):
+        if len(kept) == limit:
+            break
+        choices = objects.choices(by_label[label], n_choices)
+        if choices:
+            kept[label] = choices
+        else:
+            alone += 1
+    if not kept:
+        raise NeuronShareError("fact_probing: no example has a second choice; ask for other relations or languages.")
+    report.dropped("all", "no other object to choose from", alone)
+    report.dropped("all", f"beyond the limit of {limit}", len(by_label) - alone - len(kept))
+    report.kept("all", "examples", len(kept))
+    return kept
 
 
 class _Objects:

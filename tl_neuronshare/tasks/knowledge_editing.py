@@ -160,7 +160,9 @@ def _source(source: str | Path) -> dict[str, Iterable[tuple[str, Any]]]:
     files = {match[1]: file for file in sorted(path.iterdir()) if (match := _NAME.search(file.name))} if path else {}
     if files:
         return {language: reading.json_list(file) for language, file in files.items()}
-    rows = reading.hub_rows(path or source, None, "test", "knowledge_editing", HOW_TO_GET)
+    rows = reading.hub_rows(
+        path or source, config=None, split="test", columns=("en",), task="knowledge_editing", how_to_get=HOW_TO_GET
+    )
     languages = sorted({language for row in rows for language in row if isinstance(row[language], dict)} - {"en"})
     return {language: [(f"{source}, row {number}", row) for number, row in enumerate(rows)] for language in languages}
 

@@ -117,10 +117,11 @@ def _of_file(path: Path) -> Iterator[tuple[str, str, str]]:
 
 def _of_data_set(source: str | Path, language: str) -> Iterator[tuple[str, str, str]]:
     """The same of a configuration of the hub's data set."""
-    for number, row in enumerate(reading.hub_rows(source, language, "test", "mgsm", HOW_TO_GET)):
+    columns = ("question", "answer_number")
+    rows = reading.hub_rows(source, config=language, split="test", columns=columns, task="mgsm", how_to_get=HOW_TO_GET)
+    for number, row in enumerate(rows):
         where = f"{source}, configuration {language!r}, row {number}"
-        given = {"question": row.get("question"), "answer_number": str(row.get("answer_number"))}
-        of_row = reading.fields(given, ("question", "answer_number"), where)
+        of_row = reading.fields({**row, "answer_number": str(row["answer_number"])}, columns, where)
         yield where, of_row["question"], _number(of_row["answer_number"], where)
 
 

@@ -37,9 +37,9 @@ class Report:
         if count:
             self._rows.append((language, "dropped", reason, count))
 
-    def absent(self, language: str, reason: str) -> None:
-        """A language was left out as a whole."""
-        self._rows.append((language, "left out", reason, 0))
+    def left_out(self, language: str, reason: str, count: int) -> None:
+        """A language was left out as a whole, with so many rows."""
+        self._rows.append((language, "left out", reason, count))
 
     def noted(self, language: str, reason: str, count: int) -> None:
         """So many of the examples that were kept are worth knowing of, if any."""
@@ -78,17 +78,25 @@ def local_path(source: str | Path, task: str, how_to_get: str) -> Path | None:
     return None
 
 
-def hub_rows(source: str | Path, config: str | None, split: str, task: str, how_to_get: str) -> list[dict[str, Any]]:
-    """A split of a data set, from the hub or from a local copy of its repository."""
+def hub_rows(
+    source: str | Path, *, config: str | None, split: str, columns: Sequence[str], task: str, how_to_get: str
+) -> list[dict[str, Any]]:
+    """A split of a data set with these columns, from the hub or from a local copy of its repository."""
     import datasets  # slow to import
 
     try:
-        return list(datasets.load_dataset(str(source), config, split=split))
+        rows = list(datasets.load_dataset(str(source), config, split=split))
     except Exception as error:  # what it raises depends on how there is no network, and on its version
         raise NeuronShareError(
             f"{task}: {str(source)!r} is no file or folder in the original format, and could not be loaded as a data "
             f"set (configuration {config!r}, split {split!r}: {_first_line(error)}). {how_to_get}"
         ) from error
+    if not rows or any(column not in rows[0] for column in columns):
+        raise NeuronShareError(
+            f"{task}: {str(source)!r} has {len(rows)} rows with columns {', '.join(rows[0] if rows else ())}; it needs "
+            f"{', '.join(columns)}. {how_to_get}"
+        )
+    return rows
 
 
 def _first_line(error: Exception) -> str:
@@ -197,7 +205,7 @@ def languages_of(task: str, asked: Languages, present: Sequence[str], report: Re
         chosen = [language for language in PAPER if language in present]
         for language in PAPER:
             if language not in present:
-                report.absent(language, "of the paper's languages, but not in the source")
+                report.left_out(language, "of the paper's languages, but not in the source", 0)
         return chosen if len(chosen) > 1 else _two(task, list(present), present)
     if asked == "all":
         return _two(task, list(present), present)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
@@ -123,9 +123,7 @@ def xnli(
     if path and path.is_dir() and (path / FILE).is_file():
         path = path / FILE
     rows: Iterable[tuple[str, str, str, _Sentences]] = (
-        _of_file(path)
-        if path and path.is_file()
-        else _of_data_set(reading.hub_rows(path or source, "all_languages", "test", "xnli", HOW_TO_GET))
+        _of_file(path) if path and path.is_file() else _of_data_set(path or source)
     )
     by_language: dict[str, list[tuple[str, str, _Sentences]]] = {}
     for language, where, key, sentences in rows:
@@ -185,8 +183,16 @@ def _of_file(path: Path) -> Iterator[tuple[str, str, str, _Sentences]]:
         yield row["language"], where, f"{row['promptID']}/{row['pairID']}", sentences
 
 
-def _of_data_set(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, str, _Sentences]]:
+def _of_data_set(source: str | Path) -> Iterator[tuple[str, str, str, _Sentences]]:
     """The same of the hub's configuration all_languages, where a row holds all languages."""
+    rows = reading.hub_rows(
+        source,
+        config="all_languages",
+        split="test",
+        columns=("premise", "hypothesis", "label"),
+        task="xnli",
+        how_to_get=HOW_TO_GET,
+    )
     for number, row in enumerate(rows):
         where = f"row {number} of the data set"
         try:
