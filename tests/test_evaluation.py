@@ -150,6 +150,29 @@ def test_what_exact_takes_for_the_same():
     assert all(evaluation.normalised(a) != evaluation.normalised(b) for a, b in other)
 
 
+def test_number_asks_for_the_last_number_however_it_is_written(animals, backend):
+    model = animals.lens("demo", backend)
+    sums = ns.tasks.world_facts(relations=["sum"], languages=["en", "zh"], limit=6)
+    written = ns.ParallelPrompts(
+        sums.prompts,
+        {
+            "en": [f"{answer}.00" for answer in sums.answers["en"]],
+            "zh": [f" so{answer} euros" for answer in sums.answers["zh"]],
+        },
+    )
+    found = ns.evaluate(model, written, scoring="number", max_new_tokens=4)
+    exact = ns.evaluate(model, sums, scoring="exact", max_new_tokens=4)
+    assert found["prediction"].tolist() == exact["prediction"].tolist()
+    assert found["correct"].tolist() == exact["correct"].tolist()
+    assert found["correct"].any()
+    assert not ns.evaluate(model, written, scoring="exact", max_new_tokens=4)["correct"].any()
+    off = ns.ParallelPrompts(sums.prompts, {language: [" 999"] * 6 for language in sums.languages})
+    assert not ns.evaluate(model, off, scoring="number", max_new_tokens=4)["correct"].any()
+    words = ns.ParallelPrompts({"en": ["x"], "de": ["y"]}, {"en": [" a lot"], "de": [" 3"]})
+    with pytest.raises(ns.NeuronShareError, match="Language 'en', example 0: the answer ' a lot' has no number"):
+        ns.evaluate(model, words, scoring="number")
+
+
 def test_exact_is_cut_at_stop_and_at_a_number_of_tokens(animals):
     model, prompts = animals.lens("demo", "bridge"), ns.demo.prompts()[3:4].select(["en", "de"])
     whole = ns.evaluate(model, prompts, scoring="exact")["prediction"][0]

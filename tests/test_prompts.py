@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pandas as pd
 import pytest
 from datasets import Dataset
 
 import tl_neuronshare as ns
+from tl_neuronshare import models
 
 PROMPTS = ns.ParallelPrompts(
     {"en": ["Red and", "Two and"], "de": ["Rot und", "Zwei und"]},
@@ -76,3 +79,54 @@ def test_what_was_given_can_change_without_changing_the_prompts():
     prompts = ns.ParallelPrompts({"en": english, "de": ["b"]})
     english.append("c")
     assert prompts.prompts["en"] == ("a",)
+
+
+LLAMA_2 = (  # begins with BOS, and puts a space before the answer
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'system' %}<<SYS>>{{ m.content }}<</SYS>>{% else %} {{ m.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+CHAT_ML = (  # no BOS, and a line before the answer
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("template", "space"), [(LLAMA_2, " "), (CHAT_ML, "")])
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_a_chat_template_gives_the_tokens_that_the_tokenizer_gives(animals, backend, name, template, space):
+    """With one BOS, whether the template writes it, the model class puts it there, or both."""
+    model = animals.lens(name, backend)
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = template
+    prompts = ns.ParallelPrompts(
+        {"en": ["Red and", "So"], "de": ["Rot und", "Also"]},
+        {"en": [" blue", "no"], "de": [" blau", " nein"]},
+        {"en": [[" blue", " green"], ["no", " yes"]], "de": [[" blau", " grün"], [" nein", " ja"]]},
+        "colours",
+        examples=["a", "b"],
+    )
+    chat = prompts.with_chat_template(tokenizer, system="Answer.")
+    assert (chat.name, chat.examples, chat.languages) == (prompts.name, prompts.examples, prompts.languages)
+    for language, texts in prompts.prompts.items():
+        messages = [[{"role": "system", "content": "Answer."}, {"role": "user", "content": text}] for text in texts]
+        expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        bos = model.cfg.default_prepend_bos
+        found = models.tokenise(model, chat.prompts[language])
+        if bos and template is CHAT_ML:
+            expected = [[tokenizer.bos_token_id, *row] for row in expected]
+        assert found == expected
+        assert chat.answers[language] == tuple(space + text.strip() for text in prompts.answers[language])
+        assert chat.choices[language][1] == tuple(space + text.strip() for text in prompts.choices[language][1])
+    sharing = ns.categorise(model, chat)
+    assert len(sharing) == 2
+
+
+def test_a_tokenizer_without_a_chat_template_or_one_that_refuses(animals):
+    tokenizer = animals.hugging_face("bloom")[1]
+    prompts = ns.ParallelPrompts({"en": ["Red and"], "de": ["Rot und"]})
+    with pytest.raises(ns.NeuronShareError, match="no chat template"):
+        prompts.with_chat_template(tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no system message') }}"
+    with pytest.raises(ns.NeuronShareError, match="refuses the messages: no system message"):
+        prompts.with_chat_template(tokenizer, system="x")

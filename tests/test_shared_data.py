@@ -10,10 +10,27 @@ import pytest
 
 import tl_neuronshare as ns
 
-MPARAREL = Path(__file__).parents[2] / "shared" / "data" / "mpararel"
+DATA = Path(__file__).parents[2] / "shared" / "data"
+MPARAREL = DATA / "mpararel"
 LANGUAGES = ["de", "en", "es", "fr", "pt", "ru", "th", "tr", "vi", "zh-hans"]
 
-pytestmark = pytest.mark.skipif(not MPARAREL.is_dir(), reason="mParaRel is not beside the checkout")
+TASKS = {
+    "P36": ("fact_probing", "mpararel", {"relations": "P36", "languages": "all"}, "choice", 140, 10),
+    "P37": ("fact_probing", "mpararel", {"relations": "P37", "form": "cloze", "languages": "all"}, "choice", 181, 10),
+    "P1376": (
+        "fact_probing",
+        "mpararel",
+        {"relations": "P1376", "form": "cloze", "languages": "all"},
+        "choice",
+        155,
+        10,
+    ),
+    "en->xx": ("knowledge_editing", "mzsre", {"direction": "en->xx", "languages": "all"}, "exact", 100, 10),
+    "xx->en": ("knowledge_editing", "mzsre", {"direction": "xx->en"}, "exact", 100, 9),
+    "mgsm": ("mgsm", "mgsm", {}, "number", 250, 7),
+}
+
+pytestmark = pytest.mark.skipif(not MPARAREL.is_dir(), reason="the data is not beside the checkout")
 
 
 def lines(kind: str, language: str) -> list[dict[str, str]]:
@@ -39,16 +56,56 @@ def capitals() -> pd.DataFrame:
     return frame[frame["example"].map(in_all)][["example", "language", "prompt", "answer"]]
 
 
-def test_a_frame_joined_by_hand_is_categorised(animals, backend):
-    prompts = ns.ParallelPrompts.from_frame(capitals(), name="P36")
-    assert len(prompts) > 100
-    assert set(prompts.languages) == set(LANGUAGES)
-    index = prompts.examples.index("Q227/Q9248")  # Azerbaijan, Baku
+def test_the_reader_gives_what_a_join_by_hand_gives():
+    by_hand = ns.ParallelPrompts.from_frame(capitals())
+    assert len(by_hand) == 140
+    prompts = ns.tasks.fact_probing(MPARAREL, relations="P36", languages=LANGUAGES)
+    assert prompts.languages == (*LANGUAGES[:-1], "zh")
+    for texts, expected in ((prompts.prompts, by_hand.prompts), (prompts.answers, by_hand.answers)):
+        for language in LANGUAGES:
+            found = zip(prompts.examples, texts["zh" if language == "zh-hans" else language], strict=True)
+            assert {example.removeprefix("P36/"): text for example, text in found} == dict(
+                zip(by_hand.examples, expected[language], strict=True)
+            )
+    index = prompts.examples.index("P36/Q227/Q9248")  # Azerbaijan, Baku
     assert "Aserbaidschan" in prompts.prompts["de"][index]
     assert prompts.answers["en"][index] == " Baku"
-    assert prompts.answers["zh-hans"][index].strip() == "巴库"
-    sharing = ns.categorise(animals.lens("bloom", backend), prompts)
-    assert len(sharing) == len(prompts)
+    assert prompts.answers["zh"][index] == "巴库"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_is_loaded_categorised_and_ablated(task, animals):
+    bloom = animals.lens("bloom", "bridge")
+    reader, folder, options, scoring, n_examples, n_languages = TASKS[task]
+    prompts = getattr(ns.tasks, reader)(DATA / folder, **options)
+    print(prompts, prompts.report.to_string(index=False), sep="\n")
+    assert (len(prompts), len(prompts.languages)) == (n_examples, n_languages)
+    kept, dropped = (prompts.report[prompts.report["outcome"] == outcome] for outcome in ("kept", "dropped"))
+    for language in prompts.languages:
+        rows = [int(table.loc[table["language"] == language, "count"].sum()) for table in (kept, dropped)]
+        assert rows[0] - rows[1] == n_examples
+    sharing = ns.categorise(bloom, prompts[:40])
     assert sharing.summary().groupby("layer")["mean"].sum().round(6).eq(100).all()
-    alone = ns.categorise(animals.lens("bloom", backend), prompts[index : index + 1])
-    assert (alone.activated()[0] != sharing.activated()[index]).sum() <= sharing.activated()[0].numel() // 100_000
+    study = ns.ablation_study(
+        bloom,
+        prompts[:1],
+        sharing[:1],
+        types=["all-shared"],
+        controls=["random"],
+        seeds=[0],
+        scoring=scoring,
+        n_resamples=20,
+    )
+    assert set(study["ablated"]) == {"none", "type", "random"}
+    assert study.loc[study["metric"] == "log_prob", "value"].lt(0).all()
+
+
+@pytest.mark.parametrize(
+    ("relation", "lacking"),
+    [(relation, {"tr"}) for relation in ("P17", "P30", "P37", "P103", "P495")] + [("P1376", {"tr", "zh"})],
+)
+def test_languages_that_have_no_pattern_for_a_continuation(relation, lacking):
+    with pytest.warns(UserWarning, match="left out tr: no pattern"):
+        prompts = ns.tasks.fact_probing(MPARAREL, relations=relation, languages="all")
+    left = {"zh" if language == "zh-hans" else language for language in LANGUAGES} - set(prompts.languages)
+    assert left == lacking

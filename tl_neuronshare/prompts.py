@@ -216,21 +216,26 @@ class ParallelPrompts:
             )
         before = [] if system is None else [{"role": "system", "content": system}]
 
-        def rendered(*messages: dict[str, str], **how: bool) -> str:
+        def rendered(prompt: str, *answer: dict[str, str], **how: bool) -> str:
+            messages = [*before, {"role": "user", "content": prompt}, *answer]
             try:
-                text: str = tokenizer.apply_chat_template([*before, *messages], tokenize=False, **how, **options)
+                text: str = tokenizer.apply_chat_template(messages, tokenize=False, **how, **options)
             except Exception as error:  # whatever a template may raise
                 raise NeuronShareError(f"The chat template refuses the messages: {error}") from error
             return text
 
-        def opened(prompt: str) -> str:
-            return rendered({"role": "user", "content": prompt}, add_generation_prompt=True)
-
-        question, answer = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
-        space = rendered(question, answer, continue_final_message=True).removeprefix(opened("Q")).removesuffix("A")
+        opened = {
+            language: [rendered(text, add_generation_prompt=True) for text in texts]
+            for language, texts in self.prompts.items()
+        }
+        try:
+            whole = rendered("Q", {"role": "assistant", "content": "A"}, continue_final_message=True)
+            space = whole.removeprefix(rendered("Q", add_generation_prompt=True)).removesuffix("A")
+        except NeuronShareError:  # a template that cannot be continued says nothing of a space
+            space = ""
         space = space if space.isspace() else ""
         return ParallelPrompts(
-            {language: list(map(opened, texts)) for language, texts in self.prompts.items()},
+            opened,
             self.answers
             and {language: [space + text.lstrip() for text in texts] for language, texts in self.answers.items()},
             self.choices

@@ -1,0 +1,49 @@
+"""The number that a text ends in, as several languages write it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tl_neuronshare.numerals import last_number
+
+WRITTEN = {
+    "18": [
+        "18",
+        " 18.",
+        "5 + 13 = 18",
+        "Antwort: 18 Äpfel",
+        "是18。",
+        "๑๘",
+        "１８",
+        "the 18th",
+        "(18)",
+        "18.00",
+        "3-18",
+    ],
+    "-18": ["-18", "−18", "it is -18 °C"],
+    "1200": ["1,200", "1.200", "1 200", "1\u00a0200", "1\u202f200", "1'200", "1200", "$1,200.00", "1.200,00 €"],
+    "1234567.5": ["1,234,567.5", "1.234.567,5", "1 234 567,5", "1234567,5"],
+    "0.5": ["0.5", "0,5", "0,500"],
+    "12": ["in 2020 12", "1,200 and 12", "5, 12", "5 12"],
+}
+
+
+@pytest.mark.parametrize(("number", "text"), [(number, text) for number, texts in WRITTEN.items() for text in texts])
+def test_a_number_is_the_same_however_it_is_written(number, text):
+    assert last_number(text) == Decimal(number)
+
+
+@pytest.mark.parametrize("text", ["", "eighteen", "x", ".", "-", "一"])
+def test_texts_without_a_number(text):
+    assert last_number(text) is None
+
+
+@given(
+    st.integers(-(10**9), 10**9), st.sampled_from(["", ",", ".", " ", "\u202f"]), st.sampled_from(["", " euros.", "\n"])
+)
+def test_grouped_integers_are_read_back(number, mark, after):
+    assert last_number(f"about 3 or {number:,}".replace(",", mark) + after) == number
