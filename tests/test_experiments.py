@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -17,6 +18,7 @@ import torch
 from matplotlib import image
 
 import arguments
+import sources
 import tl_neuronshare as ns
 
 ROOT = Path(__file__).parents[1]
@@ -28,19 +30,33 @@ def run(*arguments: object, folder: Path, experiment: str = "patterns") -> subpr
 
 
 @pytest.fixture
-def mistake(tmp_path, monkeypatch, capsys):
-    """What an experiment says on wrong arguments, and its exit status; in this process, for starting one takes long."""
+def at_once(tmp_path, monkeypatch, capsys):
+    """Runs an experiment in this process, for starting one takes long: its exit status, and what it says."""
 
-    def of(*given: object, experiment: str = "patterns") -> tuple[int, str]:
+    def run_here(experiment: str, *given: object) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [experiment, *map(str, given)])
         try:
-            with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+            with warnings.catch_warnings(), torch.random.fork_rng():
                 arguments.run_main(importlib.import_module(experiment).main)
+        except SystemExit as stopped:
+            said = capsys.readouterr().err if isinstance(stopped.code, int) else str(stopped.code)
+            return (stopped.code, said) if isinstance(stopped.code, int) else (1, said)
         finally:
             logging.disable(logging.NOTSET)
-        said = stopped.value.code
-        return (said, capsys.readouterr().err) if isinstance(said, int) else (1, str(said))
+        return 0, capsys.readouterr().out
+
+    return run_here
+
+
+@pytest.fixture
+def mistake(at_once):
+    """The same for wrong arguments."""
+
+    def of(*given: object, experiment: str = "patterns") -> tuple[int, str]:
+        status, said = at_once(experiment, *given)
+        assert status, said
+        return status, said
 
     return of
 
@@ -81,6 +97,73 @@ def test_patterns_on_a_directory(tmp_path, animals):
     } == record["sharing"]  # fmt: skip
     by_language = pd.read_csv(tmp_path / "here" / "by_language.csv")
     assert list(by_language["language"].unique()) == ["en", "th", "zh"]
+
+
+TASKS = {
+    "fact_probing": (sources.mpararel, ("--options", "relations=P36", "form=cloze"), "choice"),
+    "knowledge_editing": (sources.mzsre, ("--options", "direction=xx->en", "instructions=native"), "exact"),
+    "mgsm": (sources.mgsm, (), "number"),
+    "xnli": (sources.xnli, ("--options", "instructions=native", "--languages", "en", "zh"), "choice"),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_by_its_name_and_source(tmp_path, at_once, animals, task):
+    write, options, scoring = TASKS[task]
+    source = write(tmp_path / "source")
+    shared = ("--model", animals.directory("bloom"), "--task", task, "--source", source, "--limit", 2, *options)
+    status, said = at_once("patterns", *shared, "--out", "patterns")
+    assert status == 0, said
+    record = json.loads(Path("patterns/run.json").read_text())
+    assert record["sharing"]["prompts"].startswith(task)
+    assert {"language": "all", "outcome": "kept", "reason": "examples", "count": 2} in record["prompts"]
+    assert "kept, read: en " in said
+    status, said = at_once(
+        *("ablation", *shared, "--out", "ablation", "--types", "all-shared", "--controls", "random", "--seeds", 1)
+    )
+    assert status == 0, said
+    assert json.loads(Path("ablation/run.json").read_text())["study"]["scoring"] == scoring
+
+
+def test_chat_templates_on_the_command_line(tmp_path, at_once, animals):
+    directory = tmp_path / "chatty"
+    shutil.copytree(animals.directory("llama"), directory)
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    (directory / "chat_template.jinja").write_text(template)
+    source = sources.mgsm(tmp_path / "mgsm")
+    options = ("--model", directory, "--task", "mgsm", "--source", source, "--languages", "en", "de")
+    for chat in ((), ("--chat-template",)):
+        status, said = at_once("patterns", *options, *chat)
+        assert status == 0, said
+    plain, chatty = (json.loads(Path(f"runs/patterns/chatty-mgsm{end}/run.json").read_text()) for end in ("", "-chat"))
+    assert plain["sharing"]["fingerprint_of_prompts"] != chatty["sharing"]["fingerprint_of_prompts"]
+
+
+MISTAKEN_TASKS = {
+    "no source": (("--task", "fact_probing"), "error: --task fact_probing needs a --source. mParaRel is github.com"),
+    "no such option": (
+        ("--task", "mgsm", "--options", "form=cloze"),
+        "error: --task mgsm has no option 'form'; it",
+    ),
+    "no value": (("--task", "mgsm", "--options", "instructions"), "error: --options instructions: write NAME=VALUE"),
+    "a source too many": (
+        ("--task", "world_facts", "--source", "x"),
+        "error: --task world_facts has no option",
+    ),
+    "the demo's": (("--source", "x"), "error: --task demo takes no --source and no --options"),
+    "no file": (
+        ("--task", "xnli", "--source", "./x.tsv"),
+        "error: xnli: there is no file or folder './x.tsv'. The",
+    ),
+    "no template": (("--chat-template", "--limit", 1), "error: The tokenizer has no chat template"),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), MISTAKEN_TASKS.values(), ids=MISTAKEN_TASKS)
+def test_mistakes_of_tasks(mistake, given, message):
+    status, said = mistake(*given)
+    assert status == 1
+    assert said.startswith(message), said
 
 
 @pytest.mark.slow
@@ -135,7 +218,7 @@ def test_ablation_on_a_directory_with_other_options(tmp_path, animals):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--generate", "--scoring", "choice"), "error: --generate .* goes with --scoring exact"),
+        (("--generate", "--scoring", "choice"), "error: --generate .* --scoring exact or number"),
         (("--seeds", 0), "error: --seeds 0"),
         (("--ablate", "last", "--skip-special-tokens", "--limit", 2), "error: tokens leave special tokens out"),
         (("--layers", 9, "--limit", 2), r"error: layers=\[9\]; give some of 0 to 3"),
