@@ -153,7 +153,7 @@ def fact_probing(
             options[language].append([before + choice[language] for choice in choices])
     reading.note_answers(prompts, answers, report)
     return ParallelPrompts(
-        prompts, answers, options, f"fact_probing/{'+'.join(names)}", examples=list(kept), report=report.table()
+        prompts, answers, options, f"fact_probing/{'+'.join(names)}/{form}", examples=list(kept), report=report.table()
     )
 
 

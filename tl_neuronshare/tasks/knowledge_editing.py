@@ -142,7 +142,7 @@ def knowledge_editing(
             answers[language].append(reading.before_answer(text) + wanted.expected)
     reading.note_answers(prompts, answers, report)
     return ParallelPrompts(
-        prompts, answers, name=f"knowledge_editing/{direction}", examples=examples, report=report.table()
+        prompts, answers, name=f"knowledge_editing/{direction}/{asks}", examples=examples, report=report.table()
     )
 
 

@@ -159,7 +159,7 @@ def xnli(
             language: [[space[language] + answer for answer in wording[language].answers]] * len(examples)
             for language in chosen
         },
-        "xnli",
+        f"xnli/{instructions}",
         examples=examples,
         report=report.table(),
     )
