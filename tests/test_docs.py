@@ -22,13 +22,18 @@ MODULES = [ns.__name__, *(module.name for module in pkgutil.walk_packages(ns.__p
 COMMANDS = re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings(name, animals, tmp_path, monkeypatch):
+@pytest.fixture
+def beside_sources(tmp_path, monkeypatch):
+    """In a folder with a small source of every task, of the name that it has where it is published."""
     monkeypatch.chdir(tmp_path)
     sources.mpararel(tmp_path / "mpararel_reviewed")
     sources.mzsre(tmp_path / "MzsRE")
     sources.mgsm(tmp_path / "mgsm")
     sources.xnli(tmp_path / "xnli.test.tsv")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name, animals, beside_sources):
     module = importlib.import_module(name)
     model = animals.lens("demo", "bridge")
     known = {
@@ -71,8 +76,7 @@ def snippets():
 
 
 @pytest.mark.parametrize("code", list(snippets()))
-def test_python_in_the_pages_runs_as_it_stands(code, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_python_in_the_pages_runs_as_it_stands(code, beside_sources, monkeypatch, capsys):
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     with torch.random.fork_rng():
         exec(compile(code, "page", "exec"), {"__name__": "page"})  # in this process: starting one takes four seconds

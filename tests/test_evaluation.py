@@ -370,7 +370,7 @@ def test_logits_are_made_for_scored_positions_only(animals, backend, scoring):
         ((PROMPTS, ANSWERS, CHOICES), {"scoring": "greedy"}, "scoring='greedy' is unknown; use one of choice, exact"),
         ((PROMPTS, ANSWERS, CHOICES), {"batch_size": 0}, "batch_size=0 is unknown"),
         ((PROMPTS, ANSWERS, CHOICES), {"prepend_bos": 1}, "prepend_bos=1 is unknown"),
-        ((PROMPTS, ANSWERS, CHOICES), {"max_new_tokens": 3}, "max_new_tokens=3; give .* for scoring='exact' only"),
+        ((PROMPTS, ANSWERS, CHOICES), {"max_new_tokens": 3}, "max_new_tokens=3; give .*not for scoring='choice'"),
         ((PROMPTS, ANSWERS), {"scoring": "exact", "stop": ["s"]}, "'en', example 0: the answer .* contains a text"),
         ((PROMPTS, ANSWERS), {"scoring": "exact", "max_new_tokens": 0}, "max_new_tokens=0"),
         ((PROMPTS, ANSWERS), {"scoring": "exact", "stop": "\n"}, "stop='.n'; give a list"),

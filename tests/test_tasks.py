@@ -207,6 +207,19 @@ def test_a_local_copy_from_the_hub_gives_the_same(tmp_path, offline, mpararel, m
     assert of_hub == ns.tasks.knowledge_editing(mzsre, direction="xx->en")
 
 
+def test_of_a_data_set_only_the_split_is_needed(tmp_path, offline):
+    folder = sources.xnli_from_the_hub(tmp_path / "xnli")
+    before = ns.tasks.xnli(folder)
+    (folder / "README.md").unlink()
+    (folder / "all_languages" / "train-00000-of-00001.parquet").write_text("not read")
+    assert ns.tasks.xnli(folder) == before
+    # And where files are called otherwise, the card says where they are.
+    other = sources.xnli_from_the_hub(tmp_path / "other")
+    (other / "all_languages").rename(other / "of_all")
+    (other / "README.md").write_text((other / "README.md").read_text().replace("path: all_languages", "path: of_all"))
+    assert ns.tasks.xnli(other) == before
+
+
 def test_the_repository_around_the_folder_will_do(tmp_path):
     inside = sources.mpararel(tmp_path / "clone" / "data" / "mpararel_reviewed")
     assert ns.tasks.fact_probing(tmp_path / "clone") == ns.tasks.fact_probing(str(inside))

@@ -84,8 +84,14 @@ def hub_rows(
     """A split of a data set with these columns, from the hub or from a local copy of its repository."""
     import datasets  # slow to import
 
+    # A configuration's other splits would be downloaded too, and XNLI's train split is huge: the split's own files are
+    # asked for, by the names that they have on the hub, and the configuration only where these are not there.
+    of_split = {"data_files": {split: f"{config}/{split}*"}} if config else {}
     try:
-        rows = list(datasets.load_dataset(str(source), config, split=split))
+        try:
+            rows = list(datasets.load_dataset(str(source), split=split, **of_split))
+        except FileNotFoundError:
+            rows = list(datasets.load_dataset(str(source), config, split=split))
     except Exception as error:  # what it raises depends on how there is no network, and on its version
         raise NeuronShareError(
             f"{task}: {str(source)!r} is no file or folder in the original format, and could not be loaded as a data "

@@ -15,8 +15,8 @@ LABELS = ("entailment", "neutral", "contradiction")  # 0, 1, 2 on the hub
 FILE = "xnli.test.tsv"
 HOW_TO_GET = (
     f"The original is XNLI-1.0.zip from github.com/facebookresearch/XNLI: unpack it, and give {FILE} as source. Or "
-    "download the data set where there is a network (hf download facebook/xnli --repo-type dataset --local-dir "
-    "FOLDER), and give FOLDER."
+    "download the data set's part where there is a network (hf download facebook/xnli --repo-type dataset --include "
+    "'all_languages/test*' --local-dir FOLDER), and give FOLDER."
 )
 
 
