@@ -15,7 +15,8 @@ from tl_neuronshare import batching, models
 
 LANGUAGES = list(zoo.LONGER)
 POSITIONS = ["last", "any", "all", -2]
-SITES = [("bloom", "post"), ("opt", "post"), ("llama", "post"), ("llama", "gate"), ("llama", "up"), ("gpt2", "post")]
+SITES = [("bloom", "post"), ("opt", "post"), ("llama", "post"), ("llama", "gate"), ("llama", "up")]
+DEEP = pytest.param("gpt2", "post", marks=pytest.mark.slow)  # twelve layers: 25 s at the four positions
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def recorded(model, prompts, *, side="left", run=None, **options):
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize(("name", "site"), SITES)
+@pytest.mark.parametrize(("name", "site"), [*SITES, DEEP])
 def test_recorder_caches_and_categorise_agree(animals, name, site, position, backend, longer):
     model, options = animals.lens(name, backend), {"site": site, "position": position, "threshold": [0.0, 0.1]}
     expected = ns.categorise(model, longer, **options)

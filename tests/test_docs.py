@@ -72,7 +72,8 @@ def test_public_docstrings_have_an_example(name, thing):
 def snippets():
     for page in PAGES:
         for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
-            yield pytest.param(code, id=f"{page.name}-{number}")
+            marks = [pytest.mark.slow] if page.name == "README.md" else []
+            yield pytest.param(code, id=f"{page.name}-{number}", marks=marks)
 
 
 @pytest.mark.parametrize("code", list(snippets()))
