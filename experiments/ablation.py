@@ -35,7 +35,7 @@ def main() -> None:
     if args.seeds < 1:
         raise ns.NeuronShareError(f"--seeds {args.seeds}: at least one draw is needed.")
     run, prompts, model, sharing = arguments.start("ablation", args)
-    args.scoring = args.scoring or _scoring(args, prompts)
+    args.scoring = run.record["arguments"]["scoring"] = args.scoring or _scoring(args, prompts)
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
 
     def keep_answers(type: str, ablated: str, seed: int | None, found: pd.DataFrame) -> None:

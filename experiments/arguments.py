@@ -60,7 +60,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--chat-template", action="store_true", help="each prompt as a user's message, by the tokenizer's template"
     )
     parser.add_argument(
-        "--languages", nargs="+", metavar="LANGUAGE", help="some of the task's languages (default: the task's own)"
+        "--languages",
+        nargs="+",
+        metavar="LANGUAGE",
+        help="some of the task's languages (default: the task's own; all: all that it has)",
     )
     parser.add_argument(
         "--limit", type=int, metavar="N", help="the first N examples (default: 200, 0 for all)", default=200
@@ -77,7 +80,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, default=0.0, help="activated is above this (default: 0)")
     parser.add_argument("--batch-size", type=_batch_size, default="auto", metavar="N", help="prompts a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default: 0)")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: runs/EXPERIMENT/MODEL-TASK)")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: runs/EXPERIMENT/MODEL-TASK-OPTIONS)")
     return parser
 
 
@@ -116,14 +119,17 @@ def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
         raise ns.NeuronShareError(f"--limit {args.limit} is negative; ask for some examples, or 0 for all.")
     limit = args.limit or None
     name = task_name(args)
-    options = dict(map(_option, args.options))
+    given = list(map(_option, args.options))
+    options = dict(given)
+    if len(options) < len(given):
+        raise ns.NeuronShareError(f"--options {' '.join(args.options)}: one stands there twice; a comma makes a list.")
     if args.source:
         options["source"] = args.source
     if name == DEMO:
         if options:
             raise ns.NeuronShareError(f"--task {DEMO} takes no --source and no --options; name another --task.")
         prompts = ns.demo.prompts()[:limit]
-        return prompts.select(args.languages) if args.languages else prompts
+        return prompts if args.languages in (None, ["all"]) else prompts.select(args.languages)
     known = inspect.signature(TASKS[name]).parameters
     own = [option for option in known if option not in ("source", "languages", "limit", "seed")]
     for option in options:
@@ -132,7 +138,9 @@ def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
     if "source" in known and known["source"].default is inspect.Parameter.empty and not args.source:
         how_to_get = sys.modules[TASKS[name].__module__].HOW_TO_GET
         raise ns.NeuronShareError(f"--task {name} needs a --source. {how_to_get}")
-    languages = {"languages": "all" if args.languages == ["all"] else args.languages} if args.languages else {}
+    languages: dict[str, Any] = {"languages": args.languages} if args.languages else {}
+    if args.languages == ["all"]:
+        languages = {"languages": "all"} if "source" in known else {}
     return TASKS[name](limit=limit, seed=args.seed, **languages, **options)
 
 

@@ -67,7 +67,7 @@ def evaluate(
         scoring: `choice`: the choice with the highest log-probability, summed over its tokens, is the prediction.
             `exact`: greedy decoding, right if it is the answer, whatever its case, its width, and
                 the space, quotes and end of a sentence around it.
-            `number`: greedy decoding, right if its last number is the answer's, however either is written.
+            `number`: greedy decoding, right if its last number is the answer's, as `numerals.last_number` reads both.
         fwd_hooks: a list of pairs (hook name, function), or a function of (language, examples) that returns one for
             each batch: `examples` holds the index of each row's example, so that `masks[examples]` is one mask a row.
             The rows are padded so that their prompts end at the same token. If the function has parameters of these
@@ -76,7 +76,7 @@ def evaluate(
             twice: to score the answer, and to generate. The unembedding sees only the positions that are scored.
         length_normalised: choose by the mean over a choice's tokens rather than their sum.
         max_new_tokens: of greedy decoding; by default as many as the longest answer of the language has, and one for
-            the end.
+            the end; for `number` eight more, since there are longer ways to write one.
         stop: where greedy decoding is cut off, besides the end token.
         batch_size: rows in one forward pass; choices that differ only in their last token share a row.
         prepend_bos: as in `categorise`.
@@ -385,7 +385,7 @@ class Evaluation:
         plans = {}
         for language, rows in self.prompt_tokens.items():
             longest = max(len(one.scored) for one in self.scorers[language].continuations)
-            n_new = longest + 1 if max_new_tokens is None else int(max_new_tokens)
+            n_new = longest + (9 if self.scoring == "number" else 1) if max_new_tokens is None else int(max_new_tokens)
             for example, row in zip(self.prompts.examples, rows, strict=True):
                 where = f"Language {language!r}, example {example!r}"
                 check_length(self.model, len(row) + n_new, where, f"the prompt with {n_new} new tokens")

@@ -233,9 +233,12 @@ class ParallelPrompts:
             space = whole.removeprefix(rendered("Q", add_generation_prompt=True)).removesuffix("A")
         except NeuronShareError:  # a template that cannot be continued says nothing of a space
             space = ""
+        # Lines before an answer belong to the prompt; a space to the answer, for tokenizers merge it with the first word.
         space = space if space.isspace() else ""
+        end = space.rfind("\n") + 1
+        lines, space = space[:end], space[end:]
         return ParallelPrompts(
-            opened,
+            {language: [text + lines for text in texts] for language, texts in opened.items()},
             self.answers
             and {language: [space + text.lstrip() for text in texts] for language, texts in self.answers.items()},
             self.choices

@@ -5,13 +5,17 @@ from __future__ import annotations
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts, short_hash
 from tl_neuronshare.tasks import reading
 from tl_neuronshare.tasks.reading import Languages, Report
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Form = Literal["continuation", "cloze"]
 WithoutPattern = Literal["drop", "refuse"]
@@ -19,14 +23,14 @@ BLANK = "___"
 # The instruction of a cloze, in the language of the pattern, with {} for the text.
 CLOZE = {
     "en": "Fill in the blank: {}\nAnswer:",
-    "de": "Fülle die Lücke: {}\nAntwort:",
+    "de": "Fülle die Lücke aus: {}\nAntwort:",
     "es": "Completa el espacio en blanco: {}\nRespuesta:",
-    "fr": "Complète le blanc : {}\nRéponse :",
+    "fr": "Complète la phrase : {}\nRéponse :",
     "pt": "Preencha a lacuna: {}\nResposta:",
     "ru": "Заполни пропуск: {}\nОтвет:",
     "th": "เติมคำในช่องว่าง: {}\nคำตอบ:",
     "tr": "Boşluğu doldur: {}\nCevap:",
-    "vi": "Điền vào chỗ trống: {}\nĐáp án:",
+    "vi": "Điền vào chỗ trống: {}\nTrả lời:",
     "zh": "填空：{}\n答案：",
 }
 HOW_TO_GET = (
@@ -109,7 +113,7 @@ def fact_probing(
         >>> prompts.choices["en"], prompts.choices["de"]
         (((' Paris', ' Athens', ' La Paz', ' Sucre'),), ((' Paris', ' Athen', ' La Paz', ' Sucre'),))
     """
-    names = [relations] if isinstance(relations, str) else list(relations)
+    names = [relations] if isinstance(relations, str) else relations
     if isinstance(languages, (list, tuple)):
         languages = [_called(language) for language in languages]
     reading.check_task(
@@ -117,7 +121,7 @@ def fact_probing(
         seed=seed,
         one_of={"form": (form, get_args(Form)), "without_pattern": (without_pattern, get_args(WithoutPattern))},
     )
-    if not names or len(set(names)) < len(names):
+    if not isinstance(names, (list, tuple)) or not names or len(set(names)) < len(names):
         raise NeuronShareError(f"relations={relations!r}; give one, such as 'P36', or several different ones.")
     if isinstance(n_choices, bool) or not isinstance(n_choices, int) or n_choices < 2:
         raise NeuronShareError(f"n_choices is {n_choices!r}; an example needs at least two.")
@@ -129,6 +133,7 @@ def fact_probing(
             )
     report = Report()
     spoken = reading.languages_of("fact_probing", languages, found.languages, report)
+    _check_wording(spoken, form, names, pattern, instructions)
     usable = _usable_patterns(found, names, spoken, form, pattern)
     tables = {
         language: reading.by_key((row for name in names for row in found.pairs(name, language)), language, report)
@@ -139,15 +144,22 @@ def fact_probing(
         _leave_out(lacking, tables, form, without_pattern, report)
     spoken = list(tables)
     by_label = {str(pair): pair for pair in reading.in_all_languages(tables, "fact_probing", report)}
-    kept = _with_choices(by_label, _Objects(tables, seed), n_choices, limit=limit, seed=seed, report=report)
-    wording = _Wording(usable, form, pattern, instructions or {}, seed)
+    kept = _with_choices(
+        by_label,
+        _Objects(tables, _stated(found, names, tables), seed),
+        n_choices,
+        limit=limit,
+        seed=seed,
+        report=report,
+    )
+    asking = _Asking(usable, form, pattern, CLOZE | dict(instructions or {}), seed)
     prompts: dict[str, list[str]] = defaultdict(list)
     answers: dict[str, list[str]] = defaultdict(list)
     options: dict[str, list[list[str]]] = defaultdict(list)
     for language in spoken:
         for label, choices in kept.items():
             pair = by_label[label]
-            prompt, before = wording.of(pair, language, tables[language][pair].subject)
+            prompt, before = asking.of(pair, language, tables[language][pair].subject)
             prompts[language].append(prompt)
             answers[language].append(before + tables[language][pair].object)
             options[language].append([before + choice[language] for choice in choices])
@@ -164,17 +176,19 @@ def _source(source: str | Path) -> _Folder | _DataSet:
             return _Folder(path / name)
     if path and path.is_file():
         raise NeuronShareError(f"fact_probing: {str(path)!r} is a file; give a folder. {HOW_TO_GET}")
-    rows = reading.hub_rows(
+    data = reading.hub_data(
         path or source, config=None, split="train", columns=_COLUMNS, task="fact_probing", how_to_get=HOW_TO_GET
     )
-    return _DataSet(rows, str(source))
+    return _DataSet(data, str(source))
 
 
 class _Folder:
     """The original: a file of JSON lines for each language and relation. What a language lacks is empty."""
 
     def __init__(self, folder: Path) -> None:
-        self._folders = {_called(path.name): path.name for path in sorted((folder / "tuples").iterdir())}
+        self._folders = {
+            _called(path.name): path.name for path in sorted((folder / "tuples").iterdir()) if path.is_dir()
+        }
         self._folder = folder
         self.languages = list(self._folders)
         self.relations = sorted({path.stem for path in (folder / "tuples").glob("*/*.jsonl")})
@@ -199,31 +213,44 @@ class _Folder:
 class _DataSet:
     """The same from a table with a row for each language, relation, template and pair, as on the hub."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        self._rows: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
-        for number, row in enumerate(rows):
-            # With aliases an object has a list of labels, of which the first is its own.
-            label = row["obj_label"]
-            with_one_label = {**row, "obj_label": label[0] if isinstance(label, list) and label else label}
-            where = f"{name}, row {number}"
-            of_row = reading.fields(with_one_label, _COLUMNS, where)
-            self._rows[of_row["relation"], _called(of_row["language"])][where] = of_row
-        self.languages = sorted({language for _, language in self._rows})
-        self.relations = sorted({relation for relation, _ in self._rows})
+    def __init__(self, data: Dataset, name: str) -> None:
+        self._data, self._name = data, name
+        self._rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.languages = sorted(map(_called, data.unique("language")))
+        self.relations = sorted(data.unique("relation"))
 
     def pairs(self, relation: str, language: str) -> Iterator[tuple[str, _Pair, _Labels]]:
         seen = set()
-        for where, row in self._rows.get((relation, language), {}).items():
+        for where, row in self._of(relation, language):
             found = _Pair(relation, row["sub_uri"], row["obj_uri"]), _Labels(row["sub_label"], row["obj_label"])
             if found not in seen:  # it has a row for each template
                 seen.add(found)
                 yield where, *found
 
     def patterns(self, relation: str, language: str) -> Iterator[tuple[str, str]]:
-        templates = {row["template"]: where for where, row in self._rows.get((relation, language), {}).items()}
-        for template, where in templates.items():
+        numbered = {(row.get("template_id", 0), row["template"]): where for where, row in self._of(relation, language)}
+        for (_, template), where in sorted(numbered.items()):
             space = "" if language in _NO_SPACES else " "
             yield where, template if "[Y]" in template else f"{template}{space}[Y]"  # some cut it off their end
+
+    def _of(self, relation: str, language: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The rows of a relation and language; of the millions that there are, only those of the relation are read."""
+        if not any(name == relation for name, _ in self._rows):
+            of_relation = self._data.filter(
+                lambda names: [name == relation for name in names],
+                batched=True,
+                input_columns=["relation"],
+                keep_in_memory=True,
+            )
+            for row in of_relation:
+                self._rows.setdefault((relation, _called(row["language"])), []).append(row)
+        for number, row in enumerate(self._rows.get((relation, language), ())):
+            # With aliases an object has a list of labels, of which the first is its own.
+            label = row["obj_label"]
+            with_one_label = {**row, "obj_label": label[0] if isinstance(label, list) and label else label}
+            where = f"{self._name}, {relation} in {language!r}, row {number}"
+            numbered = {"template_id": row["template_id"]} if "template_id" in row else {}
+            yield where, reading.fields(with_one_label, _COLUMNS, where) | numbered
 
 
 def _called(folder: str) -> str:
@@ -231,13 +258,35 @@ def _called(folder: str) -> str:
     return "zh" if folder == "zh-hans" else folder
 
 
+def _check_wording(
+    languages: Sequence[str], form: Form, relations: Sequence[str], pattern: Any, instructions: Any
+) -> None:
+    """Refuse patterns and instructions that would not be used, and a cloze without an instruction."""
+    if isinstance(pattern, Mapping) and len(relations) > 1:
+        raise NeuronShareError("pattern is a mapping, and says the same of every relation; ask for one relation only.")
+    if instructions is not None and (not isinstance(instructions, Mapping) or form != "cloze"):
+        raise NeuronShareError(
+            f"instructions={instructions!r}; give a mapping from languages to texts with {{}}, for form='cloze' only."
+        )
+    own = instructions or {}
+    for what, given in (("pattern", pattern if isinstance(pattern, Mapping) else {}), ("instructions", own)):
+        for language in given:
+            if language not in languages:
+                raise NeuronShareError(f"{what} is for {language!r} too; the languages are {', '.join(languages)}.")
+    for language in languages if form == "cloze" else ():
+        text = own.get(language, CLOZE.get(language))
+        if not isinstance(text, str) or "{}" not in text:
+            raise NeuronShareError(
+                f"fact_probing has no instruction in {language!r}; it has some in {', '.join(CLOZE)}. Give "
+                f"instructions={{{language!r}: '... {{}} ...'}}, with {{}} for the text."
+            )
+
+
 def _usable_patterns(
     source: _Folder | _DataSet, relations: Sequence[str], languages: Sequence[str], form: Form, pattern: Any
 ) -> dict[str, dict[str, list[str]]]:
     """For each language and relation the patterns that fit the form, in their order; the user's own come first."""
     own = pattern if isinstance(pattern, Mapping) else {}
-    if unknown := [language for language in own if language not in languages]:
-        raise NeuronShareError(f"pattern is for {unknown[0]!r} too; the languages are {', '.join(languages)}.")
     if not own and pattern != "random" and (isinstance(pattern, (bool, str)) or not isinstance(pattern, int)):
         raise NeuronShareError(f"pattern={pattern!r}; give a number from 0, 'random', or a mapping from languages.")
     usable: dict[str, dict[str, list[str]]] = {language: {} for language in languages}
@@ -325,42 +374,75 @@ def _with_choices(
     return kept
 
 
+def _stated(
+    source: _Folder | _DataSet, relations: Sequence[str], tables: Mapping[str, Iterable[_Pair]]
+) -> dict[tuple[str, str], set[str]]:
+    """The objects that the file of any language says of each subject, also languages that were not asked for."""
+    true: dict[tuple[str, str], set[str]] = defaultdict(set)
+    others = (
+        pair
+        for language in source.languages
+        if language not in tables
+        for relation in relations
+        for _, pair, _ in source.pairs(relation, language)
+    )
+    for pair in chain(*tables.values(), others):
+        true[pair.relation, pair.subject].add(pair.object)
+    return true
+
+
 class _Objects:
     """The objects of each relation, what all languages call them, and of which subjects they are true."""
 
-    def __init__(self, tables: Mapping[str, Mapping[_Pair, _Labels]], seed: int) -> None:
-        self._tables, self._seed = tables, seed
-        self._true: dict[tuple[str, str], set[str]] = defaultdict(set)
+    def __init__(
+        self,
+        tables: Mapping[str, Mapping[_Pair, _Labels]],
+        true: Mapping[tuple[str, str], Iterable[str]],
+        seed: int,
+    ) -> None:
+        self._tables, self._true, self._seed = tables, true, seed
         counts: dict[tuple[str, str], dict[str, Counter[str]]] = defaultdict(dict)
         for language, table in tables.items():
             for pair, labels in table.items():
-                self._true[pair.relation, pair.subject].add(pair.object)
                 counts[pair.relation, pair.object].setdefault(language, Counter())[labels.object] += 1
         # Of several labels the most frequent, of equally frequent ones the first in the alphabet.
         self._labels: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
         for (relation, object), of_object in counts.items():
-            if len(of_object) == len(tables):
-                self._labels[relation][object] = {
-                    language: min(found, key=lambda label: (-found[label], label))
-                    for language, found in of_object.items()
-                }
+            self._labels[relation][object] = {
+                language: min(found, key=lambda label: (-found[label], label)) for language, found in of_object.items()
+            }
 
     def choices(self, pair: _Pair, n_choices: int) -> list[Mapping[str, str]] | None:
         """The pair's object among others, what each language calls them; None if there is no other."""
+        labels, true = self._labels[pair.relation], self._true[pair.relation, pair.subject]
         drawn = {pair.object: {language: table[pair].object for language, table in self._tables.items()}}
-        labels = self._labels[pair.relation]
+        # Neither may another be called as something that is true, nor as one that was drawn before.
+        taken = {
+            language: {
+                label.casefold() for label in (drawn[pair.object][language], *self._called(labels, true, language))
+            }
+            for language in self._tables
+        }
         for object in reading.in_order(labels, f"{self._seed}/{pair}"):
             if len(drawn) == n_choices:
                 break
-            if object in self._true[pair.relation, pair.subject]:
+            names = labels[object]
+            if object in true or len(names) < len(self._tables):
                 continue
-            if all(labels[object][language] != other[language] for other in drawn.values() for language in other):
-                drawn[object] = labels[object]
+            if all(name.casefold() not in taken[language] for language, name in names.items()):
+                drawn[object] = names
+                for language, name in names.items():
+                    taken[language].add(name.casefold())
         order = reading.in_order(drawn, f"{self._seed}/{pair}/order")
         return [drawn[object] for object in order] if len(drawn) > 1 else None
 
+    @staticmethod
+    def _called(labels: Mapping[str, Mapping[str, str]], objects: Iterable[str], language: str) -> Iterator[str]:
+        """What a language calls these objects, where it knows them."""
+        return (labels[object][language] for object in objects if language in labels.get(object, ()))
 
-class _Wording:
+
+class _Asking:
     """Which pattern asks for a pair in a language, and how."""
 
     def __init__(
@@ -368,17 +450,10 @@ class _Wording:
         usable: Mapping[str, Mapping[str, Sequence[str]]],
         form: Form,
         pattern: Any,
-        instructions: Mapping[str, str],
+        cloze: Mapping[str, str],
         seed: int,
     ) -> None:
-        self._usable, self._form, self._pattern, self._seed = usable, form, pattern, seed
-        self._cloze = CLOZE | dict(instructions)
-        for language in usable if form == "cloze" else ():
-            if "{}" not in self._cloze.get(language, ""):
-                raise NeuronShareError(
-                    f"fact_probing has no instruction in {language!r}; it has some in {', '.join(CLOZE)}. Give "
-                    f"instructions={{{language!r}: '... {{}} ...'}}, with {{}} for the text."
-                )
+        self._usable, self._form, self._pattern, self._cloze, self._seed = usable, form, pattern, cloze, seed
 
     def of(self, pair: _Pair, language: str, subject: str) -> tuple[str, str]:
         """The prompt, and what comes before its answer: a space or nothing."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.tasks import reading
-from tl_neuronshare.tasks.reading import Instructions, Languages, Report
+from tl_neuronshare.tasks.reading import QUESTION, Instructions, Languages, Report
 
 Direction = Literal["en->xx", "xx->en"]
 Asks = Literal["reliability", "generality", "locality", "portability"]
@@ -18,7 +18,7 @@ HOW_TO_GET = (
     "The original is github.com/weixuan-wang123/ReMaKE, folder data/MzsRE, with mzsre_test_duplicate_enLANGUAGE.json: "
     "give that folder as source. A data set needs a column for each language, en among them, with the same fields."
 )
-# How the new fact and the question are told: {} is the text.
+# How the new fact is told in each language: {} is the text.
 FACT = {
     "en": "New fact: {}",
     "de": "Neue Tatsache: {}",
@@ -31,19 +31,8 @@ FACT = {
     "vi": "Sự thật mới: {}",
     "zh": "新事实：{}",
 }
-QUESTION = {
-    "en": "Question: {}\nAnswer:",
-    "de": "Frage: {}\nAntwort:",
-    "es": "Pregunta: {}\nRespuesta:",
-    "fr": "Question : {}\nRéponse :",
-    "pt": "Pergunta: {}\nResposta:",
-    "ru": "Вопрос: {}\nОтвет:",
-    "th": "คำถาม: {}\nคำตอบ:",
-    "tr": "Soru: {}\nCevap:",
-    "vi": "Câu hỏi: {}\nTrả lời:",
-    "zh": "问题：{}\n答案：",
-}
-_NAME = re.compile(r"_en([\w-]+)\.json")
+_NAME = re.compile(r"mzsre_test_duplicate_en([\w-]+)\.json")
+_OF_NATURAL_QUESTIONS = "nq question: "  # before the unrelated questions, in English only
 
 
 class _Edit(NamedTuple):
@@ -75,7 +64,7 @@ def knowledge_editing(
     """Edits of MzsRE, told in the context: a new fact in one language, then a question in another, with its answer.
 
     Edits are aligned by their English question and answer. English itself is one of the languages: told and asked
-    in English.
+    in English. The words "nq question: ", with which only English questions of `locality` begin, are left out.
 
     Args:
         source: the folder with `mzsre_test_duplicate_enLANGUAGE.json`, one such file, or the name of a data set.
@@ -118,13 +107,16 @@ def knowledge_editing(
     if instructions == "native":
         reading.check_wording("knowledge_editing", chosen, QUESTION, 'instructions="english"')
     # English stands beside every other language, the same in each.
-    others = {
-        language: reading.by_key(_edits(entries[language], language, asks), language, report)
+    rows = {language: list(_edits(entries[language], language, asks)) for language in chosen if language != "en"}
+    others = {language: reading.by_key(of_language, language, report) for language, of_language in rows.items()}
+    of_english = [(where, key, both.english) for table in rows.values() for where, key, both in table]
+    english = reading.by_key(of_english, "en", Report())  # refuses files that differ in English
+    if "en" in chosen:
+        report.kept("en", "read", len(english))
+    tables = {
+        language: others[language] if language != "en" else {key: _Both(edit, edit) for key, edit in english.items()}
         for language in chosen
-        if language != "en"
     }
-    english = {key: _Both(both.english, both.english) for table in others.values() for key, both in table.items()}
-    tables = {language: others.get(language, english) for language in chosen}
     shared = reading.in_all_languages(tables, "knowledge_editing", report)
     examples = reading.first(reading.in_order(shared, seed), limit, report)
     prompts: dict[str, list[str]] = {}
@@ -136,11 +128,13 @@ def knowledge_editing(
         for key in examples:
             english_edit, edit = tables[language][key]
             fact, wanted = (english_edit, edit) if direction == "en->xx" else (edit, english_edit)
-            text = FACT[words[0]].replace("{}", f"{fact.question} {fact.answer}")
+            told_fact = fact.question + reading.before_answer(fact.question) + fact.answer
+            text = FACT[words[0]].replace("{}", told_fact)
             text += "\n" + QUESTION[words[1]].replace("{}", wanted.asked)
             prompts[language].append(text)
             answers[language].append(reading.before_answer(text) + wanted.expected)
-    reading.note_answers(prompts, answers, report)
+    if direction == "en->xx":  # the other way round all answers are the same, in English
+        reading.note_answers(prompts, answers, report)
     return ParallelPrompts(
         prompts, answers, name=f"knowledge_editing/{direction}/{asks}", examples=examples, report=report.table()
     )
@@ -157,14 +151,18 @@ def _source(source: str | Path) -> dict[str, Iterable[tuple[str, Any]]]:
                 f"{path}: entries are in en and {', '.join(sorted(found)) or 'nothing else'}, not in two."
             )
         return {found.pop(): entries}
-    files = {match[1]: file for file in sorted(path.iterdir()) if (match := _NAME.search(file.name))} if path else {}
+    files = {match[1]: file for file in sorted(path.iterdir()) if (match := _NAME.fullmatch(file.name))} if path else {}
     if files:
         return {language: reading.json_list(file) for language, file in files.items()}
-    rows = reading.hub_rows(
+    rows = reading.hub_data(
         path or source, config=None, split="test", columns=("en",), task="knowledge_editing", how_to_get=HOW_TO_GET
     )
-    languages = sorted({language for row in rows for language in row if isinstance(row[language], dict)} - {"en"})
-    return {language: [(f"{source}, row {number}", row) for number, row in enumerate(rows)] for language in languages}
+    of_language: dict[str, list[tuple[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        for language, entry in row.items():
+            if language != "en" and isinstance(entry, dict):
+                of_language.setdefault(language, []).append((f"{source}, row {number}", row))
+    return {language: of_language[language] for language in sorted(of_language)}
 
 
 def _edits(entries: Iterable[tuple[str, Any]], language: str, asks: Asks) -> Iterator[tuple[str, str, _Both]]:
@@ -186,4 +184,5 @@ def _edit(entry: Any, language: str, asks: Asks, where: str) -> _Edit:
     else:
         names = {"reliability": ("src", "alt"), "generality": ("rephrase", "alt"), "locality": ("loc", "loc_ans")}[asks]
         asked = reading.fields(of_language, names, where)
-    return _Edit(fact["src"], fact["alt"], asked[names[0]], asked[names[1]])
+    question, expected = (asked[name] for name in names)
+    return _Edit(fact["src"], fact["alt"], question.removeprefix(_OF_NATURAL_QUESTIONS), expected)

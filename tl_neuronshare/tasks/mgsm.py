@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import get_args
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.numerals import last_number
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.tasks import reading
-from tl_neuronshare.tasks.reading import Instructions, Languages, Report
+from tl_neuronshare.tasks.reading import QUESTION, Instructions, Languages, Report
 
 HOW_TO_GET = (
     "The original is github.com/google-research/url-nlp, folder mgsm, with mgsm_LANGUAGE.tsv: give that folder as "
@@ -19,19 +21,7 @@ HOW_TO_GET = (
 )
 # In the hub's data set every language is a configuration.
 HUB_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
-WORDING = {
-    "bn": "প্রশ্ন: {}\nউত্তর:",
-    "de": "Frage: {}\nAntwort:",
-    "en": "Question: {}\nAnswer:",
-    "es": "Pregunta: {}\nRespuesta:",
-    "fr": "Question : {}\nRéponse :",
-    "ja": "問題：{}\n答え：",
-    "ru": "Задача: {}\nОтвет:",
-    "sw": "Swali: {}\nJibu:",
-    "te": "ప్రశ్న: {}\nసమాధానం:",
-    "th": "โจทย์: {}\nคำตอบ:",
-    "zh": "问题：{}\n答案：",
-}
+_NUMBER = re.compile(r"-?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")
 
 
 def mgsm(
@@ -44,8 +34,8 @@ def mgsm(
 ) -> ParallelPrompts:
     """Problems of MGSM's test set, with the number that answers each; to be scored by `scoring="number"`.
 
-    MGSM has no keys: line i is the same problem in every language. A file that has another answer on some line, or
-    lines too few, is refused, since problems could be mistaken for each other from there on.
+    MGSM has no keys: problem i is the same in every language. A file that has another answer somewhere, or problems
+    too few, is refused. Lines that changed places and have the same answer cannot be told from right ones.
 
     Args:
         source: the hub's data set or a local copy of its repository, or the original folder with `mgsm_LANGUAGE.tsv`.
@@ -57,7 +47,7 @@ def mgsm(
 
     Returns:
         Prompts that end in the word for answer; no choices. Answers are numbers in digits, without separators. An
-        example is called by its line, from 1.
+        example is called by its place in the file, from 1.
 
     Raises:
         NeuronShareError: no such source or language; a line that is not as it should be, by file and number; languages
@@ -77,9 +67,10 @@ def mgsm(
     if path and path.is_file():
         raise NeuronShareError(f"mgsm: {str(path)!r} is one language's file; give the folder. {HOW_TO_GET}")
     files = {file.stem.removeprefix("mgsm_"): file for file in sorted(path.glob("mgsm_*.tsv"))} if path else {}
-    chosen = reading.languages_of("mgsm", languages, list(files or HUB_LANGUAGES), report)
+    copied = sorted({file.parent.name for file in path.glob("*/test*")}) if path else []
+    chosen = reading.languages_of("mgsm", languages, list(files) or copied or HUB_LANGUAGES, report)
     if instructions == "native":
-        reading.check_wording("mgsm", chosen, WORDING, 'instructions="english"')
+        reading.check_wording("mgsm", chosen, QUESTION, 'instructions="english"')
     tables = {
         language: list(_of_file(files[language]) if files else _of_data_set(path or source, language))
         for language in chosen
@@ -88,7 +79,7 @@ def mgsm(
         report.kept(language, "read", len(tables[language]))
     _check_parallel(tables)
     numbers = reading.first(reading.in_order(map(str, range(1, len(tables[chosen[0]]) + 1)), seed), limit, report)
-    wording = {language: WORDING[language if instructions == "native" else "en"] for language in chosen}
+    wording = {language: QUESTION[language if instructions == "native" else "en"] for language in chosen}
     problems = {language: [tables[language][int(number) - 1] for number in numbers] for language in chosen}
     prompts = {
         language: [wording[language].replace("{}", question) for _, question, _ in problems[language]]
@@ -112,25 +103,27 @@ def _of_file(path: Path) -> Iterator[tuple[str, str, str]]:
         question, tab, answer = line.partition("\t")
         if not tab or not question.strip():
             raise NeuronShareError(f"{where}: no question, TAB and answer; is the line cut off?")
-        yield where, question.strip(), _number(answer, where)
+        if not _NUMBER.fullmatch(answer.strip()):
+            raise NeuronShareError(f"{where}: the answer {answer!r} is no number.")
+        yield where, question.strip(), _in_digits(answer.strip().replace(",", ""))
 
 
 def _of_data_set(source: str | Path, language: str) -> Iterator[tuple[str, str, str]]:
     """The same of a configuration of the hub's data set."""
     columns = ("question", "answer_number")
-    rows = reading.hub_rows(source, config=language, split="test", columns=columns, task="mgsm", how_to_get=HOW_TO_GET)
+    rows = reading.hub_data(source, config=language, split="test", columns=columns, task="mgsm", how_to_get=HOW_TO_GET)
     for number, row in enumerate(rows):
         where = f"{source}, configuration {language!r}, row {number}"
-        of_row = reading.fields({**row, "answer_number": str(row["answer_number"])}, columns, where)
-        yield where, of_row["question"], _number(of_row["answer_number"], where)
+        question = reading.fields(row, ("question",), where)["question"]
+        answer = row["answer_number"]
+        if isinstance(answer, bool) or not isinstance(answer, (int, float)) or not math.isfinite(answer):
+            raise NeuronShareError(f"{where}: the answer_number is {answer!r}, which is no number.")
+        yield where, question, _in_digits(str(answer))
 
 
-def _number(text: str, where: str) -> str:
-    """An answer in digits, without separators."""
-    number = last_number(text)
-    if number is None or len(text.split()) != 1:
-        raise NeuronShareError(f"{where}: the answer {text!r} is no number.")
-    return f"{number:f}"
+def _in_digits(number: str) -> str:
+    """A number without exponent and without zeros that say nothing."""
+    return f"{Decimal(number):f}".rstrip("0").rstrip(".") if "." in number or "e" in number else number
 
 
 def _check_parallel(tables: dict[str, list[tuple[str, str, str]]]) -> None:
@@ -140,11 +133,11 @@ def _check_parallel(tables: dict[str, list[tuple[str, str, str]]]) -> None:
         for (where, _, number), (there, _, other_number) in zip(tables[one], tables[other], strict=False):
             if number != other_number:
                 raise NeuronShareError(
-                    f"mgsm: the answer is {number} at {where}, and {other_number} at {there}. Line i must be the same "
-                    "problem in every language: a line may be missing, or the files in another order."
+                    f"mgsm: the answer is {number} at {where}, and {other_number} at {there}. Problem i must be "
+                    "the same in every language: a line may be missing, or the files in another order."
                 )
         if len(tables[one]) != len(tables[other]):
             raise NeuronShareError(
-                f"mgsm: {one!r} has {len(tables[one])} problems, {other!r} {len(tables[other])}. Line i must be the "
-                "same problem in every language: give whole files."
+                f"mgsm: {one!r} has {len(tables[one])} problems, {other!r} {len(tables[other])}. Problem i must be the "
+                "same in every language: give whole files."
             )

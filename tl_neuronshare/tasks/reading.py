@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pandas as pd
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import short_hash
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Row = TypeVar("Row")
 Key = TypeVar("Key", bound=Hashable)
@@ -19,7 +23,25 @@ Languages = Sequence[str] | Literal["all"] | None
 Instructions = Literal["english", "native"]
 PAPER = ("en", "de", "es", "fr", "ru", "th", "tr", "vi", "zh")
 REPORT_COLUMNS = ("language", "outcome", "reason", "count")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SPACE = re.compile(r"\s*")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# How a question is put in each language: {} is the text.
+QUESTION = {
+    "bn": "প্রশ্ন: {}\nউত্তর:",
+    "de": "Frage: {}\nAntwort:",
+    "en": "Question: {}\nAnswer:",
+    "es": "Pregunta: {}\nRespuesta:",
+    "fr": "Question : {}\nRéponse :",
+    "ja": "質問：{}\n答え：",
+    "pt": "Pergunta: {}\nResposta:",
+    "ru": "Вопрос: {}\nОтвет:",
+    "sw": "Swali: {}\nJibu:",
+    "te": "ప్రశ్న: {}\nసమాధానం:",
+    "th": "คำถาม: {}\nคำตอบ:",
+    "tr": "Soru: {}\nCevap:",
+    "vi": "Câu hỏi: {}\nTrả lời:",
+    "zh": "问题：{}\n答案：",
+}
 
 
 class Report:
@@ -53,12 +75,12 @@ class Report:
 
 def check_task(*, limit: int | None, seed: int, one_of: Mapping[str, tuple[Any, Iterable[str]]] | None = None) -> None:
     """Refuse options that no task has; `one_of` says for each other option its value and what it can be."""
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1):
         raise NeuronShareError(f"limit is {limit!r}; ask for at least one example, or leave it out for all.")
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise NeuronShareError(f"seed is {seed!r}; give a whole number.")
     for name, (value, known) in (one_of or {}).items():
-        if value not in tuple(known):
+        if not isinstance(value, str) or value not in tuple(known):
             raise NeuronShareError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, known))}.")
 
 
@@ -66,21 +88,23 @@ def local_path(source: str | Path, task: str, how_to_get: str) -> Path | None:
     """The file or folder that a source is, or None if it can only be the name of a data set on the hub."""
     if not isinstance(source, (str, Path)) or not str(source).strip():
         raise NeuronShareError(f"{task}: source={source!r} is no path and no name of a data set. {how_to_get}")
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    if (
-        isinstance(source, Path)
-        or not _HUB_NAME.fullmatch(source)
-        or path.suffix in (".tsv", ".json", ".jsonl", ".csv")
-    ):
-        raise NeuronShareError(f"{task}: there is no file or folder {str(source)!r}. {how_to_get}")
+    try:
+        path = Path(source).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise NeuronShareError(f"{task}: source={str(source)[:80]!r} is no path ({error}). {how_to_get}") from error
+    if isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in (".tsv", ".json", ".jsonl"):
+        raise NeuronShareError(
+            f"{task}: there is no file or folder {str(source)!r}, and a data set of the hub is called OWNER/NAME. "
+            f"{how_to_get}"
+        )
     return None
 
 
-def hub_rows(
+def hub_data(
     source: str | Path, *, config: str | None, split: str, columns: Sequence[str], task: str, how_to_get: str
-) -> list[dict[str, Any]]:
+) -> Dataset:
     """A split of a data set with these columns, from the hub or from a local copy of its repository."""
     import datasets  # slow to import
 
@@ -89,20 +113,20 @@ def hub_rows(
     of_split = {"data_files": {split: f"{config}/{split}*"}} if config else {}
     try:
         try:
-            rows = list(datasets.load_dataset(str(source), split=split, **of_split))
+            found = datasets.load_dataset(str(source), split=split, **of_split)
         except FileNotFoundError:
-            rows = list(datasets.load_dataset(str(source), config, split=split))
+            found = datasets.load_dataset(str(source), config, split=split)
     except Exception as error:  # what it raises depends on how there is no network, and on its version
         raise NeuronShareError(
             f"{task}: {str(source)!r} is no file or folder in the original format, and could not be loaded as a data "
             f"set (configuration {config!r}, split {split!r}: {_first_line(error)}). {how_to_get}"
         ) from error
-    if not rows or any(column not in rows[0] for column in columns):
+    if not len(found) or any(column not in found.column_names for column in columns):
         raise NeuronShareError(
-            f"{task}: {str(source)!r} has {len(rows)} rows with columns {', '.join(rows[0] if rows else ())}; it needs "
+            f"{task}: {str(source)!r} has {len(found)} rows with columns {', '.join(found.column_names)}; it needs "
             f"{', '.join(columns)}. {how_to_get}"
         )
-    return rows
+    return found
 
 
 def _first_line(error: Exception) -> str:
@@ -134,40 +158,34 @@ def json_lines(path: Path, names: Sequence[str]) -> Iterator[tuple[str, dict[str
     for where, line in lines_of(path):
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise NeuronShareError(f"{where}: this is not JSON ({error.msg}); is the line cut off?") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise NeuronShareError(f"{where}: this is not JSON ({error}); is the line cut off?") from error
         yield where, fields(value, names, where)
 
 
 def json_list(path: Path) -> Iterator[tuple[str, Any]]:
     """The entries of a file that is one JSON list, each after the line on which it begins."""
     text, decoder = text_of(path), json.JSONDecoder()
-    end = len(text) - len(text.lstrip())
-    if text[end : end + 1] != "[":
-        raise NeuronShareError(f"{path}, line 1: this is no JSON list; give the file in its original format.")
-    while True:
-        start = _next(text, end + 1)
-        if text[start : start + 1] == "]":
-            return
-        where = f"{path}, line {text.count(chr(10), 0, start) + 1}"
+
+    def line(place: int) -> str:
+        return f"{path}, line {text.count(chr(10), 0, place) + 1}"
+
+    place = _SPACE.match(text).end()  # type: ignore[union-attr]  # it matches nothing too
+    if text[place : place + 1] != "[":
+        raise NeuronShareError(f"{line(place)}: this is no JSON list; give the file in its original format.")
+    while text[place] != "]":
+        start = _SPACE.match(text, place + 1).end()  # type: ignore[union-attr]
         try:
             value, end = decoder.raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            raise NeuronShareError(f"{path}, line {error.lineno}: this is not JSON ({error.msg}).") from error
-        yield where, value
-        end = _next(text, end)
-        if text[end : end + 1] not in (",", "]"):
-            line = text.count("\n", 0, end) + 1
-            raise NeuronShareError(f"{path}, line {line}: the list does not go on here; is the file cut off?")
-        if text[end] == "]":
-            return
-
-
-def _next(text: str, start: int) -> int:
-    """Where the white space from here ends."""
-    while text[start : start + 1].isspace():
-        start += 1
-    return start
+        except (json.JSONDecodeError, RecursionError) as error:
+            at = getattr(error, "pos", start)
+            raise NeuronShareError(f"{line(at)}: this is not JSON ({error}); is the file cut off?") from error
+        yield line(start), value
+        place = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+        if text[place : place + 1] not in ("]", ","):
+            raise NeuronShareError(f"{line(place)}: the list does not go on here; is the file cut off?")
+    if text[place + 1 :].strip():
+        raise NeuronShareError(f"{line(place + 1)}: more comes after the list; give one list.")
 
 
 def fields(value: Any, names: Sequence[str], where: str) -> dict[str, str]:
@@ -182,13 +200,18 @@ def fields(value: Any, names: Sequence[str], where: str) -> dict[str, str]:
                 f"{where}: {name!r} is {value[name]!r}; give a text that is not empty, or drop this entry in every "
                 "language."
             )
+        if not value[name].isascii() and any("\ud800" <= char <= "\udfff" for char in value[name]):
+            raise NeuronShareError(f"{where}: {name!r} holds half a character ({value[name]!r}); write it whole.")
     return {name: value[name].strip() for name in names}
 
 
 def by_key(
     rows: Iterable[tuple[str, Key, Row]], language: str, report: Report, show: Callable[[Key], str] = str
 ) -> dict[Key, Row]:
-    """Rows by their key. The same row again counts once and is reported; another with the same key is refused."""
+    """Rows by their key, and a report of how many were read.
+
+    The same row again counts once and is reported; another with the same key is refused.
+    """
     found: dict[Key, Row] = {}
     places: dict[Key, str] = {}
     again = 0
@@ -201,18 +224,21 @@ def by_key(
             raise NeuronShareError(
                 f"{where}: {show(key)} stands also at {places[key]}, and says something else there; keep one of them."
             )
+    report.kept(language, "read", len(found) + again)
     report.dropped(language, "the same row again", again)
     return found
 
 
 def languages_of(task: str, asked: Languages, present: Sequence[str], report: Report) -> list[str]:
-    """The languages to read: those asked for, all, or those of the paper's nine that are there."""
+    """The languages to read: those asked for, all, or those of the paper's nine that are there (if two are)."""
     if asked is None:
         chosen = [language for language in PAPER if language in present]
+        if len(chosen) < 2:
+            return _two(task, list(present), present)
         for language in PAPER:
             if language not in present:
                 report.left_out(language, "of the paper's languages, but not in the source", 0)
-        return chosen if len(chosen) > 1 else _two(task, list(present), present)
+        return chosen
     if asked == "all":
         return _two(task, list(present), present)
     if isinstance(asked, str) or not isinstance(asked, Sequence):
@@ -248,7 +274,6 @@ def in_all_languages(tables: Mapping[str, Mapping[Key, Any]], task: str, report:
     """The keys that every language has; what is dropped of each language is reported."""
     shared = set.intersection(*(set(table) for table in tables.values()))
     for language, table in tables.items():
-        report.kept(language, "read", len(table))
         report.dropped(language, "not in every language", len(table) - len(shared))
     if not shared:
         sizes = ", ".join(f"{language} {len(table)}" for language, table in tables.items())

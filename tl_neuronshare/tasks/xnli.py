@@ -41,8 +41,8 @@ WORDING = {
     ),
     "es": _Wording(
         "Da por cierto lo siguiente: {premise}\nEntonces, la siguiente afirmación: «{hypothesis}», ¿es «verdadera», "
-        "«falsa» o «dudosa»?",
-        ("verdadera", "dudosa", "falsa"),
+        "«falsa» o «indeterminada»?",
+        ("verdadera", "indeterminada", "falsa"),
     ),
     "fr": _Wording(
         "Tiens pour vrai ce qui suit : {premise}\nAlors l'affirmation suivante : « {hypothesis} » est-elle « vraie », "
@@ -128,6 +128,8 @@ def xnli(
     by_language: dict[str, list[tuple[str, str, _Sentences]]] = {}
     for language, where, key, sentences in rows:
         by_language.setdefault(language, []).append((where, key, sentences))
+    if not by_language:
+        raise NeuronShareError(f"{path}: there is nothing after the header. {HOW_TO_GET}")
     chosen = reading.languages_of("xnli", languages, list(by_language), report)
     if instructions == "native":
         reading.check_wording("xnli", chosen, WORDING, 'instructions="english"')
@@ -185,7 +187,7 @@ def _of_file(path: Path) -> Iterator[tuple[str, str, str, _Sentences]]:
 
 def _of_data_set(source: str | Path) -> Iterator[tuple[str, str, str, _Sentences]]:
     """The same of the hub's configuration all_languages, where a row holds all languages."""
-    rows = reading.hub_rows(
+    rows = reading.hub_data(
         source,
         config="all_languages",
         split="test",
@@ -196,22 +198,21 @@ def _of_data_set(source: str | Path) -> Iterator[tuple[str, str, str, _Sentences
     for number, row in enumerate(rows):
         where = f"row {number} of the data set"
         try:
-            premises, spoken, hypotheses = (
-                row["premise"],
-                row["hypothesis"]["language"],
-                row["hypothesis"]["translation"],
-            )
+            premises, hypotheses = row["premise"], row["hypothesis"]
+            texts = [
+                (language, premises.get(language), hypothesis)
+                for language, hypothesis in zip(hypotheses["language"], hypotheses["translation"], strict=True)
+            ]
             label = LABELS[row["label"]] if row["label"] >= 0 else "-"
-        except (KeyError, TypeError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
             raise NeuronShareError(
                 f"{where}: no premise, hypothesis and label as facebook/xnli's configuration all_languages has."
             ) from error
-        for language, hypothesis in zip(spoken, hypotheses, strict=True):
-            texts = reading.fields({"premise": premises.get(language), "hypothesis": hypothesis}, _TEXTS, where)
-            yield language, where, str(number), _Sentences(texts["premise"], texts["hypothesis"], label)
-
-
-_TEXTS = ("premise", "hypothesis")
+        for language, premise, hypothesis in texts:
+            both = reading.fields(
+                {"premise": premise, "hypothesis": hypothesis}, ("premise", "hypothesis"), f"{where}, {language!r}"
+            )
+            yield language, where, str(number), _Sentences(**both, label=label)
 
 
 def _label(text: str, where: str) -> str:
