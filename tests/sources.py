@@ -245,20 +245,20 @@ def read_lines(path: Path) -> list[dict]:
 def mzsre(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for language in ("de", "th"):
-        entries = [{"en": _edit(edit["en"]), language: _edit(edit[language])} for edit in EDITS]
+        entries = [{"en": _edit(edit["en"], english=True), language: _edit(edit[language])} for edit in EDITS]
         path = folder / f"mzsre_test_duplicate_en{language}.json"
         path.write_text(json.dumps(entries, indent=1, ensure_ascii=False), "utf-8")
     return folder
 
 
-def _edit(texts: list[str]) -> dict:
+def _edit(texts: list[str], *, english: bool = False) -> dict:
     src, rephrase, alt, loc, loc_ans, question, answer = texts
     return {
         "subject": "it",
         "src": src,
         "rephrase": rephrase,
         "alt": alt,
-        "loc": loc,
+        "loc": f"nq question: {loc}" if english else loc,
         "loc_ans": loc_ans,
         "portability": {"New Question": question, "New Answer": answer},
     }
@@ -346,5 +346,5 @@ def mpararel_from_the_hub(folder: Path) -> Path:
 
 
 def mzsre_from_the_hub(folder: Path) -> Path:
-    rows = [{language: _edit(texts) for language, texts in edit.items()} for edit in EDITS]
+    rows = [{language: _edit(texts, english=language == "en") for language, texts in edit.items()} for edit in EDITS]
     return _hub_copy(folder, {"default": rows})

@@ -92,6 +92,21 @@ CHAT_ML = (  # no BOS, and a line before the answer
 )
 
 
+NEW_LINE = (  # a line only before what the assistant says
+    "{% for m in messages %}[{{ m.role }}]{{ '\\n' if m.role == 'assistant' else '' }}{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_a_line_that_a_template_begins_the_answer_with_belongs_to_the_prompt(animals):
+    tokenizer = animals.hugging_face("bloom")[1]
+    tokenizer.chat_template = NEW_LINE
+    chat = ns.ParallelPrompts({"en": ["Red and"], "de": ["Rot und"]}, {"en": [" blue"], "de": [" blau"]})
+    chat = chat.with_chat_template(tokenizer)
+    assert chat.prompts["de"] == ("[user]Rot und[assistant]\n",)
+    assert chat.answers["de"] == ("blau",)
+
+
 @pytest.mark.parametrize(("template", "space"), [(LLAMA_2, " "), (CHAT_ML, "")])
 @pytest.mark.parametrize("name", ["llama", "bloom"])
 def test_a_chat_template_gives_the_tokens_that_the_tokenizer_gives(animals, backend, name, template, space):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import random
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import sources
@@ -87,10 +89,9 @@ def test_a_cloze_has_a_blank_for_the_object_and_an_instruction_in_its_language(m
 def test_which_pattern_is_an_option(mpararel):
     second = ns.tasks.fact_probing(mpararel, languages=["en", "zh"], pattern=1, form="cloze")
     assert all("___ is the capital of" in text for text in second.prompts["en"])
-    # Of English patterns two end in [Y], the first and the third.
-    third = ns.tasks.fact_probing(mpararel, languages=["en", "de"], pattern={"en": "In [X] they govern in [Y]."})
-    assert all(text.startswith("In ") and text.endswith(" they govern in") for text in third.prompts["en"])
-    assert all(text.startswith("die Hauptstadt von") for text in third.prompts["de"])
+    own = ns.tasks.fact_probing(mpararel, languages=["en", "de"], pattern={"en": "In [X] they govern in [Y]."})
+    assert all(text.startswith("In ") and text.endswith(" they govern in") for text in own.prompts["en"])
+    assert all(text.startswith("die Hauptstadt von") for text in own.prompts["de"])
     drawn = ns.tasks.fact_probing(mpararel, languages=["en", "de"], pattern="random")
     assert {text.split()[0] == "the" for text in drawn.prompts["en"]} == {True, False}
     assert drawn == ns.tasks.fact_probing(mpararel, languages=["en", "de"], pattern="random")
@@ -129,6 +130,21 @@ def test_choices_are_objects_of_the_relation_that_are_not_true_and_differ_in_eve
     assert {len(row) for row in ns.tasks.fact_probing(mpararel, n_choices=2).choices["en"]} == {2}
 
 
+def test_what_another_language_says_of_a_subject_is_no_wrong_choice(mpararel):
+    """English and German files know one capital of Bolivia only; the other is no wrong choice, nor is its namesake."""
+    facts = {language: sources.read_lines(mpararel / "tuples" / language / "P36.jsonl") for language in ("en", "de")}
+    for language, of_language in facts.items():
+        rows = [row for row in of_language if row["obj_uri"] != "Q2907"]
+        rows.append({"sub_uri": "Q1", "obj_uri": "Q2907", "sub_label": "Chuquisaca", "obj_label": "Sucre", "lineid": 8})
+        rows.append({"sub_uri": "Q2", "obj_uri": "Q3", "sub_label": "Bolívar", "obj_label": "sucre", "lineid": 9})
+        sources.write_lines(mpararel / "tuples" / language / "P36.jsonl", rows)
+    prompts = ns.tasks.fact_probing(mpararel, languages=["en", "de"], n_choices=9)
+    index = prompts.examples.index("P36/Q750/Q1491")  # La Paz; that of Sucre is in the Turkish and Chinese files only
+    assert not {" Sucre", " sucre"} & set(prompts.choices["en"][index])
+    other = prompts.examples.index("P36/Q419/Q2868")  # of Peru both are wrong, but only one can be a choice
+    assert len({" Sucre", " sucre"} & set(prompts.choices["en"][other])) == 1
+
+
 def test_an_edit_is_told_in_one_language_and_asked_in_another(mzsre):
     (fact,) = (edit for edit in sources.EDITS if "Bridge" in edit["en"][0])
     names = ("q", "other", "a", "loc", "loc_a", "new")
@@ -150,6 +166,7 @@ def test_an_edit_is_told_in_one_language_and_asked_in_another(mzsre):
     elsewhere = ns.tasks.knowledge_editing(mzsre, asks="locality", instructions="native")
     assert elsewhere.prompts["de"][index].endswith(f"\nFrage: {german['loc']}\nAntwort:")
     assert elsewhere.answers["de"][index] == f" {german['loc_a']}"
+    assert elsewhere.prompts["en"][index].endswith(f"\nQuestion: {english['loc']}\nAnswer:")
     follows = ns.tasks.knowledge_editing(mzsre / "mzsre_test_duplicate_ende.json", asks="portability")
     assert follows.languages == ("en", "de")
     assert german["new"] in follows.prompts["de"][index]
@@ -220,6 +237,16 @@ def test_of_a_data_set_only_the_split_is_needed(tmp_path, offline):
     assert ns.tasks.xnli(other) == before
 
 
+def test_of_two_folders_of_one_name_each_gives_its_own(tmp_path, offline):
+    """A cache must not take one for the other."""
+    one, other = (sources.mgsm_from_the_hub(tmp_path / where / "mgsm") for where in ("here", "there"))
+    before = ns.tasks.mgsm(one)
+    for path in other.glob("*/*.parquet"):
+        pd.read_parquet(path).assign(answer_number=[5, 6]).to_parquet(path)
+    assert {text.strip() for text in ns.tasks.mgsm(other).answers["en"]} == {"5", "6"}
+    assert ns.tasks.mgsm(one) == before
+
+
 def test_the_repository_around_the_folder_will_do(tmp_path):
     inside = sources.mpararel(tmp_path / "clone" / "data" / "mpararel_reviewed")
     assert ns.tasks.fact_probing(tmp_path / "clone") == ns.tasks.fact_probing(str(inside))
@@ -229,8 +256,93 @@ def test_the_repository_around_the_folder_will_do(tmp_path):
 NAMES = {"xnli": "facebookresearch/XNLI", "mgsm": "url-nlp", "fact_probing": "mpararel", "knowledge_editing": "ReMaKE"}
 
 
+def test_a_part_of_a_copy_says_what_it_has(tmp_path, offline):
+    folder = sources.mgsm_from_the_hub(tmp_path / "mgsm")
+    assert ns.tasks.mgsm(folder).languages == ("en", "de", "zh")
+    with pytest.raises(ns.NeuronShareError, match="mgsm has nothing in 'th' in this source; it has de, en, zh"):
+        ns.tasks.mgsm(folder, languages=["en", "th"])
+
+
+def test_rows_of_a_data_set_that_were_not_asked_for_do_not_matter(tmp_path, offline):
+    """Nor does their order."""
+    folder = sources.mpararel_from_the_hub(tmp_path / "autorr")
+    before = ns.tasks.fact_probing(folder, languages=["en", "de"])
+    path = next(folder.glob("data/*.parquet"))
+    rows = pd.read_parquet(path)[::-1]
+    other = rows.iloc[:1].assign(relation="P99", obj_label=[[""]])
+    pd.concat([other, rows]).to_parquet(path)
+    assert ns.tasks.fact_probing(folder, languages=["en", "de"]) == before
+    editing = sources.mzsre_from_the_hub(tmp_path / "editing")
+    path = next(editing.glob("*/*.parquet"))
+    rows = pd.read_parquet(path)
+    rows["th"] = [rows["th"][0], None, rows["th"][2]]
+    rows.to_parquet(path)
+    assert len(ns.tasks.knowledge_editing(editing)) == len(sources.EDITS) - 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"premise": ["a string"] * 3},
+        {"hypothesis": [{"language": ["en", "de"], "translation": ["one"]}] * 3},
+        {"label": [7] * 3},
+        {"premise": [{"en": "one", "de": None}] * 3},
+    ],
+)
+def test_a_damaged_data_set(tmp_path, offline, damage):
+    folder = sources.xnli_from_the_hub(tmp_path / "xnli")
+    path = next(folder.glob("*/*.parquet"))
+    pd.read_parquet(path).assign(**damage).to_parquet(path)
+    with pytest.raises(ns.NeuronShareError, match="row 0 of the data set"):
+        ns.tasks.xnli(folder)
+
+
+@pytest.mark.parametrize("number", [2.5, 1e20, float("nan"), 7.0])
+def test_numbers_of_a_data_set(tmp_path, offline, number):
+    folder = sources.mgsm_from_the_hub(tmp_path / "mgsm")
+    for path in folder.glob("*/*.parquet"):
+        pd.read_parquet(path).assign(answer_number=number).to_parquet(path)
+    if math.isnan(number):
+        with pytest.raises(ns.NeuronShareError, match="row 0: the answer_number is (nan|None), which is no number"):
+            ns.tasks.mgsm(folder)
+    else:
+        assert float(ns.tasks.mgsm(folder).answers["en"][0]) == number
+        assert set("".join(ns.tasks.mgsm(folder).answers["en"])) <= set(" 0123456789.")
+
+
+def test_other_files_beside_those_of_mzsre_are_left_alone(mzsre):
+    before = ns.tasks.knowledge_editing(mzsre)
+    for name in ("mzsre_test_duplicate_ende.json.bak", "mzsre_train_duplicate_ende.json", "my_english.json"):
+        (mzsre / name).write_text("[]")
+    (mzsre.parent / "tuples").mkdir()
+    assert ns.tasks.knowledge_editing(mzsre) == before
+
+
+def test_files_of_mzsre_that_differ_in_english_are_refused(mzsre):
+    path = mzsre / "mzsre_test_duplicate_ende.json"
+    path.write_text(path.read_text("utf-8").replace("Where is the Nile?", "Where is the Rhine?"), "utf-8")
+    assert len(ns.tasks.knowledge_editing(mzsre)) == 3  # it is not asked for
+    with pytest.raises(
+        ns.NeuronShareError, match=r"enth\.json, line 2: .* stands also at .*ende\.json, line 2, and says"
+    ):
+        ns.tasks.knowledge_editing(mzsre, asks="locality")
+
+
+def test_of_the_papers_languages_two_are_needed(mpararel):
+    for kind in ("tuples", "patterns"):
+        for language, other in (("de", "sw"), ("tr", "yo"), ("zh-hans", "ja")):
+            (mpararel / kind / language).rename(mpararel / kind / other)
+    (mpararel / "tuples" / ".DS_Store").write_text("not a language")
+    prompts = ns.tasks.fact_probing(mpararel)
+    assert prompts.languages == ("en", "ja", "sw", "yo")
+    assert "left out" not in set(prompts.report["outcome"])
+
+
 @pytest.mark.parametrize("task", NAMES)
-@pytest.mark.parametrize("source", ["no/such-set", "/no/such/folder", "no.json", "here/../nowhere", "  "])
+@pytest.mark.parametrize(
+    "source",
+    ["no/such-set", "mgsm-misspelt", "/no/such/folder", "no.json", "~nobody/x", "x" * 5000, "here/../nowhere", " "],
+)
 def test_a_source_that_is_neither_file_nor_data_set(task, source, offline):
     with pytest.raises(ns.NeuronShareError, match=f"(?s){task}: .*{NAMES[task]}.*source"):
         getattr(ns.tasks, task)(source)
@@ -273,14 +385,16 @@ def test_a_thinner_file_in_one_language_drops_those_examples_and_changes_nothing
         dropped = {language: count for (language, how, _), count in counts(other).items() if how == "dropped"}
         thin = "tr" if other.name.startswith("fact_probing") else "de"
         assert dropped == {language: gone for language in other.languages if language != thin}
-        lost = {one.answers["en"][index] for index, example in enumerate(one.examples) if example not in other.examples}
+        gone_now = [index for index, example in enumerate(one.examples) if example not in other.examples]
+        lost = {la: {one.answers[la][i] for i in gone_now} if len(gone_now) == 2 else set() for la in one.languages}
         for index, example in enumerate(other.examples):
             was = one.examples.index(example)
             for language in other.languages:
                 assert other.prompts[language][index] == one.prompts[language][was]
                 assert other.answers[language][index] == one.answers[language][was]
-                if one.choices and not other.name.startswith("xnli") and not lost & set(one.choices["en"][was]):
-                    assert other.choices[language][index] == one.choices[language][was]
+                if one.choices:  # a choice goes only with the last example that has it, and others keep their order
+                    stays = [text for text in one.choices[language][was] if text not in lost[language]]
+                    assert [text for text in other.choices[language][index] if text in stays] == stays
 
 
 def test_files_of_mgsm_that_are_not_parallel_are_refused(mgsm):
@@ -384,11 +498,16 @@ def test_the_same_line_again_counts_once(mpararel):
     after = ns.tasks.fact_probing(mpararel)
     assert after == before
     assert counts(after)["de", "dropped", "the same row again"] == 2
+    assert counts(after)["de", "kept", "read"] == len(after) + 2
 
 
 EDITING = {
     "cut off": (lambda text: text[: len(text) // 2], r"ende\.json, line \d+: this is not JSON"),
     "cut off between entries": (lambda text: text.rstrip()[:-1], "line 80: the list does not go on here"),
+    "a comma too many": (lambda text: text.rstrip()[:-1] + ",]", "this is not JSON"),
+    "two lists": (lambda text: text + text, "line 80: more comes after the list"),
+    "too deep": (lambda text: "[" * 100_000, "line 1: this is not JSON"),
+    "half a character": (lambda text: text.replace('"blau"', '"\\ud83d"'), "'alt' holds half a character"),
     "no list": (lambda text: '{"en": {}}', "line 1: this is no JSON list"),
     "no answer": (lambda text: text.replace('"alt": "blau"', '"alt": ""'), r"line 28, 'de': 'alt' is ''"),
     "no question": (lambda text: text.replace('"src": "Wann', '"scr": "Wann'), r"line 54, 'de': no 'src'; it has"),
@@ -411,6 +530,7 @@ def test_damage_to_mzsre(mzsre, damage, message):
 MGSM = {
     "no answer": ("Wie viele?\t", r"mgsm_de\.tsv, line 1: the answer '' is no number"),
     "no tab": ("Wie viele? 7", r"mgsm_de\.tsv, line 1: no question, TAB and answer"),
+    "two numbers": ("Wie viele?\t18/7", r"line 1: the answer '18/7' is no number"),
     "a word": ("Wie viele?\tsieben", r"line 1: the answer 'sieben' is no number"),
     "not UTF-8": (b"Wie viele \xc4pfel?\t7", r"line 1: byte 0xc4 is not UTF-8"),
 }
@@ -463,6 +583,14 @@ def test_pairs_without_a_gold_label_are_dropped(xnli):
     prompts = ns.tasks.xnli(xnli)
     assert set(prompts.examples) == {"1/11", "2/21"}
     assert counts(prompts)["de", "dropped", "no gold label"] == 1
+    assert counts(prompts)["de", "kept", "read"] == 3
+
+
+def test_an_xnli_file_without_rows(xnli):
+    for text in ("", xnli.read_text("utf-8").splitlines()[0]):
+        xnli.write_text(text, "utf-8")
+        with pytest.raises(ns.NeuronShareError, match=r"xnli\.test\.tsv: there is nothing after the header"):
+            ns.tasks.xnli(xnli)
 
 
 @pytest.mark.parametrize(
@@ -476,6 +604,15 @@ def test_pairs_without_a_gold_label_are_dropped(xnli):
         ({"pattern": {"en": "[X] is [Z]"}}, r"pattern\['en'\]: the pattern '\[X\] is \[Z\]' has no \[Y\]"),
         ({"pattern": {"en": "[Y] is of [X]"}}, r"does not end in \[Y\]"),
         ({"n_choices": 1}, "n_choices is 1"),
+        ({"relations": 36}, "relations=36; give one"),
+        ({"relations": None}, "relations=None; give one"),
+        ({"relations": ["P36", "P37"], "pattern": {"en": "[X] [Y]"}}, "ask for one relation only"),
+        ({"instructions": "native"}, "instructions='native'; give a mapping"),
+        ({"instructions": {"en": "{}"}}, "for form='cloze' only"),
+        ({"form": "cloze", "instructions": {"xx": "{}"}}, "instructions is for 'xx' too"),
+        ({"form": "cloze", "instructions": {"en": 5}}, "no instruction in 'en'"),
+        ({"limit": 2.5}, "limit is 2.5"),
+        ({"form": ["cloze"]}, "form=.*is unknown"),
         ({"form": "cloze", "instructions": {"en": "no place for it"}}, "no instruction in 'en'"),
         ({"languages": "en"}, "give a list such as"),
     ],

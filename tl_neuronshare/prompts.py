@@ -233,7 +233,7 @@ class ParallelPrompts:
             space = whole.removeprefix(rendered("Q", add_generation_prompt=True)).removesuffix("A")
         except NeuronShareError:  # a template that cannot be continued says nothing of a space
             space = ""
-        # Lines before an answer belong to the prompt; a space to the answer, for tokenizers merge it with the first word.
+        # Lines before an answer belong to the prompt, a space to the answer: tokenizers merge it with the first word.
         space = space if space.isspace() else ""
         end = space.rfind("\n") + 1
         lines, space = space[:end], space[end:]

@@ -160,7 +160,7 @@ def _source(source: str | Path) -> dict[str, Iterable[tuple[str, Any]]]:
     of_language: dict[str, list[tuple[str, Any]]] = {}
     for number, row in enumerate(rows):
         for language, entry in row.items():
-            if language != "en" and isinstance(entry, dict):
+            if language != "en" and isinstance(entry, dict) and any(entry.values()):  # else it lacks this language
                 of_language.setdefault(language, []).append((f"{source}, row {number}", row))
     return {language: of_language[language] for language in sorted(of_language)}
 

@@ -123,7 +123,7 @@ def _of_data_set(source: str | Path, language: str) -> Iterator[tuple[str, str, 
 
 def _in_digits(number: str) -> str:
     """A number without exponent and without zeros that say nothing."""
-    return f"{Decimal(number):f}".rstrip("0").rstrip(".") if "." in number or "e" in number else number
+    return f"{Decimal(number).normalize():f}"
 
 
 def _check_parallel(tables: dict[str, list[tuple[str, str, str]]]) -> None:

@@ -105,17 +105,19 @@ def local_path(source: str | Path, task: str, how_to_get: str) -> Path | None:
 def hub_data(
     source: str | Path, *, config: str | None, split: str, columns: Sequence[str], task: str, how_to_get: str
 ) -> Dataset:
-    """A split of a data set with these columns, from the hub or from a local copy of its repository."""
+    """A split of a data set with these columns: from the hub, by its name, or from a local copy of its repository."""
     import datasets  # slow to import
 
     # A configuration's other splits would be downloaded too, and XNLI's train split is huge: the split's own files are
     # asked for, by the names that they have on the hub, and the configuration only where these are not there.
     of_split = {"data_files": {split: f"{config}/{split}*"}} if config else {}
+    # Without a network `datasets` knows a folder by its name only, and would give what another of this name held.
+    how = {"split": split, "download_mode": "force_redownload" if isinstance(source, Path) else None}
     try:
         try:
-            found = datasets.load_dataset(str(source), split=split, **of_split)
+            found = datasets.load_dataset(str(source), **how, **of_split)
         except FileNotFoundError:
-            found = datasets.load_dataset(str(source), config, split=split)
+            found = datasets.load_dataset(str(source), config, **how)
     except Exception as error:  # what it raises depends on how there is no network, and on its version
         raise NeuronShareError(
             f"{task}: {str(source)!r} is no file or folder in the original format, and could not be loaded as a data "
