@@ -117,12 +117,19 @@ def test_every_task_by_its_name_and_source(tmp_path, at_once, animals, task):
     record = json.loads(Path("patterns/run.json").read_text())
     assert record["sharing"]["prompts"].startswith(task)
     assert {"language": "all", "outcome": "kept", "reason": "examples", "count": 2} in record["prompts"]
-    assert "kept, read: en " in said
+    assert "kept, read: " in said
     status, said = at_once(
         *("ablation", *shared, "--out", "ablation", "--types", "all-shared", "--controls", "random", "--seeds", 1)
     )
     assert status == 0, said
     assert json.loads(Path("ablation/run.json").read_text())["study"]["scoring"] == scoring
+
+
+@pytest.mark.parametrize("task", ["demo", "world_facts"])
+def test_all_languages_of_a_task_without_a_source(at_once, task):
+    status, said = at_once("patterns", "--task", task, "--languages", "all", "--limit", 2)
+    assert status == 0, said
+    assert "2 examples x 9 languages" in said
 
 
 def test_chat_templates_on_the_command_line(tmp_path, at_once, animals):
@@ -147,6 +154,7 @@ MISTAKEN_TASKS = {
         ("--task", "mgsm", "--options", "form=cloze"),
         "error: --task mgsm has no option 'form'; it",
     ),
+    "twice": (("--options", "form=a", "form=b"), "error: --options form=a form=b: one stands there twice"),
     "no value": (("--task", "mgsm", "--options", "instructions"), "error: --options instructions: write NAME=VALUE"),
     "a source too many": (
         ("--task", "world_facts", "--source", "x"),
@@ -155,7 +163,7 @@ MISTAKEN_TASKS = {
     "the demo's": (("--source", "x"), "error: --task demo takes no --source and no --options"),
     "no file": (
         ("--task", "xnli", "--source", "./x.tsv"),
-        "error: xnli: there is no file or folder './x.tsv'. The",
+        "error: xnli: there is no file or folder './x.tsv'",
     ),
     "no template": (("--chat-template", "--limit", 1), "error: The tokenizer has no chat template"),
 }
