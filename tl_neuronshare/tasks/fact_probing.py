@@ -419,7 +419,7 @@ class _Objects:
         # Neither may another be called as something that is true, nor as one that was drawn before.
         taken = {
             language: {
-                label.casefold() for label in (drawn[pair.object][language], *self._called(labels, true, language))
+                label.casefold() for label in (drawn[pair.object][language], *self._names(labels, true, language))
             }
             for language in self._tables
         }
@@ -437,7 +437,7 @@ class _Objects:
         return [drawn[object] for object in order] if len(drawn) > 1 else None
 
     @staticmethod
-    def _called(labels: Mapping[str, Mapping[str, str]], objects: Iterable[str], language: str) -> Iterator[str]:
+    def _names(labels: Mapping[str, Mapping[str, str]], objects: Iterable[str], language: str) -> Iterator[str]:
         """What a language calls these objects, where it knows them."""
         return (labels[object][language] for object in objects if language in labels.get(object, ()))
 

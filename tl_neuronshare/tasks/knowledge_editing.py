@@ -105,7 +105,7 @@ def knowledge_editing(
     entries = _source(source)
     chosen = reading.languages_of("knowledge_editing", languages, ["en", *entries], report)
     if instructions == "native":
-        reading.check_wording("knowledge_editing", chosen, QUESTION, 'instructions="english"')
+        reading.check_wording("knowledge_editing", chosen, FACT, 'instructions="english"')
     # English stands beside every other language, the same in each.
     rows = {language: list(_edits(entries[language], language, asks)) for language in chosen if language != "en"}
     others = {language: reading.by_key(of_language, language, report) for language, of_language in rows.items()}
