@@ -3,6 +3,7 @@
     python experiments/patterns.py                                    # the built-in model, nine languages
     python experiments/patterns.py --model bigscience/bloom-560m      # any model that TransformerLens supports
     python experiments/patterns.py --model DIRECTORY --languages en de --limit 50 --site gate
+    python experiments/patterns.py --task fact_probing --source mpararel_reviewed --options relations=P36
 
 Writes summary.csv, by_language.csv, patterns.png and run.json to the run folder.
 """
