@@ -4,7 +4,7 @@
     python experiments/ablation.py --scoring choice --seeds 5 --mode mean     # other ways to measure and to ablate
     python experiments/ablation.py --generate                                 # also answers before and after
     python experiments/ablation.py --model bigscience/bloom-560m --limit 100  # any model that TransformerLens supports
-    python experiments/ablation.py --task mgsm --source mgsm --languages en de th   # one of the paper's tasks, or another
+    python experiments/ablation.py --task mgsm --source mgsm --languages en de th  # any other task
 
 Writes ablation.csv, ablation.png, ablation.pdf and run.json (with --generate also answers.csv) to the run folder.
 """
