@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
         "number: the last number of what is decoded (default for mgsm)",
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="to decode (default: the longest answer and one)"
+        "--max-new-tokens", type=int, metavar="N", help="to decode (default: the longest answer and a little)"
     )
     parser.add_argument(
         "--stop", nargs="*", default=["\n"], help="texts at which decoding is cut off (default: a new line)"

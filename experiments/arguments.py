@@ -131,9 +131,10 @@ def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
         prompts = ns.demo.prompts()[:limit]
         return prompts if args.languages in (None, ["all"]) else prompts.select(args.languages)
     known = inspect.signature(TASKS[name]).parameters
-    own = [option for option in known if option not in ("source", "languages", "limit", "seed")]
+    of_all = ("languages", "limit", "seed")  # which have arguments of their own
     for option in options:
-        if option not in (*own, "source") or option not in known:
+        if option not in known or option in of_all:
+            own = [option for option in known if option not in (*of_all, "source")]
             raise ns.NeuronShareError(f"--task {name} has no option {option!r}; it has {', '.join(own)}.")
     if "source" in known and known["source"].default is inspect.Parameter.empty and not args.source:
         how_to_get = sys.modules[TASKS[name].__module__].HOW_TO_GET

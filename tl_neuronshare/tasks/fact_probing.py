@@ -78,7 +78,7 @@ def fact_probing(
     """Facts of mParaRel, aligned by subject and object, with answers and choices.
 
     An example is a pair of subject and object that every language has. Its other choices are objects of the same
-    relation that none of these languages' files says of its subject, and that are called differently in every language.
+    relation that no language's file says of its subject, and that are called differently in every language.
 
     Args:
         source: the folder `mpararel_reviewed` (or the repository around it), or the name of a data set.
@@ -215,7 +215,7 @@ class _DataSet:
 
     def __init__(self, data: Dataset, name: str) -> None:
         self._data, self._name = data, name
-        self._rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._read: dict[str, dict[str, list[dict[str, Any]]]] = {}  # by relation, by language
         self.languages = sorted(map(_called, data.unique("language")))
         self.relations = sorted(data.unique("relation"))
 
@@ -235,16 +235,17 @@ class _DataSet:
 
     def _of(self, relation: str, language: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows of a relation and language; of the millions that there are, only those of the relation are read."""
-        if not any(name == relation for name, _ in self._rows):
+        if relation not in self._read:
             of_relation = self._data.filter(
                 lambda names: [name == relation for name in names],
                 batched=True,
                 input_columns=["relation"],
                 keep_in_memory=True,
             )
+            self._read[relation] = {name: [] for name in self.languages}
             for row in of_relation:
-                self._rows.setdefault((relation, _called(row["language"])), []).append(row)
-        for number, row in enumerate(self._rows.get((relation, language), ())):
+                self._read[relation][_called(row["language"])].append(row)
+        for number, row in enumerate(self._read[relation][language]):
             # With aliases an object has a list of labels, of which the first is its own.
             label = row["obj_label"]
             with_one_label = {**row, "obj_label": label[0] if isinstance(label, list) and label else label}
@@ -369,8 +370,7 @@ def _with_choices(
     if not kept:
         raise NeuronShareError("fact_probing: no example has a second choice; ask for other relations or languages.")
     report.dropped("all", "no other object to choose from", alone)
-    report.dropped("all", f"beyond the limit of {limit}", len(by_label) - alone - len(kept))
-    report.kept("all", "examples", len(kept))
+    report.examples(len(kept), limit=limit, beyond=len(by_label) - alone - len(kept))
     return kept
 
 

@@ -68,6 +68,11 @@ class Report:
         if count:
             self._rows.append((language, "noted", reason, count))
 
+    def examples(self, count: int, *, limit: int | None, beyond: int) -> None:
+        """So many examples are given, and so many more were beyond the limit."""
+        self.dropped("all", f"beyond the limit of {limit}", beyond)
+        self.kept("all", "examples", count)
+
     def table(self) -> pd.DataFrame:
         """The table that `ParallelPrompts.report` is: language (or all), outcome, reason, count."""
         return pd.DataFrame(self._rows, columns=list(REPORT_COLUMNS))
@@ -172,18 +177,21 @@ def json_list(path: Path) -> Iterator[tuple[str, Any]]:
     def line(place: int) -> str:
         return f"{path}, line {text.count(chr(10), 0, place) + 1}"
 
-    place = _SPACE.match(text).end()  # type: ignore[union-attr]  # it matches nothing too
+    def after_space(place: int) -> int:
+        return _SPACE.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing too
+
+    place = after_space(0)
     if text[place : place + 1] != "[":
         raise NeuronShareError(f"{line(place)}: this is no JSON list; give the file in its original format.")
     while text[place] != "]":
-        start = _SPACE.match(text, place + 1).end()  # type: ignore[union-attr]
+        start = after_space(place + 1)
         try:
             value, end = decoder.raw_decode(text, start)
         except (json.JSONDecodeError, RecursionError) as error:
             at = getattr(error, "pos", start)
             raise NeuronShareError(f"{line(at)}: this is not JSON ({error}); is the file cut off?") from error
         yield line(start), value
-        place = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+        place = after_space(end)
         if text[place : place + 1] not in ("]", ","):
             raise NeuronShareError(f"{line(place)}: the list does not go on here; is the file cut off?")
     if text[place + 1 :].strip():
@@ -293,9 +301,9 @@ def in_order(labels: Iterable[str], seed: int | str) -> list[str]:
 
 def first(labels: Sequence[Key], limit: int | None, report: Report) -> Sequence[Key]:
     """At most so many; what is left out is reported."""
-    report.dropped("all", f"beyond the limit of {limit}", len(labels[limit:]) if limit else 0)
-    report.kept("all", "examples", len(labels[:limit]))
-    return labels[:limit]
+    chosen = labels[:limit]
+    report.examples(len(chosen), limit=limit, beyond=len(labels) - len(chosen))
+    return chosen
 
 
 def before_answer(prompt: str) -> str:

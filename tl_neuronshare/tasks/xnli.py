@@ -139,8 +139,10 @@ def xnli(
     }
     shared = reading.in_all_languages(tables, "xnli", report)
     labels = {key: tables[chosen[0]][key].label for key in shared}
-    for key, language in ((key, language) for key in sorted(shared) for language in chosen):
-        if tables[language][key].label != labels[key]:
+    for language in chosen:
+        differing = sorted(key for key in shared if tables[language][key].label != labels[key])
+        if differing:
+            key = differing[0]
             raise NeuronShareError(
                 f"xnli: example {key} is {labels[key]} in {chosen[0]!r}, and {tables[language][key].label} in "
                 f"{language!r}; is one of the languages from another file?"
