@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -138,7 +139,7 @@ def test_persistence_equals_brute_force(activated):
     """The share that is of a type for every example, beside the average: the paper's third finding."""
     table = sharing_of(activated).persistence().set_index(["layer", "type"])
     n_examples, _, n_layers, width = activated.shape
-    assert list(table.columns) == ["average", "every"]
+    assert list(table.columns) == ["average", "every", "chance"]
     assert len(table) == 4 * n_layers
     for layer, label in itertools.product(range(n_layers), LABELS):
         of_type = [
@@ -148,6 +149,80 @@ def test_persistence_equals_brute_force(activated):
         row = table.loc[(layer, label)]
         assert row["every"] == pytest.approx(100 * sum(map(all, of_type)) / width)
         assert row["average"] == pytest.approx(100 * sum(map(sum, of_type)) / width / n_examples)
+        shares = [sum(column) / width for column in zip(*of_type, strict=True)]
+        assert row["chance"] == pytest.approx(100 * math.prod(shares), abs=1e-9)
+
+
+@settings(max_examples=20)
+@given(activations())
+def test_never_activated_equals_brute_force(activated):
+    table = sharing_of(activated).never_activated().set_index(["layer", "language"])
+    n_examples, n_languages, n_layers, width = activated.shape
+    assert len(table) == n_layers * (n_languages + 1)
+    for layer, index in itertools.product(range(n_layers), range(n_languages + 1)):
+        of_languages = list(range(n_languages)) if index == n_languages else [index]
+        silent = [
+            [not any(activated[e, la, layer, n] for la in of_languages) for n in range(width)]
+            for e in range(n_examples)
+        ]
+        row = table.loc[(layer, "all" if index == n_languages else f"l{index}")]
+        check(row, [100 * sum(one) / width for one in silent])
+        assert row["every"] == pytest.approx(100 * sum(map(all, zip(*silent, strict=True))) / width)
+
+
+# Chance levels.
+
+
+@settings(max_examples=20)
+@given(activations())
+def test_independent_types_equal_brute_force(activated):
+    """Every combination of languages that a neuron could be activated in, with its probability."""
+    table = sharing_of(activated).summary(mismatches=0).set_index(["layer", "type"])
+    n_examples, n_languages, n_layers, _ = activated.shape
+    for layer in range(min(2, n_layers)):
+        expected = dict.fromkeys(LABELS, 0.0)
+        for example in range(n_examples):
+            shares = activated[example, :, layer].double().mean(-1).tolist()
+            for row in itertools.product([False, True], repeat=n_languages):
+                likely = math.prod(p if on else 1 - p for p, on in zip(shares, row, strict=True))
+                expected[by_definition(row)] += 100 * likely / n_examples
+        for label in LABELS:
+            assert table.loc[(layer, label), "independent"] == pytest.approx(expected[label], abs=1e-9)
+
+
+def test_independent_types_are_what_random_neurons_give():
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(40, 4, 1, 1, generator=generator)
+    activated = torch.rand(40, 4, 1, 2000, generator=generator) < shares
+    summary = sharing_of(activated).summary()
+    np.testing.assert_allclose(summary["independent"], summary["mean"], atol=0.3)
+    assert (summary["independent"] - summary["mismatched"]).abs().max() > 1  # each example has shares of its own
+
+
+@settings(max_examples=20)
+@given(activations(), st.integers(0, 5))
+def test_mismatched_examples_equal_brute_force(activated, seed):
+    sharing = sharing_of(activated)
+    n_examples, n_languages, n_layers, width = activated.shape
+    if n_examples < n_languages:
+        assert sharing.summary()["mismatched"].isna().all()
+        with pytest.raises(ns.NeuronShareError, match=f"{n_examples} .* for {n_languages} languages; a different one"):
+            sharing.mismatched(seed=seed)
+        return
+    moved = sharing.mismatched(seed=seed)
+    offsets = moved.metadata["mismatched"]
+    assert len({offset % n_examples for offset in offsets}) == n_languages  # nowhere the same example twice
+    for language, offset in enumerate(offsets):
+        assert torch.equal(moved.activated()[:, language], activated[:, language].roll(-offset, dims=0))
+    summary = sharing.summary(mismatches=2, seed=seed).set_index(["layer", "type"])
+    other = sharing.mismatched(seed=seed + 1)
+    for layer, label in itertools.product(range(n_layers), LABELS):
+        found = [
+            sum(by_definition(tuple(one.activated()[e, :, layer, n].tolist())) == label for n in range(width))
+            for one in (moved, other)
+            for e in range(n_examples)
+        ]
+        assert summary.loc[(layer, label), "mismatched"] == pytest.approx(100 * sum(found) / len(found) / width)
 
 
 def jaccard(activated: torch.Tensor, first: int, second: int, layers: list[int]) -> float:
@@ -180,7 +255,7 @@ def test_overlap_equals_brute_force(activated):
 
 def test_tables_are_the_same_whether_unpacked_at_once_or_in_pieces(monkeypatch):
     sharing = sharing_of(torch.rand(7, 3, 2, 40, generator=torch.Generator().manual_seed(0)) > 0.6)
-    tables = ("summary", "by_language", "persistence", "overlap")
+    tables = ("summary", "by_language", "persistence", "never_activated", "overlap")
     at_once = [getattr(sharing, table)() for table in tables]
     monkeypatch.setattr(ns.sharing, "_CHUNK_BYTES", 1)
     for table, expected in zip(tables, at_once, strict=True):
@@ -214,7 +289,7 @@ def test_layers_of_different_width_are_as_each_for_itself(tmp_path):
             assert (result.types[:, number, width:] == 255).all()
             assert not any(result.mask(type)[:, number, width:].any() for type in ns.NeuronType)
             assert not result.activated()[:, :, number, width:].any()
-            for table in ("summary", "by_language", "persistence"):
+            for table in ("summary", "by_language", "persistence", "never_activated"):
                 ours = getattr(result, table)().query("layer == @number").drop(columns="layer").reset_index(drop=True)
                 theirs = getattr(alone, table)().drop(columns="layer").replace({"l0": "en", "l1": "de", "l2": "fr"})
                 pd.testing.assert_frame_equal(ours, theirs)

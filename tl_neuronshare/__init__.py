@@ -6,6 +6,7 @@ from types import ModuleType
 from tl_neuronshare.ablation import ablation_hooks, reference_values
 from tl_neuronshare.attribution import attribute, top_neurons
 from tl_neuronshare.categorising import categorise, categorise_caches
+from tl_neuronshare.comparison import input_overlap, language_overlap, side_by_side
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation import evaluate, perplexity
 from tl_neuronshare.impact import correctness_impact, generation_impact
@@ -40,6 +41,8 @@ __all__ = [
     "demo",
     "evaluate",
     "generation_impact",
+    "input_overlap",
+    "language_overlap",
     "load_lape_neurons",
     "load_masks",
     "load_model",
@@ -52,6 +55,7 @@ __all__ = [
     "random_like",
     "reference_values",
     "save_masks",
+    "side_by_side",
     "tasks",
     "top_neurons",
 ]

@@ -19,18 +19,20 @@ from typing import Any
 import pandas as pd
 import torch
 from einops import einsum, rearrange, reduce
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tl_neuronshare.activation import pack, packed_width, unpack
+from tl_neuronshare.chance import independent_types, jaccard
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts, are_of, hashes_of, short_hash
 
 _FORMAT = "tl_neuronshare.NeuronSharing/1"
 _NO_NEURON = 255  # fills the types of layers that are narrower than the widest
 _CHUNK_BYTES = 1 << 27  # how much is unpacked at a time
+MISMATCHES = 3  # draws of mismatched examples, in tables
 # Results that differ in one of these measure different things.
 _MEASURED = ("site", "position", "threshold", "prepend_bos", "special_tokens_left_out", "weights", "dtype")
 _SHARES = ("borderline_fraction", "common_prefix_share")
@@ -205,13 +207,13 @@ class NeuronSharing:
             raise NeuronShareError("There is no result to concatenate; give at least one.")
         first = results[0]
         for number, other in enumerate(results[1:], start=1):
-            for what in ("languages", "widths", "hooks"):
-                if getattr(first, what) != getattr(other, what):
-                    raise NeuronShareError(_incompatible(number, what, getattr(first, what), getattr(other, what)))
-            ours, theirs = _measured(first.metadata), _measured(other.metadata)
-            for what in ours:
-                if ours[what] != theirs[what] and not (what == "prepend_bos" and None in (ours[what], theirs[what])):
-                    raise NeuronShareError(_incompatible(number, what, ours[what], theirs[what]))
+            difference = first_difference(first, other)
+            if difference is not None:
+                what, ours, theirs = difference
+                raise NeuronShareError(
+                    f"Result {number} has {what} {theirs!r}, result 0 {ours!r}; concatenate results that measured the "
+                    "same, or compare their tables."
+                )
         hashes = [result.prompt_hashes for result in results]
         known = [hash for part in hashes if part is not None for hash in part]
         return cls(
@@ -303,22 +305,86 @@ class NeuronSharing:
         """
         return self.types == as_type(type)
 
-    def summary(self) -> pd.DataFrame:
-        """Percent of each layer's neurons that are of each type: mean, std, min and max over the examples.
+    def mismatched(self, *, seed: int = 0) -> NeuronSharing:
+        """The same activations with a different example in each language: what is shared without shared meaning.
 
-        The standard deviation is the population's. Source: the paper's "patterns by layer".
+        Each language's examples are moved round by an offset of its own, so that every example of every language
+        is used once and no two languages of a new example show the same one. What is all-shared here is activated
+        by whatever the examples have in common: their form, their task, or being text at all.
+
+        Args:
+            seed: of the offsets.
+
+        Raises:
+            NeuronShareError: fewer examples than languages.
+
+        Example:
+            >>> two = NeuronSharing.from_activated(sharing.activated()[:, :2], languages=["en", "de"])
+            >>> moved = two.mismatched()
+            >>> [torch.equal(moved.activated(language=one), two.activated(language=one)) for one in two.languages]
+            [True, False]
         """
-        types = self.types
-        percent = {type: self._percent(types == type) for type in TYPES}
+        n_languages = len(self.languages)
+        if self.n_examples < n_languages:
+            raise NeuronShareError(
+                f"{self.n_examples} example(s) for {n_languages} languages; a different one in each language needs at "
+                "least as many examples as languages."
+            )
+        generator = torch.Generator().manual_seed(seed)
+        offsets = torch.cat(
+            [torch.zeros(1, dtype=torch.long), 1 + torch.randperm(self.n_examples - 1, generator=generator)]
+        )
+        places = rearrange(torch.arange(self.n_examples), "example -> example 1") + offsets[:n_languages]
+        return NeuronSharing(
+            self._packed[places % self.n_examples, torch.arange(n_languages)],
+            languages=self.languages,
+            widths=self.widths,
+            hooks=self.hooks,
+            metadata={**self.metadata, "mismatched": offsets[:n_languages].tolist()},
+        )
+
+    def summary(self, *, mismatches: int = MISMATCHES, seed: int = 0) -> pd.DataFrame:
+        """Percent of each layer's neurons that are of each type, over the examples, beside what chance would give.
+
+        Args:
+            mismatches: draws of mismatched examples; 0 saves their time.
+            seed: of the first; the next ones count on from it.
+
+        Returns:
+            A table with a row for each layer and type: layer, type, mean, std, min, max over the examples (the standard
+            deviation is the population's), and two chance levels. `independent`: the mean share if each language's
+            activated neurons were drawn at random, as many as there are (`chance.independent_types`). `mismatched`: the
+            mean share when each language shows a different example (see the method of that name); NaN where there are
+            fewer examples than languages.
+
+        Source: the paper's "patterns by layer"; chance levels are ours.
+
+        Example:
+            >>> sharing.summary().query("type == 'all-shared' and layer == 3")[["mean", "independent"]].round(1)
+                mean  independent
+            12   4.4          0.0
+        """
+        percent = self._percent_of_types()
+        independent = 100 * independent_types(self._percent_by_language() / 100).mean(1)
+        mismatched = torch.full_like(independent, torch.nan)
+        if mismatches and self.n_examples >= len(self.languages):
+            draws = [self.mismatched(seed=seed + draw)._percent_of_types().mean(1) for draw in range(mismatches)]
+            mismatched = torch.stack(draws).mean(0)
         return pd.DataFrame(
-            {"layer": layer, "type": type.label, **_statistics(percent[type][:, layer])}
+            {
+                "layer": layer,
+                "type": type.label,
+                **_statistics(percent[type, :, layer]),
+                "independent": independent[type, layer].item(),
+                "mismatched": mismatched[type, layer].item(),
+            }
             for layer in range(self.n_layers)
             for type in TYPES
         )
 
     def by_language(self) -> pd.DataFrame:
         """Percent of each layer's neurons that each language activates: mean, std, min and max over the examples."""
-        percent = torch.cat([self._percent(activated) for activated in self._chunks()])
+        percent = self._percent_by_language()
         return pd.DataFrame(
             {"layer": layer, "language": language, **_statistics(percent[:, index, layer])}
             for layer in range(self.n_layers)
@@ -328,33 +394,96 @@ class NeuronSharing:
     def persistence(self) -> pd.DataFrame:
         """Percent of each layer's neurons that are of a type for *every* example, beside the average over examples.
 
+        The more examples, the fewer neurons can be of one type in all: compare results of as many. `chance` is the
+        percent if each example drew its neurons of the type at random, as many as there are.
+
         Source: the paper's "persistence across inputs".
 
         Example:
             >>> list(sharing.persistence().columns)
-            ['layer', 'type', 'average', 'every']
+            ['layer', 'type', 'average', 'every', 'chance']
         """
-        types = self.types
-        chosen = {type: types == type for type in TYPES}
-        average = {type: self._percent(chosen[type]).mean(0) for type in TYPES}
-        every = {type: self._percent(chosen[type].all(0)) for type in TYPES}
+        always = torch.ones(len(TYPES), self.n_layers, self.d_mlp, dtype=torch.bool)
+        for activated in self._chunks():
+            types = neuron_types(activated)
+            for type in TYPES:
+                always[type] &= (types == type).all(0)
+        percent, every = self._percent_of_types(), self._percent(always & self.is_neuron)
+        average, chance = percent.mean(1), 100 * (percent / 100).prod(1)
         return pd.DataFrame(
             {
                 "layer": layer,
                 "type": type.label,
-                "average": average[type][layer].item(),
-                "every": every[type][layer].item(),
+                "average": average[type, layer].item(),
+                "every": every[type, layer].item(),
+                "chance": chance[type, layer].item(),
             }
             for layer in range(self.n_layers)
             for type in TYPES
         )
+
+    def never_activated(self) -> pd.DataFrame:
+        """Percent of each layer's neurons that are not activated, in each language and in none of them ("all").
+
+        With a result of `categorise(position="any")` these are the neurons that no token of the prompt activates.
+
+        Returns:
+            A table with a row for each layer and language: layer, language, mean, std, min, max over the examples, and
+            `every`, the percent that no example activates.
+
+        Source: the paper's "across tokens".
+
+        Example:
+            >>> in_english, in_german = [True, True, False], [True, False, False]
+            >>> toy = NeuronSharing.from_activated(torch.tensor([[[in_english], [in_german]]]), languages=["en", "de"])
+            >>> toy.never_activated()[["language", "mean", "every"]].round(1)
+              language  mean  every
+            0       en  33.3   33.3
+            1       de  66.7   66.7
+            2      all  33.3   33.3
+        """
+        percent, ever = [], torch.zeros(len(self.languages) + 1, self.n_layers, self.d_mlp, dtype=torch.bool)
+        for activated in self._chunks():
+            with_all = torch.cat([activated, activated.any(1, keepdim=True)], dim=1)
+            percent.append(self._percent(~with_all & self.is_neuron))
+            ever |= with_all.any(0)
+        over_examples, every = torch.cat(percent), self._percent(~ever & self.is_neuron)
+        return pd.DataFrame(
+            {
+                "layer": layer,
+                "language": language,
+                **_statistics(over_examples[:, index, layer]),
+                "every": every[index, layer].item(),
+            }
+            for layer in range(self.n_layers)
+            for index, language in enumerate((*self.languages, "all"))
+        )
+
+    def intersections(self) -> Int[Tensor, "example layer language language"]:
+        """How many neurons two languages both activate; on the diagonal how many each activates.
+
+        Example:
+            >>> in_english, in_german = [True, True, False], [True, False, False]
+            >>> toy = NeuronSharing.from_activated(torch.tensor([[[in_english], [in_german]]]), languages=["en", "de"])
+            >>> toy.intersections()[0, 0]
+            tensor([[2, 1],
+                    [1, 1]])
+        """
+        counts = []
+        for activated in self._chunks():
+            of_layers = []
+            for layer in range(self.n_layers):  # one at a time: as floats they take four times the bytes
+                chosen = activated[:, :, layer].float()
+                of_layers.append(einsum(chosen, chosen, "example a neuron, example b neuron -> example a b"))
+            counts.append(torch.stack(of_layers, dim=1).long())
+        return torch.cat(counts)
 
     def overlap(self, layer: int | None = None) -> pd.DataFrame:
         """How far two languages activate the same neurons: the mean over examples of the Jaccard index, 0 to 1.
 
         The index of an example is |A and B| / |A or B|, A and B the neurons that either language activates
         in `layer`, or in all layers together. Examples in which neither activates any are left out; where none
-        is left, it is NaN.
+        is left, it is NaN. `language_overlap` has all layers, with intervals and chance levels.
 
         Raises:
             NeuronShareError: there is no such layer.
@@ -368,8 +497,10 @@ class NeuronSharing:
             or (isinstance(layer, Integral) and not isinstance(layer, bool) and 0 <= layer < self.n_layers)
         ):
             raise NeuronShareError(f"There is no layer {layer!r}; use 0 to {self.n_layers - 1}, or None for all.")
-        layers = list(range(self.n_layers)) if layer is None else [layer]
-        indices = torch.cat([_jaccard(activated[:, :, layers]) for activated in self._chunks()])
+        counts = self.intersections().double()
+        both = counts.sum(1) if layer is None else counts[:, layer]
+        sizes = torch.diagonal(both, dim1=-2, dim2=-1)
+        indices = jaccard(both, sizes[:, :, None], sizes[:, None])
         names = pd.Index(self.languages, name="language")
         return pd.DataFrame(indices.nanmean(0).numpy(), index=names, columns=names)
 
@@ -436,6 +567,18 @@ class NeuronSharing:
         for start in range(0, self.n_examples, step):
             yield self.activated(slice(start, start + step))
 
+    def _percent_of_types(self) -> Float[Tensor, "type example layer"]:
+        """Percent of each layer's neurons that are of each type, in the order of NeuronType."""
+        percent = []
+        for activated in self._chunks():
+            types = neuron_types(activated)
+            percent.append(torch.stack([self._percent((types == type) & self.is_neuron) for type in NeuronType]))
+        return torch.cat(percent, dim=1)
+
+    def _percent_by_language(self) -> Float[Tensor, "example language layer"]:
+        """Percent of each layer's neurons that each language activates."""
+        return torch.cat([self._percent(activated) for activated in self._chunks()])
+
     @property
     def is_neuron(self) -> Bool[Tensor, "layer neuron"]:
         """Whether each place is a neuron; False where a layer is narrower than the widest."""
@@ -467,18 +610,6 @@ def _statistics(values: Float[Tensor, " example"]) -> dict[str, float]:
     }
 
 
-def _jaccard(activated: Bool[Tensor, "example language layer neuron"]) -> Float[Tensor, "example language language"]:
-    """The Jaccard index of each pair of languages, over the neurons of all these layers; NaN where both are empty."""
-    pairs = []
-    for layer in range(activated.shape[2]):  # one at a time: as floats they take four times the bytes
-        chosen = activated[:, :, layer].float()
-        pairs.append(einsum(chosen, chosen, "example a neuron, example b neuron -> example a b"))
-    both = torch.stack(pairs).double().sum(0)
-    sizes = torch.diagonal(both, dim1=1, dim2=2)
-    either = rearrange(sizes, "example a -> example a 1") + rearrange(sizes, "example b -> example 1 b") - both
-    return both / either
-
-
 def first_differing(prompts: ParallelPrompts, sharing: NeuronSharing) -> int | None:
     """The first example whose prompts are not those of the types, where these know their prompts."""
     if sharing.prompt_hashes is None:
@@ -497,17 +628,22 @@ def fingerprint(weights: str, prompt_hashes: Sequence[str] | None) -> str:
     return f"{weights}-{'unknown' if prompt_hashes is None else short_hash(''.join(prompt_hashes))}"
 
 
+def first_difference(result: NeuronSharing, other: NeuronSharing) -> tuple[str, object, object] | None:
+    """What two results measured otherwise, the one and the other; None where their examples can stand in one."""
+    for what in ("languages", "widths", "hooks"):
+        if getattr(result, what) != getattr(other, what):
+            return what, getattr(result, what), getattr(other, what)
+    ours, theirs = _measured(result.metadata), _measured(other.metadata)
+    for what in ours:
+        if ours[what] != theirs[what] and not (what == "prepend_bos" and None in (ours[what], theirs[what])):
+            return what, ours[what], theirs[what]
+    return None
+
+
 def _measured(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same for examples to stand in one result."""
     weights = str(metadata.get("fingerprint", "")).split("-")[0]
     return {**{key: metadata.get(key) for key in _MEASURED}, "fingerprint of the weights": weights}
-
-
-def _incompatible(number: int, what: str, ours: object, theirs: object) -> str:
-    return (
-        f"Result {number} has {what} {theirs!r}, result 0 {ours!r}; concatenate results that measured the same, "
-        "or compare their tables."
-    )
 
 
 def _merged(metadata: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
