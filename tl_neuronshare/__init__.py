@@ -21,9 +21,11 @@ from tl_neuronshare.masks import (
 )
 from tl_neuronshare.models import load_model
 from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.rates import activation_rates
 from tl_neuronshare.recording import SharingRecorder
 from tl_neuronshare.sharing import NeuronSharing, NeuronType, neuron_types
 from tl_neuronshare.study import ablation_study
+from tl_neuronshare.typology import permutation_test, same_family, same_script, typological_similarity
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "SharingRecorder",
     "ablation_hooks",
     "ablation_study",
+    "activation_rates",
     "attribute",
     "categorise",
     "categorise_caches",
@@ -50,14 +53,18 @@ __all__ = [
     "mask_from_frame",
     "mask_to_frame",
     "neuron_types",
+    "permutation_test",
     "perplexity",
     "plots",
     "random_like",
     "reference_values",
+    "same_family",
+    "same_script",
     "save_masks",
     "side_by_side",
     "tasks",
     "top_neurons",
+    "typological_similarity",
 ]
 
 

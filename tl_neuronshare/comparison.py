@@ -80,9 +80,9 @@ def language_overlap(
     Returns:
         A table with a row for each layer, and "all" for all together, and each pair of languages: layer, language,
         other, jaccard (the mean over examples of |A and B| / |A or B|; examples where both are empty are left out),
-        low, high (its 95 % interval over examples; NaN for fewer than ten), and two chance levels. `independent`: as many neurons
-        drawn at random from each layer (`chance.expected_intersection`). `mismatched`: the languages show
-        different examples; NaN where there are fewer examples than languages.
+        low, high (its 95 % interval over examples; NaN for fewer than ten), and two chance levels. `independent`: as
+        many neurons drawn at random from each layer (`chance.expected_intersection`). `mismatched`: the languages
+        show different examples; NaN where there are fewer examples than languages.
 
     Example:
         >>> table = language_overlap(sharing)

@@ -446,12 +446,17 @@ def _as_thresholds(threshold: Any) -> tuple[tuple[float, ...], bool]:
     given = as_list(threshold)
     one = not isinstance(given, Sequence) or isinstance(given, str)
     thresholds = [given] if one else list(given)
-    for number in thresholds:
-        if isinstance(number, bool) or not isinstance(number, Real) or not abs(number) < _LARGEST:
-            raise NeuronShareError(f"threshold={number!r} is no finite number (or list of them); 0.0 is the paper's.")
-    if len(set(map(float, thresholds))) < max(1, len(thresholds)):
+    checked = tuple(map(as_threshold, thresholds))
+    if len(set(checked)) < max(1, len(thresholds)):
         raise NeuronShareError(f"threshold={threshold!r}; give at least one threshold, each once.")
-    return tuple(map(float, thresholds)), one
+    return checked, one
+
+
+def as_threshold(number: Any) -> float:
+    """The threshold, checked."""
+    if isinstance(number, bool) or not isinstance(number, Real) or not abs(number) < _LARGEST:
+        raise NeuronShareError(f"threshold={number!r} is no finite number (or list of them); 0.0 is the paper's.")
+    return float(number)
 
 
 def _is_index(number: Any, size: int) -> bool:
