@@ -151,7 +151,7 @@ def permutation_test(
     square = np.zeros((len(languages), len(languages)))
     square[pairs] = ranks
     square += square.T
-    observed = _correlations(ranks[None, :], left, target)[0]
+    observed = _correlations(ranks.reshape(1, -1).astype(float), left, target)[0]
     exact = math.factorial(len(languages)) <= _EXACT
     orders = (
         np.array(list(permutations(range(len(languages)))))
@@ -224,8 +224,8 @@ def _vectors(languages: Sequence[str], features: tuple[str, str]) -> NDArray[np.
         rows = [known.get(codes.get(language, language)) for language in languages]
         if None in rows:
             raise NeuronShareError(
-                f"Language {languages[rows.index(None)]!r} is not in URIEL; use an ISO 639 code such as en, or leave it "
-                "out."
+                f"Language {languages[rows.index(None)]!r} is not in URIEL; use an ISO 639 code such as en, or leave "
+                "it out."
             )
         values: NDArray[np.float64] = file["data"][rows][:, columns, 0].astype(float)
     return values

@@ -1,0 +1,22 @@
+"""Tables to matplotlib figures. Nothing here changes matplotlib's global style."""
+
+from tl_neuronshare.plots.ablating import ablation
+from tl_neuronshare.plots.attribution import causal_check, correctness, impact, top_shares
+from tl_neuronshare.plots.overlap import input_overlap, language_overlap, relatedness
+from tl_neuronshare.plots.sharing import chance, never_activated, patterns, persistence, side_by_side
+
+__all__ = [
+    "ablation",
+    "causal_check",
+    "chance",
+    "correctness",
+    "impact",
+    "input_overlap",
+    "language_overlap",
+    "never_activated",
+    "patterns",
+    "persistence",
+    "relatedness",
+    "side_by_side",
+    "top_shares",
+]

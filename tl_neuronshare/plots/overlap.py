@@ -1,0 +1,167 @@
+"""Figures of overlap: between languages, between inputs of tasks, and against how alike languages are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.plots.drawing import COLOURS, MARKERS, STYLE, by_layer, entitle, heatmap, line, require
+
+_PAIRS = "Jaccard index, mean over inputs"
+_LEVELS = {
+    "jaccard": ("same input", "-"),
+    "mismatched": ("mismatched examples", "--"),
+    "independent": ("as many random neurons", ":"),
+}
+
+
+def language_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
+    """How far languages activate the same neurons: each pair over all layers; and by layer, beside chance.
+
+    Args:
+        table: of `language_overlap`. Right, lines are means over pairs, the band from the least to the most alike pair.
+        title: above both panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs.
+
+    Example:
+        >>> figure = language_overlap(ns.language_overlap(sharing))
+        >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
+        ['All layers', 'By layer, mean over pairs']
+    """
+    require(table, "language_overlap", ("layer", "language", "other", "jaccard", "independent", "mismatched"))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.9, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+        overall = table[table["layer"].astype(str) == "all"]
+        heatmap(left, square(overall, "language", diagonal=1.0), label=_PAIRS)
+        left.set_title("All layers", loc="left", fontsize=8)
+        _by_layer(right, table)
+        right.set_title("By layer, mean over pairs", loc="left", fontsize=8)
+        entitle(figure, title)
+    return figure
+
+
+def _by_layer(axes: Axes, table: pd.DataFrame) -> None:
+    """The mean over pairs, beside both chance levels."""
+    rows = table[table["layer"].astype(str) != "all"]
+    of_layers = rows.assign(layer=rows["layer"].astype(int)).groupby("layer")[list(_LEVELS)]
+    means = of_layers.mean()
+    for index, (column, (name, dashes)) in enumerate(_LEVELS.items()):
+        line(axes, means.index, means[column], index, name, linestyle=dashes)
+    low, high = of_layers.min()["jaccard"], of_layers.max()["jaccard"]
+    axes.fill_between(means.index, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+    axes.set_ylabel("Jaccard index")
+    axes.set_ylim(0, 1)
+    by_layer(axes)
+    axes.legend(fontsize=7)
+
+
+def relatedness(
+    sharing: pd.DataFrame,
+    similarity: Mapping[str, pd.DataFrame],
+    *,
+    family: pd.DataFrame,
+    tests: Mapping[str, Mapping[str, float]],
+    title: str = "",
+) -> Figure:
+    """How far pairs of languages activate the same neurons, against how alike they are: a panel for each measure.
+
+    Args:
+        sharing: square, such as `NeuronSharing.overlap()`.
+        similarity: for each measure a square table, such as `typological_similarity`.
+        family: square, as of `same_family`: pairs of one family have another marker.
+        tests: for each measure what `permutation_test` gave; shown above its panel.
+        title: above all panels.
+
+    Raises:
+        NeuronShareError: no measure.
+
+    Example:
+        >>> measure, family = same_script(sharing.languages), same_family(sharing.languages)
+        >>> tests = {"script": permutation_test(sharing.overlap(), measure, n_permutations=99)}
+        >>> relatedness(sharing.overlap(), {"script": measure}, family=family, tests=tests).axes[0].get_xlabel()
+        'script'
+    """
+    if not similarity:
+        raise NeuronShareError("There is no similarity to show; give such as {'syntax': typological_similarity(...)}.")
+    languages = list(sharing.index)
+    pairs = [(one, other) for i, one in enumerate(languages) for other in languages[i + 1 :]]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.9, 2.9), layout="constrained")
+        panels = figure.subplots(1, len(similarity), sharey=True, squeeze=False)[0]
+        for axes, (measure, table) in zip(panels, similarity.items(), strict=True):
+            for index, name in enumerate(("other family", "same family")):
+                chosen = [pair for pair in pairs if bool(family.loc[pair]) == bool(index)]
+                axes.plot(
+                    [table.loc[pair] for pair in chosen],
+                    [sharing.loc[pair] for pair in chosen],
+                    MARKERS[index],
+                    color=COLOURS[index],
+                    markerfacecolor="none",
+                    label=name,
+                )
+            axes.set_xlabel(measure)
+            found = tests[measure]
+            axes.set_title(f"ρ = {found['spearman']:.2f}, p = {found['p_value']:.3f}", loc="left", fontsize=8)
+        panels[0].set_ylabel(_PAIRS)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
+        entitle(figure, title)
+    return figure
+
+
+def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
+    """How far two inputs have the same neurons of one type: of one task, of two tasks, and at random.
+
+    Args:
+        table: of `input_overlap`.
+        title: above both panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs.
+
+    Example:
+        >>> figure = input_overlap(ns.input_overlap({"first": sharing[:1], "others": sharing[1:]}))
+        >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
+        ['All layers', 'By layer, mean over tasks']
+    """
+    require(table, "input_overlap", ("layer", "task", "other", "jaccard", "independent"))
+    is_all = table["layer"].astype(str) == "all"
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.9, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+        heatmap(left, square(table[is_all], "task"), label="Jaccard index, mean over pairs of inputs")
+        left.set_title("All layers", loc="left", fontsize=8)
+        rows = table[~is_all].assign(layer=table[~is_all]["layer"].astype(int))
+        same = rows["task"] == rows["other"]
+        lines = (
+            ("two inputs of one task", rows[same], "jaccard", "-"),
+            ("inputs of two tasks", rows[~same], "jaccard", "--"),
+            ("as many random neurons", rows, "independent", ":"),
+        )
+        for index, (name, of_kind, column, dashes) in enumerate(lines):
+            found = of_kind.groupby("layer")[column].mean()
+            line(right, found.index, found, index, name, linestyle=dashes)
+        right.set_ylabel("Jaccard index")
+        right.set_ylim(bottom=0)
+        by_layer(right)
+        right.set_title("By layer, mean over tasks", loc="left", fontsize=8)
+        right.legend(fontsize=7)
+        entitle(figure, title)
+    return figure
+
+
+def square(pairs: pd.DataFrame, name: str, *, diagonal: float | None = None) -> pd.DataFrame:
+    """A square table of the pairs' indices, in their order."""
+    names = list(dict.fromkeys([*pairs[name], *pairs["other"]]))
+    table = pairs.pivot(index=name, columns="other", values="jaccard").reindex(index=names, columns=names)
+    table = table.fillna(table.T)
+    for one in names if diagonal is not None else ():
+        table.loc[one, one] = diagonal
+    return table

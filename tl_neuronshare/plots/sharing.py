@@ -1,0 +1,216 @@
+"""Figures of the types of neurons: by layer, task, threshold and model, beside chance; persistence; silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+from numpy.typing import NDArray
+
+from tl_neuronshare.plots.drawing import COLOURS, LABELS, STYLE, by_layer, entitle, line, require
+
+_LEVELS = {
+    "mean": ("measured", "-"),
+    "mismatched": ("mismatched examples", "--"),
+    "independent": ("independent languages", ":"),
+}
+
+
+def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "") -> Figure:
+    """Types by layer beside activation by language: the paper's figure of patterns by layer.
+
+    Args:
+        summary: `NeuronSharing.summary()`; lines are means, bands the standard deviation over examples.
+        by_language: `NeuronSharing.by_language()`; lines are means over examples.
+        title: above both panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that these two have.
+
+    Example:
+        >>> figure = patterns(sharing.summary(), sharing.by_language())
+        >>> [axes.get_ylabel() for axes in figure.axes]
+        ['neurons (% of layer)', 'activated neurons (% of layer)']
+    """
+    require(summary, "summary", ("layer", "type", "mean", "std"))
+    require(by_language, "by_language", ("layer", "language", "mean"))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.9, 2.9), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for index, label in enumerate(LABELS):
+            rows = summary[summary["type"] == label]
+            line(left, rows["layer"], rows["mean"], index, label)
+            low, high = (rows["mean"] - rows["std"]).clip(lower=0), (rows["mean"] + rows["std"]).clip(upper=100)
+            left.fill_between(rows["layer"], low, high, color=COLOURS[index], alpha=0.2, linewidth=0)
+        languages = list(by_language["language"].unique())
+        for index, language in enumerate(languages):
+            rows = by_language[by_language["language"] == language]
+            line(right, rows["layer"], rows["mean"], index, language)
+        left.set_ylabel("neurons (% of layer)")
+        left.set_title("Types: mean ± std over examples", loc="left", fontsize=8)
+        right.set_ylabel("activated neurons (% of layer)")
+        right.set_title("Activated, by language", loc="left", fontsize=8)
+        for axes in (left, right):
+            by_layer(axes)
+            axes.margins(y=0.08)
+            axes.set_ylim(bottom=0)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=7)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=7)
+        entitle(figure, title)
+    return figure
+
+
+def chance(summary: pd.DataFrame, *, title: str = "") -> Figure:
+    """Each type by layer, beside what mismatched examples and independent languages would give.
+
+    Args:
+        summary: `NeuronSharing.summary()`. Solid lines are means over examples, bands the standard deviation.
+        title: above all panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs.
+
+    Example:
+        >>> [axes.get_title(loc="left") for axes in chance(sharing.summary()).axes]
+        ['all-shared', 'partial-shared', 'specific', 'non-activated']
+    """
+    require(summary, "summary", ("layer", "type", "mean", "std", "independent", "mismatched"))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.9, 4.2), layout="constrained")
+        panels = figure.subplots(2, 2, sharex=True)
+        for axes, label in zip(panels.flat, LABELS, strict=True):
+            rows = summary[summary["type"] == label]
+            for index, (column, (name, dashes)) in enumerate(_LEVELS.items()):
+                line(axes, rows["layer"], rows[column], index, name, linestyle=dashes)
+            low, high = (rows["mean"] - rows["std"]).clip(lower=0), (rows["mean"] + rows["std"]).clip(upper=100)
+            axes.fill_between(rows["layer"], low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+            axes.set_title(label, loc="left", fontsize=8)
+            axes.set_ylim(bottom=0)
+        _share_labels(figure, panels)
+        entitle(figure, title)
+    return figure
+
+
+def side_by_side(table: pd.DataFrame, *, title: str = "") -> Figure:
+    """The types of several tasks, thresholds or models by layer: a panel for each type.
+
+    Args:
+        table: of `side_by_side`; lines are means over examples, bands reach from the smallest to the largest. Where the
+            first column is "model", layers are shown as a fraction of the model's depth.
+        title: above all panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs.
+
+    Example:
+        >>> table = ns.side_by_side({"first": sharing[:1], "others": sharing[1:]}, name="task")
+        >>> side_by_side(table).axes[2].get_xlabel()
+        'layer'
+    """
+    require(table, "side_by_side", ("layer", "depth", "type", "mean", "min", "max"))
+    name = table.columns[0]
+    place = "depth" if name == "model" else "layer"
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.9, 4.4), layout="constrained")
+        panels = figure.subplots(2, 2, sharex=True)
+        for axes, label in zip(panels.flat, LABELS, strict=True):
+            for index, (which, rows) in enumerate(table[table["type"] == label].groupby(name, sort=False)):
+                line(axes, rows[place], rows["mean"], index, str(which))
+                colour = COLOURS[index % len(COLOURS)]
+                axes.fill_between(rows[place], rows["min"], rows["max"], color=colour, alpha=0.1, linewidth=0)
+            axes.set_title(label, loc="left", fontsize=8)
+            axes.set_ylim(bottom=0)
+        _share_labels(figure, panels, place="layer (fraction of depth)" if place == "depth" else "layer")
+        entitle(figure, title)
+    return figure
+
+
+def _share_labels(figure: Figure, panels: NDArray[Any], *, place: str = "layer") -> None:
+    """Panels of a figure have the same axes and legend."""
+    figure.supylabel("neurons (% of layer)", fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel(place)
+        if place == "layer":
+            by_layer(axes)
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=7)
+
+
+def persistence(table: pd.DataFrame, growth: pd.DataFrame, *, title: str = "") -> Figure:
+    """Which neurons are of one type for every input: by layer, and by how many inputs there are.
+
+    Args:
+        table: `NeuronSharing.persistence()`. Left: filled markers are the percent that is of the type for every input,
+            dashes the average over inputs.
+        growth: columns inputs, type, every: right, the mean over layers of the first so many inputs.
+        title: above both panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs.
+
+    Example:
+        >>> growth = pd.concat([sharing[:n].persistence().assign(inputs=n) for n in (1, 2, 3)])
+        >>> [axes.get_xlabel() for axes in persistence(sharing.persistence(), growth).axes]
+        ['layer', 'inputs']
+    """
+    require(table, "persistence", ("layer", "type", "average", "every"))
+    require(growth, "persistence", ("inputs", "type", "every"))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.9, 3.0), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for index, label in enumerate(LABELS):
+            rows = table[table["type"] == label]
+            line(left, rows["layer"], rows["every"], index, label)
+            left.plot(rows["layer"], rows["average"], color=COLOURS[index], linestyle="--", linewidth=0.8)
+            found = growth[growth["type"] == label].groupby("inputs")["every"].mean()
+            line(right, found.index, found, index, label)
+        left.plot([], [], color="grey", linestyle="--", linewidth=0.8, label="average over inputs")
+        by_layer(left)
+        right.set_xscale("log")
+        right.set_xlabel("inputs")
+        right.xaxis.set_major_formatter(ScalarFormatter())
+        for axes, what in ((left, "for every input, by layer"), (right, "mean of layers, by number of inputs")):
+            axes.set_ylabel("neurons (% of layer)")
+            axes.set_title(f"Of one type {what}", loc="left", fontsize=8)
+            axes.set_ylim(bottom=0)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
+        entitle(figure, title)
+    return figure
+
+
+def never_activated(table: pd.DataFrame, *, title: str = "") -> Figure:
+    """Which neurons no token activates: for an input on average, and for every input; by layer and language.
+
+    Args:
+        table: `NeuronSharing.never_activated()` of a result at position "any".
+        title: above both panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs.
+
+    Example:
+        >>> [axes.get_title(loc="left") for axes in never_activated(sharing.never_activated()).axes]
+        ['By no token of an input (mean)', 'By no token of any input']
+    """
+    require(table, "never_activated", ("layer", "language", "mean", "every"))
+    languages = [language for language in table["language"].unique() if language != "all"]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.9, 3.0), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        named = (("mean", "By no token of an input (mean)"), ("every", "By no token of any input"))
+        for axes, (column, name) in zip(panels, named, strict=True):
+            for index, language in enumerate(languages):
+                rows = table[table["language"] == language]
+                line(axes, rows["layer"], rows[column], index, language)
+            rows = table[table["language"] == "all"]
+            axes.plot(rows["layer"], rows[column], color="black", linewidth=2, linestyle="--", label="in no language")
+            axes.set_title(name, loc="left", fontsize=8)
+            axes.set_ylim(bottom=0)
+            by_layer(axes)
+        panels[0].set_ylabel("neurons (% of layer)")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
+        entitle(figure, title)
+    return figure
