@@ -6,13 +6,15 @@
     python experiments/ablation.py --model bigscience/bloom-560m --limit 100  # any model that TransformerLens supports
     python experiments/ablation.py --task mgsm --source mgsm --languages en de th  # any other task
 
-Writes ablation.csv, ablation.png, ablation.pdf and run.json (with --generate also answers.csv) to the run folder.
+Writes ablation.csv, run.json (with --generate also answers.csv), and the figure ablation as PNG and PDF, to the run
+folder.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -71,19 +73,41 @@ def main() -> None:
     shown, notes = _printed(table)
     print(shown.to_string(index=False))
     print(*notes, sep="\n")
-    written = ["ablation.csv", "ablation.png", "ablation.pdf", "run.json"]
-    table.to_csv(run.folder / "ablation.csv", index=False)
+    run.table(table, "ablation")
     title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {_how(args)}"
-    figure = ns.plots.ablation(table, title=title)
-    run.save(figure, "ablation")
+    run.save(ns.plots.ablation(table, title=title), "ablation")
     run.timed("table and figure")
     if args.generate:
-        answers.to_csv(run.folder / "answers.csv")
-        written.insert(1, "answers.csv")
+        run.table(answers, "answers", index=True)
         print(f"\nAnswers of the first {SHOWN} examples, decoded greedily")
         print(answers.loc[list(prompts.examples[:SHOWN])].reset_index().to_string(index=False))
+    _compare(run, table)
     run.finish(study=table.attrs)
-    print(f"\nWritten to {run.folder}: {', '.join(written)}")
+
+
+def _compare(run: arguments.Run, table: pd.DataFrame) -> None:
+    """With what the paper found."""
+    overall = table[(table["language"] == "all") & (table["metric"] == "accuracy")]
+    drops = overall[overall["ablated"] == "type"].set_index("type")["difference"]
+    if "all-shared" not in drops or len(drops) < 2:
+        return
+    others = drops.drop("all-shared")
+    run.found(
+        "switching off the all-shared neurons hurts by far the most",
+        f"accuracy changes by {drops['all-shared']:+.2f} without the all-shared, by "
+        + ", ".join(f"{drop:+.2f} without the {type}" for type, drop in others.items()),
+        drops["all-shared"] < 0 and drops["all-shared"] <= 1.5 * others.min(),
+        criterion="accuracy falls at least half as far again as without any other type",
+    )
+    controls = overall[(overall["type"] == "all-shared") & ~overall["ablated"].isin(["none", "type"])]
+    known = controls.dropna(subset=["vs_control"])
+    if len(known):
+        texts = [
+            f"{row['ablated']} {_interval(row, 'vs_control', 'vs_low', 'vs_high')}" for row in known.to_dict("records")
+        ]
+        run.control(
+            "do the all-shared neurons hurt more than as many others?", f"accuracy minus that of: {'; '.join(texts)}"
+        )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -167,7 +191,7 @@ def _number(value: float, *, digits: int = 2) -> str:
     return "" if pd.isna(value) else f"{value:.{digits}f}"
 
 
-def _interval(row: pd.Series, value: str, low: str, high: str) -> str:
+def _interval(row: Mapping[str, Any], value: str, low: str, high: str) -> str:
     interval = "" if pd.isna(row[low]) else f" [{row[low]:+.2f}, {row[high]:+.2f}]"
     return "" if pd.isna(row[value]) or row["type"] == "none" else f"{row[value]:+.2f}{interval}"
 

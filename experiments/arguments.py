@@ -13,19 +13,23 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
 import tl_neuronshare as ns
 from tl_neuronshare.activation import Position, as_position
 from tl_neuronshare.models import Backend, LensModel, Site
+from tl_neuronshare.provenance import fingerprint_of_weights
 
 DEMO = "demo"
+RECORD = "run.json"
 DTYPES = ("float32", "bfloat16", "float16")
 TASKS: dict[str, Callable[..., ns.ParallelPrompts]] = {name: getattr(ns.tasks, name) for name in ns.tasks.__all__}
 PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch", "babel", "pandas", "numpy")
@@ -82,6 +86,24 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default: 0)")
     parser.add_argument("--out", type=Path, help="folder to write to (default: runs/EXPERIMENT/MODEL-TASK-OPTIONS)")
     return parser
+
+
+def add_also(parser: argparse.ArgumentParser) -> None:
+    """Other tasks to compare with."""
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="TASK_AND_ARGUMENTS",
+        help='another task, such as "mgsm --source mgsm"; several times for several',
+    )
+
+
+def add_others(parser: argparse.ArgumentParser) -> None:
+    """Other models to compare with."""
+    parser.add_argument(
+        "--others", nargs="+", default=[], metavar="NAME_OR_DIRECTORY", help="other models to compare with"
+    )
 
 
 def _position(text: str) -> Position:
@@ -171,6 +193,26 @@ def task_name(args: argparse.Namespace) -> str:
     return args.task or (DEMO if args.model == DEMO else "world_facts")
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What the paper found, what a run found, and whether they agree (None: cannot be said), by which criterion.
+
+    A control is a question that the paper does not ask.
+    """
+
+    claim: str
+    here: str
+    agrees: bool | None
+    criterion: str = ""
+    is_control: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        word = "cannot be said" if self.agrees is None else "yes" if self.agrees else "no"
+        return f"{word} ({self.criterion})" if self.criterion else word
+
+
 class Run:
     """A folder for what one run of an experiment writes, and `run.json`, which says how it was made."""
 
@@ -187,6 +229,8 @@ class Run:
             "seconds": {},
         }
         self._since = time.perf_counter()
+        self.findings: list[Finding] = []
+        self._files: list[str] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
@@ -202,38 +246,107 @@ class Run:
         now = time.perf_counter()
         self.record["seconds"][part], self._since = round(now - self._since, 3), now
 
+    def claim(self, model: LensModel) -> None:
+        """Make the folder this model's: refused where it holds a run of another model, or of another experiment.
+
+        The old run.json goes at once, so that a run that fails half-way is not taken for a complete one.
+        """
+        weights = fingerprint_of_weights(model)
+        for what, ours, theirs in (
+            ("experiment", self.record["experiment"], recorded(self.folder).get("experiment")),
+            ("model (weights)", weights, recorded(self.folder).get("weights")),
+        ):
+            if theirs not in (None, ours):
+                raise ns.NeuronShareError(
+                    f"The folder {str(self.folder)!r} holds a run of another {what}: {theirs}, not {ours}; name "
+                    "another with --out, or remove that one."
+                )
+        self.record["weights"] = weights
+        (self.folder / RECORD).unlink(missing_ok=True)
+
+    def table(self, table: pd.DataFrame, name: str, *, index: bool = False) -> None:
+        """Write a table as CSV."""
+        table.to_csv(self.folder / f"{name}.csv", index=index)
+        self._files.append(f"{name}.csv")
+
     def save(self, figure: Figure, name: str) -> None:
         """Write a figure as PNG and PDF."""
-        figure.savefig(self.folder / f"{name}.png", dpi=200)
-        figure.savefig(self.folder / f"{name}.pdf")
+        for end in ("png", "pdf"):
+            figure.savefig(self.folder / f"{name}.{end}", dpi=200)
+            self._files.append(f"{name}.{end}")
+
+    def found(self, paper: str, here: str, agrees: bool | None, *, criterion: str = "") -> None:
+        """Note what the paper found, what this run found, and whether they agree; None where that cannot be said."""
+        self.findings.append(Finding(paper, here, None if agrees is None else bool(agrees), criterion))
+
+    def control(self, question: str, here: str) -> None:
+        """Note what this run found where the paper has nothing to compare with."""
+        self.findings.append(Finding(question, here, None, is_control=True))
 
     def finish(self, **extra: Any) -> None:
-        """Write run.json."""
-        self.record.update(extra)
-        (self.folder / "run.json").write_text(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        """Write run.json, in one go: where it is, the run is complete. Say where everything is."""
+        for one in self.findings:
+            print(f"\n{'Beside the paper' if one.is_control else 'The paper'}: {one.claim}\nThis run: {one.here}")
+            if not one.is_control:
+                print(f"They agree: {one.verdict}")
+        self.record |= {**extra, "findings": [asdict(one) for one in self.findings], "files": self._files}
+        text = json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
+        unfinished = self.folder / f"{RECORD}.part"
+        unfinished.write_text(text, "utf-8")
+        unfinished.replace(self.folder / RECORD)
+        print(f"\nWritten to {self.folder}: {', '.join([*self._files, RECORD])}")
 
 
-def start(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPrompts, LensModel, ns.NeuronSharing]:
-    """What every experiment begins with: its run, the prompts, the model, and the types of neurons, as asked for."""
+def recorded(folder: Path) -> dict[str, Any]:
+    """What the complete run in a folder has recorded; nothing where there is none."""
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ns.NeuronShareError(f"{str(folder / RECORD)!r} cannot be read ({error}); remove it.") from error
+    if not isinstance(record, dict):
+        raise ns.NeuronShareError(f"{str(folder / RECORD)!r} is no record of a run; remove it, or name another folder.")
+    return record
+
+
+def begin(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPrompts, LensModel]:
+    """What every experiment begins with: its run, the prompts and the model, as asked for."""
     run = Run(experiment, args)
     prompts = load_prompts(args)
     print(report_of(prompts))
     if prompts.report is not None:
         run.record["prompts"] = prompts.report.to_dict("records")
     model = load_model(args)
+    run.claim(model)
     if args.chat_template:
         prompts = prompts.with_chat_template(model.tokenizer)
     run.timed("load")
-    sharing = ns.categorise(
-        model,
-        prompts,
-        site=args.site,
-        position=args.position,
-        threshold=args.threshold,
-        batch_size=args.batch_size,
-    )
+    return run, prompts, model
+
+
+def categorise(args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts, **others: Any) -> Any:
+    """The types of neurons as asked for, but for what is named."""
+    options = {name: getattr(args, name) for name in ("site", "position", "threshold", "batch_size")}
+    return ns.categorise(model, prompts, **{**options, **others})
+
+
+def start(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPrompts, LensModel, ns.NeuronSharing]:
+    """What most experiments begin with: `begin`, and the types of neurons."""
+    run, prompts, model = begin(experiment, args)
+    sharing = categorise(args, model, prompts)
     run.timed("categorise")
+    run.record["sharing"] = sharing.metadata
     return run, prompts, model, sharing
+
+
+def title_of(sharing: ns.NeuronSharing, prompts: str = "") -> str:
+    """What a figure shows: the model, the prompts, how many, and what was read."""
+    of = sharing.metadata
+    return (
+        f"{of['model']} on {prompts or of['prompts']}: {len(sharing)} examples, {len(sharing.languages)} languages, "
+        f"site {of['site']}, position {of['position']}"
+    )
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -244,3 +357,5 @@ def run_main(main: Callable[[], None]) -> None:
         main()
     except ns.NeuronShareError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}. Is the disk full, or the folder read-only? Name another with --out.")

@@ -49,17 +49,29 @@ def main() -> None:
     print(f"\nNeurons that are among the top for the most prompts; examples (of {len(sharing)}) by type")
     print(neurons.head(SHOWN).round({"prompts": 1, "score": 3}).to_string(index=False))
 
-    table.to_csv(run.folder / "attribution.csv", index=False)
-    neurons.to_csv(run.folder / "top_neurons.csv", index=False)
+    run.table(table, "attribution")
+    run.table(neurons, "top_neurons")
     how = f"answer: {args.answer}, norm: {args.norm}, top K: {_top(args)}"
     title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {how}"
     for name in ("top_shares", "impact", "correctness"):
         run.save(getattr(ns.plots, name)(table, title=title), name)
     run.timed("tables and figures")
+    _compare(run, whole)
     run.finish(attribution=table.attrs)
-    print(
-        f"\nWritten to {run.folder}: attribution.csv, top_neurons.csv, run.json; "
-        "top_shares, impact, correctness as .png and .pdf"
+
+
+def _compare(run: arguments.Run, whole: pd.DataFrame) -> None:
+    """With what the paper found."""
+    all_shared = whole[whole["type"] == "all-shared"].set_index("statistic")
+    values = all_shared["value"]
+    run.found(
+        "all-shared neurons make most of the contribution to the right answer (91.6 % for German XNLI; over which "
+        "layers, and how averaged, is open)",
+        f"{values.min():.1f} to {values.max():.1f} % by the four readings of the figure; as many random neurons "
+        f"{all_shared['chance'].iloc[0]:.1f} %; for a wrong answer {all_shared['other_answer'].min():.1f} to "
+        f"{all_shared['other_answer'].max():.1f} %",
+        values.min() > 50,
+        criterion="over half of the impact by every reading",
     )
 
 

@@ -69,14 +69,12 @@ def main() -> None:
             index="layer", columns="score", values="text"
         )
         print(texts[rows["score"].unique()].to_string())
-    table.to_csv(run.folder / "causal_check.csv", index=False)
+    run.table(table, "causal_check")
     n_neurons = max(map(len, chosen))
     title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {n_neurons} neurons a layer"
-    figure = ns.plots.causal_check(table, title=title)
-    run.save(figure, "causal_check")
+    run.save(ns.plots.causal_check(table, title=title), "causal_check")
     run.timed("table and figure")
     run.finish(scores=scores["none"].record)
-    print(f"\nWritten to {run.folder}: causal_check.csv, causal_check.png, causal_check.pdf, run.json")
 
 
 def _scores(impacts: dict[str, Impacts], chosen: list[Tensor]) -> dict[str, dict[tuple[int, str, int], Tensor]]:

@@ -5,10 +5,13 @@
     python experiments/patterns.py --model DIRECTORY --languages en de --limit 50 --site gate
     python experiments/patterns.py --task fact_probing --source mpararel_reviewed --options relations=P36
 
-Writes summary.csv, by_language.csv, patterns.png and run.json to the run folder.
+Writes summary.csv, by_language.csv, run.json, and the figures patterns and chance as PNG and PDF, to the run folder.
 """
 
 from __future__ import annotations
+
+import numpy as np
+import pandas as pd
 
 import arguments
 import tl_neuronshare as ns
@@ -17,22 +20,50 @@ import tl_neuronshare as ns
 def main() -> None:
     """Categorise, print the tables, write them and the figure."""
     args = arguments.parser(__doc__).parse_args()
-    run, prompts, _, sharing = arguments.start("patterns", args)
+    run, _, _, sharing = arguments.start("patterns", args)
     summary, by_language = sharing.summary(), sharing.by_language()
     print(f"{sharing}\n\nTypes of neurons, percent of each layer (mean over {len(sharing)} examples)")
     print(summary.pivot(index="layer", columns="type", values="mean")[[t.label for t in ns.NeuronType][::-1]].round(2))
     print("\nActivated neurons, percent of each layer (mean over examples)")
     print(by_language.pivot(index="layer", columns="language", values="mean")[list(sharing.languages)].round(2))
 
-    summary.to_csv(run.folder / "summary.csv", index=False)
-    by_language.to_csv(run.folder / "by_language.csv", index=False)
-    size = f"{len(sharing)} examples, {len(sharing.languages)} languages"
-    read = f"site {sharing.metadata['site']}, position {sharing.metadata['position']}"
-    title = f"{sharing.metadata['model']} on {prompts.name}: {size}, {read}"
-    ns.plots.patterns(summary, by_language, title=title).savefig(run.folder / "patterns.png", dpi=200)
-    run.timed("tables and figure")
-    run.finish(sharing=sharing.metadata)
-    print(f"\nWritten to {run.folder}: summary.csv, by_language.csv, patterns.png, run.json")
+    print("\nAll-shared neurons, percent of each layer, beside chance")
+    print(summary.query("type == 'all-shared'").set_index("layer")[["mean", "mismatched", "independent"]].round(2))
+
+    run.table(summary, "summary")
+    run.table(by_language, "by_language")
+    title = arguments.title_of(sharing)
+    run.save(ns.plots.patterns(summary, by_language, title=title), "patterns")
+    run.save(ns.plots.chance(summary, title=title), "chance")
+    run.timed("tables and figures")
+    _compare(run, sharing, summary, by_language)
+    run.finish()
+
+
+def _compare(run: arguments.Run, sharing: ns.NeuronSharing, summary: pd.DataFrame, by_language: pd.DataFrame) -> None:
+    """With what the paper found."""
+    all_shared = summary[summary["type"] == "all-shared"]
+    run.found(
+        "all-shared neurons are under 30 % of the neurons of a layer",
+        f"{all_shared['mean'].min():.1f} to {all_shared['mean'].max():.1f} % of a layer",
+        all_shared["mean"].max() < 30,
+        criterion="the mean over examples is under 30 % in every layer",
+    )
+    share = by_language.groupby("language")["mean"].mean()
+    overlap = sharing.overlap().to_numpy()
+    between = overlap[np.triu_indices(len(overlap), k=1)]
+    run.found(
+        "about as many neurons are active in each language; which ones differs",
+        f"{share.min():.1f} % ({share.idxmin()}) to {share.max():.1f} % ({share.idxmax()}) of the neurons; two "
+        f"languages have {100 * between.mean():.0f} % in common (mean Jaccard index)",
+        share.max() <= 1.25 * share.min() and between.mean() < 0.9,
+        criterion="the most active language has at most a quarter more than the least; a mean Jaccard index under 0.9",
+    )
+    run.control(
+        "is there more sharing than the number of active neurons, and the task alone, would give?",
+        f"all-shared, mean of layers: {all_shared['mean'].mean():.2f} %; with another example in each language "
+        f"{all_shared['mismatched'].mean():.2f} %; as many random neurons {all_shared['independent'].mean():.2f} %",
+    )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from tl_neuronshare.plots.drawing import (
     LABELS,
     STYLE,
     bars,
-    by_layer,
     entitle,
+    layer_axis,
     line,
     of_language,
     require,
@@ -223,7 +223,7 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
                 bars(axes, places, rows["value"], spread, width=width, index=index, colour=COLOURS[index], label=label)
             axes.axhline(0, color="grey", linewidth=0.5)
             axes.set_title(_TARGETS.get(target, target), loc="left", fontsize=8)
-            by_layer(axes)
+            layer_axis(axes)
         panels[0].set_ylabel("Spearman's correlation")
         figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
         entitle(figure, title)

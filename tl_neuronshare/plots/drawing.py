@@ -83,9 +83,9 @@ def of_language(rows: pd.DataFrame, language: str) -> pd.DataFrame:
     return found
 
 
-def by_layer(axes: Axes, *, label: str = "layer") -> None:
+def layer_axis(axes: Axes) -> None:
     """An axis of layers, which are whole numbers."""
-    axes.set_xlabel(label)
+    axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.plots.drawing import COLOURS, MARKERS, STYLE, by_layer, entitle, heatmap, line, require
+from tl_neuronshare.plots.drawing import COLOURS, MARKERS, STYLE, entitle, heatmap, layer_axis, line, require
 
 _PAIRS = "Jaccard index, mean over inputs"
 _LEVELS = {
@@ -59,7 +59,7 @@ def _by_layer(axes: Axes, table: pd.DataFrame) -> None:
     axes.fill_between(means.index, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
     axes.set_ylabel("Jaccard index")
     axes.set_ylim(0, 1)
-    by_layer(axes)
+    layer_axis(axes)
     axes.legend(fontsize=7)
 
 
@@ -150,7 +150,7 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
             line(right, found.index, found, index, name, linestyle=dashes)
         right.set_ylabel("Jaccard index")
         right.set_ylim(bottom=0)
-        by_layer(right)
+        layer_axis(right)
         right.set_title("By layer, mean over tasks", loc="left", fontsize=8)
         right.legend(fontsize=7)
         entitle(figure, title)

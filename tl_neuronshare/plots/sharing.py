@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
-from tl_neuronshare.plots.drawing import COLOURS, LABELS, STYLE, by_layer, entitle, line, require
+from tl_neuronshare.plots.drawing import COLOURS, LABELS, STYLE, entitle, layer_axis, line, require
 
 _LEVELS = {
     "mean": ("measured", "-"),
@@ -54,7 +54,7 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
         right.set_ylabel("activated neurons (% of layer)")
         right.set_title("Activated, by language", loc="left", fontsize=8)
         for axes in (left, right):
-            by_layer(axes)
+            layer_axis(axes)
             axes.margins(y=0.08)
             axes.set_ylim(bottom=0)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=7)
@@ -132,9 +132,10 @@ def _share_labels(figure: Figure, panels: NDArray[Any], *, place: str = "layer")
     """Panels of a figure have the same axes and legend."""
     figure.supylabel("neurons (% of layer)", fontsize=8)
     for axes in panels[-1]:
-        axes.set_xlabel(place)
         if place == "layer":
-            by_layer(axes)
+            layer_axis(axes)
+        else:
+            axes.set_xlabel(place)
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=7)
 
@@ -168,7 +169,7 @@ def persistence(table: pd.DataFrame, growth: pd.DataFrame, *, title: str = "") -
             found = growth[growth["type"] == label].groupby("inputs")["every"].mean()
             line(right, found.index, found, index, label)
         left.plot([], [], color="grey", linestyle="--", linewidth=0.8, label="average over inputs")
-        by_layer(left)
+        layer_axis(left)
         right.set_xscale("log")
         right.set_xlabel("inputs")
         right.xaxis.set_major_formatter(ScalarFormatter())
@@ -209,7 +210,7 @@ def never_activated(table: pd.DataFrame, *, title: str = "") -> Figure:
             axes.plot(rows["layer"], rows[column], color="black", linewidth=2, linestyle="--", label="in no language")
             axes.set_title(name, loc="left", fontsize=8)
             axes.set_ylim(bottom=0)
-            by_layer(axes)
+            layer_axis(axes)
         panels[0].set_ylabel("neurons (% of layer)")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
         entitle(figure, title)

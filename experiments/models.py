@@ -1,0 +1,77 @@
+"""Models side by side: the types of neurons by depth, and the same model with its weights shuffled as a control.
+
+    python experiments/models.py                                                          # the built-in model
+    python experiments/models.py --model bigscience/bloom-560m --others bigscience/bloomz-560m
+
+Writes models.csv, run.json, and the figure models as PNG and PDF, to the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+import arguments
+import tl_neuronshare as ns
+from tl_neuronshare.models import LensModel
+
+SHUFFLED = "shuffled"
+
+
+def main() -> None:
+    """Categorise with every model, print the table, write it and the figure."""
+    parser = arguments.parser(__doc__)
+    arguments.add_others(parser)
+    args = parser.parse_args()
+    run, prompts, model = arguments.begin("models", args)
+    first = arguments.categorise(args, model, prompts)
+    results = {first.metadata["model"]: first}
+    plain = arguments.load_prompts(args)
+    shuffle(model, args.seed)
+    results[f"{first.metadata['model']}, {SHUFFLED}"] = arguments.categorise(args, model, prompts)
+    del model
+    for name in args.others:
+        other = arguments.load_model(argparse.Namespace(**{**vars(args), "model": name}))
+        texts = plain.with_chat_template(other.tokenizer) if args.chat_template else plain
+        label = str(other.cfg.model_name)
+        if label in results:
+            label = name
+        results[label] = arguments.categorise(args, other, texts)
+        del other
+    run.timed("categorise")
+    run.record["sharing"] = {name: sharing.metadata for name, sharing in results.items()}
+    table = ns.side_by_side(results, name="model")
+    means = table.groupby(["model", "type"], sort=False)[["mean", "mismatched", "independent"]].mean()
+    print(f"{first}\n\nTypes of neurons, percent (mean over inputs and layers), beside chance")
+    print(means.round(2).to_string())
+
+    run.table(table, "models")
+    run.save(ns.plots.side_by_side(table, title=arguments.title_of(first, prompts.name)), "models")
+    run.timed("table and figure")
+    all_shared = means.xs("all-shared", level="type")["mean"]
+    run.found(
+        "the patterns differ between models (which ones, but for BLOOM and BLOOMZ, is open)",
+        "all-shared: "
+        + ", ".join(f"{name} {share:.1f} %" for name, share in all_shared.items() if SHUFFLED not in name),
+        None,
+    )
+    run.control(
+        "how much of it is there without anything learnt?",
+        "all-shared: " + ", ".join(f"{name} {share:.1f} %" for name, share in all_shared.items()),
+    )
+    run.finish()
+
+
+def shuffle(model: LensModel, seed: int) -> None:
+    """Permute the entries of every weight matrix: their distributions stay, what was learnt is gone."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim >= 2:
+                order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
+                weights.copy_(weights.flatten()[order].view_as(weights))
+
+
+if __name__ == "__main__":
+    arguments.run_main(main)

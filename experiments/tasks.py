@@ -1,0 +1,119 @@
+"""Patterns by task: the types of neurons for several tasks, and how far two inputs have the same all-shared neurons.
+
+    python experiments/tasks.py                    # the built-in model: each kind of its facts is a task
+    python experiments/tasks.py --model DIRECTORY --task fact_probing --source mpararel_reviewed --options relations=P36 \\
+        --also "mgsm --source mgsm" --also "xnli --source xnli.test.tsv"
+
+Tasks are compared in the languages that all of them have. Writes tasks.csv, input_overlap.csv, run.json, and the figures
+tasks and input_overlap as PNG and PDF, to the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+import pandas as pd
+
+import arguments
+import tl_neuronshare as ns
+
+REASONING, RECALL = "xnli", "fact_probing"
+
+
+def main() -> None:
+    """Categorise the prompts of every task, print the tables, write them and the figures."""
+    parser = arguments.parser(__doc__)
+    arguments.add_also(parser)
+    args = parser.parse_args()
+    run, prompts, model = arguments.begin("tasks", args)
+    tasks = _tasks(args, prompts, model.tokenizer)
+    languages = [one for one in prompts.languages if all(one in task.languages for task in tasks.values())]
+    if len(languages) < 2:
+        names = ", ".join(tasks)
+        raise ns.NeuronShareError(f"The tasks {names} have {len(languages)} language(s) in common; two are needed.")
+    results = {name: arguments.categorise(args, model, task.select(languages)) for name, task in tasks.items()}
+    run.timed("categorise")
+    run.record["sharing"] = {name: sharing.metadata for name, sharing in results.items()}
+    table = ns.side_by_side(results, name="task")
+    overlap = ns.input_overlap(results)
+    means = table.groupby(["task", "type"], sort=False)[["mean", "mismatched", "independent"]].mean()
+    print(
+        f"\nLanguages: {', '.join(languages)}\n\nTypes of neurons, percent (mean over inputs and layers), beside chance"
+    )
+    print(means.round(2).to_string())
+    print("\nHow far two inputs have the same all-shared neurons (Jaccard index, all layers)")
+    print(overlap[overlap["layer"] == "all"].drop(columns="layer").round(3).to_string(index=False))
+
+    run.table(table, "tasks")
+    run.table(overlap, "input_overlap")
+    first = next(iter(results.values()))
+    title = arguments.title_of(first, f"{len(tasks)} tasks")
+    run.save(ns.plots.side_by_side(table, title=title), "tasks")
+    run.save(ns.plots.input_overlap(overlap, title=title), "input_overlap")
+    run.timed("tables and figures")
+    _compare(run, means["mean"].unstack("type"), overlap[overlap["layer"] == "all"])
+    run.finish()
+
+
+def _tasks(args: argparse.Namespace, prompts: ns.ParallelPrompts, tokenizer: object) -> dict[str, ns.ParallelPrompts]:
+    """The task that was asked for and those of --also; without these, its kinds of examples."""
+    if not args.also:
+        frame = prompts.to_frame()
+        kinds = frame["example"].astype(str).str.split("/").str[0]
+        if kinds.nunique() == len(prompts) or kinds.nunique() < 2:
+            raise ns.NeuronShareError(f"{prompts.name} is one task; name others to compare it with, with --also.")
+        return {
+            kind: ns.ParallelPrompts.from_frame(frame[kinds == kind], name=kind)
+            for kind in dict.fromkeys(kinds.tolist())
+        }
+    tasks = {prompts.name: prompts}
+    for text in args.also:
+        other = arguments.parser(None).parse_args(["--task", *shlex.split(text)])
+        for shared in ("model", "limit", "languages", "seed"):
+            setattr(other, shared, getattr(args, shared))
+        found = arguments.load_prompts(other)
+        print(arguments.report_of(found))
+        if found.name in tasks:
+            raise ns.NeuronShareError(f"--also {text}: {found.name} is there already; name another task.")
+        tasks[found.name] = found.with_chat_template(tokenizer) if args.chat_template else found
+    return tasks
+
+
+def _compare(run: arguments.Run, means: pd.DataFrame, overlap: pd.DataFrame) -> None:
+    """With what the paper found."""
+    reasoning, recall = (means[means.index.str.startswith(task)] for task in (REASONING, RECALL))
+    claim = "reasoning (XNLI) has more all-shared neurons than fact probing, which has more partial-shared ones"
+    if len(reasoning) and len(recall):
+        more = reasoning["all-shared"].min() > recall["all-shared"].max()
+        fewer = reasoning["partial-shared"].max() < recall["partial-shared"].min()
+        here = ", ".join(
+            f"{task}: {row['all-shared']:.1f} % all-shared, {row['partial-shared']:.1f} % partial-shared"
+            for task, row in pd.concat([reasoning, recall]).iterrows()
+        )
+        run.found(claim, here, more and fewer, criterion="both, in the mean over inputs and layers")
+    else:
+        run.found(claim, "needs the tasks xnli and fact_probing; compared were " + ", ".join(means.index), None)
+    low, high = means["all-shared"].idxmin(), means["all-shared"].idxmax()
+    run.found(
+        "which neurons are shared changes with the task",
+        f"all-shared from {means['all-shared'].min():.1f} % ({low}) to {means['all-shared'].max():.1f} % ({high}); "
+        + _same_and_other(overlap),
+        _mean(overlap, same=True) > _mean(overlap, same=False),
+        criterion="two inputs of one task have more all-shared neurons in common than inputs of two tasks",
+    )
+
+
+def _mean(overlap: pd.DataFrame, *, same: bool) -> float:
+    return overlap.loc[(overlap["task"] == overlap["other"]) == same, "jaccard"].mean()
+
+
+def _same_and_other(overlap: pd.DataFrame) -> str:
+    return (
+        f"mean Jaccard index of two inputs' all-shared neurons {_mean(overlap, same=True):.3f} in one task, "
+        f"{_mean(overlap, same=False):.3f} between tasks, {overlap['independent'].mean():.3f} at random"
+    )
+
+
+if __name__ == "__main__":
+    arguments.run_main(main)

@@ -1,0 +1,96 @@
+"""Across tokens: the neurons that no token of a prompt activates, and how often tokens activate each neuron.
+
+    python experiments/tokens.py                                    # the built-in model, on its prompts
+    python experiments/tokens.py --model DIRECTORY --texts FOLDER   # rates over free text: FOLDER/en.txt, a text a line ...
+
+Writes never_activated.csv, rates.csv, run.json, and the figure never_activated as PNG and PDF, to the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+import arguments
+import tl_neuronshare as ns
+from tl_neuronshare.models import LensModel, neuron_layers
+
+
+def main() -> None:
+    """Categorise at every token, count, print the tables, write them and the figure."""
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--texts", type=Path, metavar="FOLDER", help="LANGUAGE.txt of free text, a text a line")
+    parser.set_defaults(position="any")
+    args = parser.parse_args()
+    if args.position != "any":
+        raise ns.NeuronShareError(f"--position {args.position}: this looks at every token, which is any.")
+    run, prompts, model = arguments.begin("tokens", args)
+    texts: dict[str, Iterable[str]] = _texts(args.texts) if args.texts else dict(prompts.prompts)
+    sharing = arguments.categorise(args, model, prompts)
+    run.timed("categorise")
+    run.record["sharing"] = sharing.metadata
+    table = sharing.never_activated()
+    rates = _rates(args, model, texts)
+    run.timed("rates")
+    print(f"{sharing}\n\nNeurons that no token of an input activates, percent of the layer (mean over inputs)")
+    print(
+        table.pivot(index="layer", columns="language", values="mean")[[*sharing.languages, "all"]].round(2).to_string()
+    )
+    print("\nThat no token of any input activates")
+    print(
+        table.pivot(index="layer", columns="language", values="every")[[*sharing.languages, "all"]].round(2).to_string()
+    )
+    print("\nTokens that activate a neuron, percent (mean over the layer's neurons)")
+    print(rates.pivot(index="layer", columns="language", values="rate")[list(texts)].round(2).to_string())
+
+    run.table(table, "never_activated")
+    run.table(rates, "rates")
+    run.save(ns.plots.never_activated(table, title=arguments.title_of(sharing)), "never_activated")
+    run.timed("tables and figure")
+    overall = table[table["language"] == "all"]
+    run.found(
+        "some neurons are activated by no token in any language (their share is only in the paper's figure)",
+        f"{overall['mean'].min():.1f} to {overall['mean'].max():.1f} % of a layer for an average input, "
+        f"{overall['every'].min():.1f} to {overall['every'].max():.1f} % for all {len(sharing)} inputs",
+        None,
+    )
+    run.finish()
+
+
+def _texts(folder: Path) -> dict[str, Iterable[str]]:
+    """Each language's lines, read when they are needed."""
+    files = sorted(folder.glob("*.txt"))
+    if not files:
+        raise ns.NeuronShareError(f"--texts {folder}: there is no such folder, or no LANGUAGE.txt in it.")
+    return {file.stem: _lines(file) for file in files}
+
+
+def _lines(file: Path) -> Iterator[str]:
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.strip():
+                yield line.rstrip("\n")
+
+
+def _rates(args: argparse.Namespace, model: LensModel, texts: dict[str, Iterable[str]]) -> pd.DataFrame:
+    """By layer and language: the mean rate, and how many neurons no token or every token activates; percent."""
+    rates = ns.activation_rates(model, texts, site=args.site, threshold=args.threshold, batch_size=args.batch_size)
+    widths = [layer.width for layer in neuron_layers(model, args.site)]
+    return pd.DataFrame(
+        {
+            "layer": layer,
+            "language": language,
+            "rate": 100 * of_layer.mean().item(),
+            "never": 100 * (of_layer == 0).double().mean().item(),
+            "always": 100 * (of_layer == 1).double().mean().item(),
+        }
+        for layer, width in enumerate(widths)
+        for language, of_layer in zip(texts, rates[:, layer, :width], strict=True)
+    )
+
+
+if __name__ == "__main__":
+    arguments.run_main(main)
