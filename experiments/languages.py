@@ -18,7 +18,7 @@ import arguments
 import tl_neuronshare as ns
 from tl_neuronshare.typology import Features
 
-HELD = {"": (), "script": ("script",), "family": ("family",), "script and family": ("script", "family")}
+HELD = {"nothing": (), "script": ("script",), "family": ("family",), "script and family": ("script", "family")}
 
 
 def main() -> None:
@@ -47,10 +47,10 @@ def main() -> None:
         print(f"\nNot compared with how alike languages are: {error}")
         run.found(claim, f"not compared: {error}", None)
     else:
-        print("\nSpearman's correlation of sharing and similarity over pairs of languages, tested over languages")
+        print("\nSpearman's correlation of sharing and similarity over pairs of languages, with what is held constant")
         print(table.round(3).to_string(index=False))
         run.table(table, "relatedness")
-        alone = table[table["held"] == ""].set_index("similarity")
+        alone = table[table["held"] == "nothing"].set_index("similarity")
         figure = ns.plots.relatedness(
             square,
             {f"{name} (cosine)": one for name, one in similarity.items()},

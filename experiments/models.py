@@ -49,17 +49,14 @@ def main() -> None:
     run.table(table, "models")
     run.save(ns.plots.side_by_side(table, title=arguments.title_of(first, prompts.name)), "models")
     run.timed("table and figure")
-    all_shared = means.xs("all-shared", level="type")["mean"]
-    run.found(
-        "the patterns differ between models (which ones, but for BLOOM and BLOOMZ, is open)",
-        "all-shared: "
-        + ", ".join(f"{name} {share:.1f} %" for name, share in all_shared.items() if SHUFFLED not in name),
-        None,
-    )
-    run.control(
-        "how much of it is there without anything learnt?",
-        "all-shared: " + ", ".join(f"{name} {share:.1f} %" for name, share in all_shared.items()),
-    )
+    shares = {
+        name: f"{name} {row['mean']:.1f} % (mismatched examples {row['mismatched']:.1f} %)"
+        for name, row in means.xs("all-shared", level="type").iterrows()
+    }
+    claim = "the patterns differ between models (which ones, but for BLOOM and BLOOMZ, is open)"
+    learnt = [text for name, text in shares.items() if SHUFFLED not in name]
+    run.found(claim, f"all-shared: {'; '.join(learnt)}", None)
+    run.control("how much is shared where nothing was learnt?", f"all-shared: {'; '.join(shares.values())}")
     run.finish()
 
 

@@ -1,11 +1,10 @@
 """Patterns by task: the types of neurons for several tasks, and how far two inputs have the same all-shared neurons.
 
-    python experiments/tasks.py                    # the built-in model: each kind of its facts is a task
-    python experiments/tasks.py --model DIRECTORY --task fact_probing --source mpararel_reviewed --options relations=P36 \\
-        --also "mgsm --source mgsm" --also "xnli --source xnli.test.tsv"
+    python experiments/tasks.py     # the built-in model: each kind of its facts is a task
+    python experiments/tasks.py --model DIRECTORY --task xnli --source xnli.test.tsv --also "mgsm --source mgsm"
 
-Tasks are compared in the languages that all of them have. Writes tasks.csv, input_overlap.csv, run.json, and the figures
-tasks and input_overlap as PNG and PDF, to the run folder.
+Tasks are compared in the languages that all of them have. Writes tasks.csv, input_overlap.csv, run.json, and the
+figures tasks and input_overlap as PNG and PDF, to the run folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Across tokens: the neurons that no token of a prompt activates, and how often tokens activate each neuron.
 
     python experiments/tokens.py                                    # the built-in model, on its prompts
-    python experiments/tokens.py --model DIRECTORY --texts FOLDER   # rates over free text: FOLDER/en.txt, a text a line ...
+    python experiments/tokens.py --model DIRECTORY --texts FOLDER   # rates over free text, FOLDER/en.txt and so on
 
 Writes never_activated.csv, rates.csv, run.json, and the figure never_activated as PNG and PDF, to the run folder.
 """
