@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 import tl_neuronshare as ns
 from tl_neuronshare.activation import Position, as_position
 from tl_neuronshare.models import Backend, LensModel, Site
+from tl_neuronshare.prompts import hashes_of, short_hash
 from tl_neuronshare.provenance import fingerprint_of_weights
 
 DEMO = "demo"
@@ -217,13 +218,12 @@ class Run:
     """A folder for what one run of an experiment writes, and `run.json`, which says how it was made."""
 
     def __init__(self, experiment: str, args: argparse.Namespace) -> None:
-        model = Path(args.model).name if Path(args.model).is_dir() else args.model.replace("/", "--")
-        of_task = "-".join([task_name(args), *args.options, *["chat"] * args.chat_template])
-        self.folder = args.out or Path("runs") / experiment / re.sub(r"[^\w.,=+-]+|->", "-", f"{model}-{of_task}")
+        self.folder = args.out or self.folder_of(experiment, args)
         self.record: dict[str, Any] = {
             "experiment": experiment,
+            "command": sys.argv[1:],
             "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
-            "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
+            "versions": versions(),
             "seed": args.seed,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": {},
@@ -245,6 +245,13 @@ class Run:
         """Note how long the part that just ended took."""
         now = time.perf_counter()
         self.record["seconds"][part], self._since = round(now - self._since, 3), now
+
+    @staticmethod
+    def folder_of(experiment: str, args: argparse.Namespace) -> Path:
+        """Where it writes to if nothing else was said."""
+        model = Path(args.model).name if Path(args.model).is_dir() else args.model.replace("/", "--")
+        of_task = "-".join([task_name(args), *args.options, *["chat"] * args.chat_template])
+        return Path("runs") / experiment / re.sub(r"[^\w.,=+-]+|->", "-", f"{model}-{of_task}")
 
     def claim(self, model: LensModel) -> None:
         """Make the folder this model's: refused where it holds a run of another model, or of another experiment.
@@ -297,6 +304,11 @@ class Run:
         print(f"\nWritten to {self.folder}: {', '.join([*self._files, RECORD])}")
 
 
+def versions() -> dict[str, str]:
+    """Of whatever a result may hang on."""
+    return {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}
+
+
 def recorded(folder: Path) -> dict[str, Any]:
     """What the complete run in a folder has recorded; nothing where there is none."""
     try:
@@ -315,6 +327,7 @@ def begin(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPr
     run = Run(experiment, args)
     prompts = load_prompts(args)
     print(report_of(prompts))
+    run.record["prompts_hash"] = prompts_hash(prompts)
     if prompts.report is not None:
         run.record["prompts"] = prompts.report.to_dict("records")
     model = load_model(args)
@@ -323,6 +336,11 @@ def begin(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPr
         prompts = prompts.with_chat_template(model.tokenizer)
     run.timed("load")
     return run, prompts, model
+
+
+def prompts_hash(prompts: ns.ParallelPrompts) -> str:
+    """What identifies the prompts."""
+    return short_hash("".join(hashes_of(prompts)))
 
 
 def categorise(args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts, **others: Any) -> Any:
@@ -340,12 +358,12 @@ def start(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPr
     return run, prompts, model, sharing
 
 
-def title_of(sharing: ns.NeuronSharing, prompts: str = "") -> str:
+def title_of(sharing: ns.NeuronSharing, prompts: str = "", n_examples: str = "") -> str:
     """What a figure shows: the model, the prompts, how many, and what was read."""
     of = sharing.metadata
     return (
-        f"{of['model']} on {prompts or of['prompts']}: {len(sharing)} examples, {len(sharing.languages)} languages, "
-        f"site {of['site']}, position {of['position']}"
+        f"{of['model']} on {prompts or of['prompts']}: {n_examples or len(sharing)} examples, "
+        f"{len(sharing.languages)} languages, site {of['site']}, position {of['position']}"
     )
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     print(means.round(2).to_string())
 
     run.table(table, "models")
-    run.save(ns.plots.side_by_side(table, title=arguments.title_of(first, prompts.name)), "models")
+    run.save(ns.plots.side_by_side(table, title=arguments.title_of(first)), "models")
     run.timed("table and figure")
     shares = {
         name: f"{name} {row['mean']:.1f} % (mismatched examples {row['mismatched']:.1f} %)"

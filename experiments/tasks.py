@@ -47,7 +47,8 @@ def main() -> None:
     run.table(table, "tasks")
     run.table(overlap, "input_overlap")
     first = next(iter(results.values()))
-    title = arguments.title_of(first, f"{len(tasks)} tasks")
+    sizes = [len(sharing) for sharing in results.values()]
+    title = arguments.title_of(first, f"{len(tasks)} tasks", f"{min(sizes)} to {max(sizes)}")
     run.save(ns.plots.side_by_side(table, title=title), "tasks")
     run.save(ns.plots.input_overlap(overlap, title=title), "input_overlap")
     run.timed("tables and figures")
@@ -60,12 +61,11 @@ def _tasks(args: argparse.Namespace, prompts: ns.ParallelPrompts, tokenizer: obj
     if not args.also:
         frame = prompts.to_frame()
         kinds = frame["example"].astype(str).str.split("/").str[0]
-        if kinds.nunique() == len(prompts) or kinds.nunique() < 2:
-            raise ns.NeuronShareError(f"{prompts.name} is one task; name others to compare it with, with --also.")
-        return {
-            kind: ns.ParallelPrompts.from_frame(frame[kinds == kind], name=kind)
-            for kind in dict.fromkeys(kinds.tolist())
-        }
+        if not 1 < kinds.nunique() < len(prompts):
+            print(f"{prompts.name} is one task; name others to compare it with, with --also.")
+            return {prompts.name: prompts}
+        names = dict.fromkeys(kinds.tolist())
+        return {kind: ns.ParallelPrompts.from_frame(frame[kinds == kind], name=kind) for kind in names}
     tasks = {prompts.name: prompts}
     for text in args.also:
         other = arguments.parser(None).parse_args(["--task", *shlex.split(text)])
@@ -93,25 +93,24 @@ def _compare(run: arguments.Run, means: pd.DataFrame, overlap: pd.DataFrame) -> 
         run.found(claim, here, more and fewer, criterion="both, in the mean over inputs and layers")
     else:
         run.found(claim, "needs the tasks xnli and fact_probing; compared were " + ", ".join(means.index), None)
+    claim = "which neurons are shared changes with the task"
+    if len(means) < 2:
+        run.found(claim, "needs a second task (--also)", None)
+        return
     low, high = means["all-shared"].idxmin(), means["all-shared"].idxmax()
+    same, other = _mean(overlap, same=True), _mean(overlap, same=False)
     run.found(
-        "which neurons are shared changes with the task",
-        f"all-shared from {means['all-shared'].min():.1f} % ({low}) to {means['all-shared'].max():.1f} % ({high}); "
-        + _same_and_other(overlap),
-        _mean(overlap, same=True) > _mean(overlap, same=False),
+        claim,
+        f"all-shared from {means['all-shared'].min():.1f} % ({low}) to {means['all-shared'].max():.1f} % ({high}); mean "
+        f"Jaccard index of two inputs' all-shared neurons {same:.3f} in one task, {other:.3f} between tasks, "
+        f"{overlap['independent'].mean():.3f} at random",
+        same > other,
         criterion="two inputs of one task have more all-shared neurons in common than inputs of two tasks",
     )
 
 
 def _mean(overlap: pd.DataFrame, *, same: bool) -> float:
     return overlap.loc[(overlap["task"] == overlap["other"]) == same, "jaccard"].mean()
-
-
-def _same_and_other(overlap: pd.DataFrame) -> str:
-    return (
-        f"mean Jaccard index of two inputs' all-shared neurons {_mean(overlap, same=True):.3f} in one task, "
-        f"{_mean(overlap, same=False):.3f} between tasks, {overlap['independent'].mean():.3f} at random"
-    )
 
 
 if __name__ == "__main__":

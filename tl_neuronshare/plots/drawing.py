@@ -92,8 +92,7 @@ def layer_axis(axes: Axes) -> None:
 def heatmap(axes: Axes, table: pd.DataFrame, *, label: str) -> None:
     """A square table of numbers from 0 to 1, with the numbers written in where there is room."""
     values = table.to_numpy(float)
-    off_diagonal = values[~np.eye(len(values), dtype=bool)] if len(values) > 1 else values
-    shown = off_diagonal[~np.isnan(off_diagonal)]
+    shown = values[~np.isnan(values)]
     low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
     image = axes.imshow(values, cmap="cividis", vmin=low, vmax=max(high, low + 1e-9))
     axes.set_xticks(range(len(table)), table.columns, rotation=90 if max(map(len, table.columns)) > 3 else 0)

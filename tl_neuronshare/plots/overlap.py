@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.plots.drawing import COLOURS, MARKERS, STYLE, entitle, heatmap, layer_axis, line, require
 
-_PAIRS = "Jaccard index, mean over inputs"
+_INDEX = "Jaccard index"
 _LEVELS = {
     "jaccard": ("same input", "-"),
     "mismatched": ("mismatched examples", "--"),
@@ -33,15 +33,15 @@ def language_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     Example:
         >>> figure = language_overlap(ns.language_overlap(sharing))
         >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
-        ['All layers', 'By layer, mean over pairs']
+        ['All layers, mean over inputs', 'By layer, mean over pairs']
     """
     require(table, "language_overlap", ("layer", "language", "other", "jaccard", "independent", "mismatched"))
     with rc_context(STYLE):
         figure = Figure(figsize=(6.9, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
         overall = table[table["layer"].astype(str) == "all"]
-        heatmap(left, square(overall, "language", diagonal=1.0), label=_PAIRS)
-        left.set_title("All layers", loc="left", fontsize=8)
+        heatmap(left, _square(overall, "language"), label=_INDEX)
+        left.set_title("All layers, mean over inputs", loc="left", fontsize=8)
         _by_layer(right, table)
         right.set_title("By layer, mean over pairs", loc="left", fontsize=8)
         entitle(figure, title)
@@ -57,7 +57,7 @@ def _by_layer(axes: Axes, table: pd.DataFrame) -> None:
         line(axes, means.index, means[column], index, name, linestyle=dashes)
     low, high = of_layers.min()["jaccard"], of_layers.max()["jaccard"]
     axes.fill_between(means.index, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
-    axes.set_ylabel("Jaccard index")
+    axes.set_ylabel(_INDEX)
     axes.set_ylim(0, 1)
     layer_axis(axes)
     axes.legend(fontsize=7)
@@ -110,7 +110,7 @@ def relatedness(
             axes.set_xlabel(measure)
             found = tests[measure]
             axes.set_title(f"ρ = {found['spearman']:.2f}, p = {found['p_value']:.3f}", loc="left", fontsize=8)
-        panels[0].set_ylabel(_PAIRS)
+        panels[0].set_ylabel(f"{_INDEX}, mean over inputs")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
         entitle(figure, title)
     return figure
@@ -129,15 +129,15 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     Example:
         >>> figure = input_overlap(ns.input_overlap({"first": sharing[:1], "others": sharing[1:]}))
         >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
-        ['All layers', 'By layer, mean over tasks']
+        ['All layers, mean over pairs of inputs', 'By layer, mean over tasks']
     """
     require(table, "input_overlap", ("layer", "task", "other", "jaccard", "independent"))
     is_all = table["layer"].astype(str) == "all"
     with rc_context(STYLE):
         figure = Figure(figsize=(6.9, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
-        heatmap(left, square(table[is_all], "task"), label="Jaccard index, mean over pairs of inputs")
-        left.set_title("All layers", loc="left", fontsize=8)
+        heatmap(left, _square(table[is_all], "task"), label=_INDEX)
+        left.set_title("All layers, mean over pairs of inputs", loc="left", fontsize=8)
         rows = table[~is_all].assign(layer=table[~is_all]["layer"].astype(int))
         same = rows["task"] == rows["other"]
         lines = (
@@ -148,7 +148,7 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
         for index, (name, of_kind, column, dashes) in enumerate(lines):
             found = of_kind.groupby("layer")[column].mean()
             line(right, found.index, found, index, name, linestyle=dashes)
-        right.set_ylabel("Jaccard index")
+        right.set_ylabel(_INDEX)
         right.set_ylim(bottom=0)
         layer_axis(right)
         right.set_title("By layer, mean over tasks", loc="left", fontsize=8)
@@ -157,11 +157,8 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     return figure
 
 
-def square(pairs: pd.DataFrame, name: str, *, diagonal: float | None = None) -> pd.DataFrame:
+def _square(pairs: pd.DataFrame, name: str) -> pd.DataFrame:
     """A square table of the pairs' indices, in their order."""
     names = list(dict.fromkeys([*pairs[name], *pairs["other"]]))
     table = pairs.pivot(index=name, columns="other", values="jaccard").reindex(index=names, columns=names)
-    table = table.fillna(table.T)
-    for one in names if diagonal is not None else ():
-        table.loc[one, one] = diagonal
-    return table
+    return table.fillna(table.T)

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 from tl_neuronshare.plots.drawing import COLOURS, LABELS, STYLE, entitle, layer_axis, line, require
@@ -113,6 +113,7 @@ def side_by_side(table: pd.DataFrame, *, title: str = "") -> Figure:
     require(table, "side_by_side", ("layer", "depth", "type", "mean", "min", "max"))
     name = table.columns[0]
     place = "depth" if name == "model" else "layer"
+    n_results = table[name].nunique()
     with rc_context(STYLE):
         figure = Figure(figsize=(6.9, 4.4), layout="constrained")
         panels = figure.subplots(2, 2, sharex=True)
@@ -120,7 +121,11 @@ def side_by_side(table: pd.DataFrame, *, title: str = "") -> Figure:
             for index, (which, rows) in enumerate(table[table["type"] == label].groupby(name, sort=False)):
                 line(axes, rows[place], rows["mean"], index, str(which))
                 colour = COLOURS[index % len(COLOURS)]
-                axes.fill_between(rows[place], rows["min"], rows["max"], color=colour, alpha=0.1, linewidth=0)
+                axes.fill_between(
+                    rows[place], rows["min"], rows["max"], color=colour, alpha=0.3 / n_results, linewidth=0
+                )
+                for edge in ("min", "max"):  # bands lie upon each other
+                    axes.plot(rows[place], rows[edge], color=colour, linewidth=0.5, alpha=0.7)
             axes.set_title(label, loc="left", fontsize=8)
             axes.set_ylim(bottom=0)
         _share_labels(figure, panels, place="layer (fraction of depth)" if place == "depth" else "layer")
@@ -172,10 +177,10 @@ def persistence(table: pd.DataFrame, growth: pd.DataFrame, *, title: str = "") -
         layer_axis(left)
         right.set_xscale("log")
         right.set_xlabel("inputs")
-        right.xaxis.set_major_formatter(ScalarFormatter())
-        for axes, what in ((left, "for every input, by layer"), (right, "mean of layers, by number of inputs")):
+        right.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        for axes, what in ((left, "every input"), (right, "the first inputs (mean of layers)")):
             axes.set_ylabel("neurons (% of layer)")
-            axes.set_title(f"Of one type {what}", loc="left", fontsize=8)
+            axes.set_title(f"Of one type for {what}", loc="left", fontsize=8)
             axes.set_ylim(bottom=0)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
         entitle(figure, title)
