@@ -74,7 +74,7 @@ def main() -> None:
     print(shown.to_string(index=False))
     print(*notes, sep="\n")
     run.table(table, "ablation")
-    title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {_how(args)}"
+    title = arguments.title_of(sharing, how=_how(args))
     run.save(ns.plots.ablation(table, title=title), "ablation")
     run.timed("table and figure")
     if args.generate:

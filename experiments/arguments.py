@@ -231,12 +231,7 @@ class Run:
         self._since = time.perf_counter()
         self.findings: list[Finding] = []
         self._files: list[str] = []
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.folder, os.W_OK):
-                raise PermissionError("it cannot be written to")
-        except OSError as error:
-            raise ns.NeuronShareError(f"The folder {str(self.folder)!r}: {error}; name another with --out.") from error
+        make_folder(self.folder)
         random.seed(args.seed)
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
@@ -249,7 +244,7 @@ class Run:
     @staticmethod
     def folder_of(experiment: str, args: argparse.Namespace) -> Path:
         """Where it writes to if nothing else was said."""
-        model = Path(args.model).name if Path(args.model).is_dir() else args.model.replace("/", "--")
+        model = short_name(args.model).replace("/", "--")
         of_task = "-".join([task_name(args), *args.options, *["chat"] * args.chat_template])
         return Path("runs") / experiment / re.sub(r"[^\w.,=+-]+|->", "-", f"{model}-{of_task}")
 
@@ -302,6 +297,16 @@ class Run:
         unfinished.write_text(text, "utf-8")
         unfinished.replace(self.folder / RECORD)
         print(f"\nWritten to {self.folder}: {', '.join([*self._files, RECORD])}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and be sure that it can be written to, before anything that takes long."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("it cannot be written to")
+    except OSError as error:
+        raise ns.NeuronShareError(f"The folder {str(folder)!r}: {error}; name another with --out.") from error
 
 
 def versions() -> dict[str, str]:
@@ -358,13 +363,16 @@ def start(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPr
     return run, prompts, model, sharing
 
 
-def title_of(sharing: ns.NeuronSharing, prompts: str = "", n_examples: str = "") -> str:
-    """What a figure shows: the model, the prompts, how many, and what was read."""
+def short_name(model: str) -> str:
+    """A model's name in figures: of a directory the last part."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
+def title_of(sharing: ns.NeuronSharing, *, prompts: str = "", examples: str = "", how: str = "") -> str:
+    """What a figure shows: the model, the prompts, how many, and how it was made: by default, what was read."""
     of = sharing.metadata
-    return (
-        f"{of['model']} on {prompts or of['prompts']}: {n_examples or len(sharing)} examples, "
-        f"{len(sharing.languages)} languages, site {of['site']}, position {of['position']}"
-    )
+    how = how or f"{len(sharing.languages)} languages, site {of['site']}, position {of['position']}"
+    return f"{short_name(of['model'])} on {prompts or of['prompts']}: {examples or len(sharing)} examples, {how}"
 
 
 def run_main(main: Callable[[], None]) -> None:

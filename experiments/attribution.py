@@ -52,7 +52,7 @@ def main() -> None:
     run.table(table, "attribution")
     run.table(neurons, "top_neurons")
     how = f"answer: {args.answer}, norm: {args.norm}, top K: {_top(args)}"
-    title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {how}"
+    title = arguments.title_of(sharing, how=how)
     for name in ("top_shares", "impact", "correctness"):
         run.save(getattr(ns.plots, name)(table, title=title), name)
     run.timed("tables and figures")

@@ -71,7 +71,7 @@ def main() -> None:
         print(texts[rows["score"].unique()].to_string())
     run.table(table, "causal_check")
     n_neurons = max(map(len, chosen))
-    title = f"{sharing.metadata['model']} on {prompts.name}: {len(sharing)} examples, {n_neurons} neurons a layer"
+    title = arguments.title_of(sharing, how=f"{n_neurons} neurons a layer")
     run.save(ns.plots.causal_check(table, title=title), "causal_check")
     run.timed("table and figure")
     run.finish(scores=scores["none"].record)

@@ -55,7 +55,7 @@ def main() -> None:
             square,
             {f"{name} (cosine)": one for name, one in similarity.items()},
             family=family,
-            tests={f"{name} (cosine)": alone.loc[name] for name in similarity},
+            tests={f"{name} (cosine)": alone.loc[name].to_dict() for name in similarity},
             title=title,
         )
         run.save(figure, "relatedness")

@@ -26,18 +26,17 @@ def main() -> None:
     args = parser.parse_args()
     run, prompts, model = arguments.begin("models", args)
     first = arguments.categorise(args, model, prompts)
-    results = {first.metadata["model"]: first}
+    name = arguments.short_name(first.metadata["model"])
+    results = {name: first}
     plain = arguments.load_prompts(args)
     shuffle(model, args.seed)
-    results[f"{first.metadata['model']}, {SHUFFLED}"] = arguments.categorise(args, model, prompts)
+    results[f"{name}, {SHUFFLED}"] = arguments.categorise(args, model, prompts)
     del model
-    for name in args.others:
-        other = arguments.load_model(argparse.Namespace(**{**vars(args), "model": name}))
+    for given in args.others:
+        other = arguments.load_model(argparse.Namespace(**{**vars(args), "model": given}))
         texts = plain.with_chat_template(other.tokenizer) if args.chat_template else plain
-        label = str(other.cfg.model_name)
-        if label in results:
-            label = name
-        results[label] = arguments.categorise(args, other, texts)
+        name = arguments.short_name(str(other.cfg.model_name))
+        results[given if name in results else name] = arguments.categorise(args, other, texts)
         del other
     run.timed("categorise")
     run.record["sharing"] = {name: sharing.metadata for name, sharing in results.items()}

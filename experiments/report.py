@@ -60,18 +60,8 @@ def _shown(part: Part) -> dict[str, Any]:
         return said
     record = arguments.recorded(part.folder)
     findings = [arguments.Finding(**one) for one in record["findings"]]
-    marks = {True: "yes", False: "no", None: "open"}
     return said | {
-        "findings": [
-            {
-                "claim": one.claim,
-                "here": one.here,
-                "verdict": one.verdict,
-                "mark": marks[one.agrees],
-                "is_control": one.is_control,
-            }
-            for one in findings
-        ],
+        "findings": findings,
         "pictures": [
             (Path(name).stem, base64.b64encode((part.folder / name).read_bytes()).decode())
             for name in record["files"]

@@ -4,8 +4,9 @@
     python experiments/reproduce.py --model DIRECTORY --task fact_probing --source mpararel_reviewed \
         --options relations=P36 --also "mgsm --source mgsm" --others OTHER_DIRECTORY --with "ablation --seeds 1"
 
-Runs each experiment, with the arguments that all of them share, in a process and a folder of its own. What is done already,
-for the same model, prompts, arguments and versions, is not done again. Where one fails, it is named, and the others go on.
+Runs each experiment, with the arguments that all of them share, in a process and a folder of its own. What is done
+already, for the same model, prompts, arguments and versions, is not done again. Where one fails, it is named, and the
+others go on.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def main() -> None:
     _, shared = own.parse_known_args()
     if args.out is None:
         args.out = arguments.Run.folder_of("reproduce", args)
+    arguments.make_folder(args.out)
     commands = _commands(args, shared)
     record = _expected(args)
     _refuse_other_models(args.out, commands, record["weights"])
@@ -112,7 +114,7 @@ def _expected(args: argparse.Namespace) -> dict[str, Any]:
         "weights": fingerprint_of_weights(model),
         "prompts_hash": arguments.prompts_hash(prompts),
         "versions": arguments.versions(),
-        "model": str(model.cfg.model_name),
+        "model": arguments.short_name(str(model.cfg.model_name)),
         "prompts": prompts.name,
     }
 
@@ -123,15 +125,15 @@ def _refuse_other_models(folder: Path, names: Any, weights: str) -> None:
         theirs = arguments.recorded(folder / name).get("weights")
         if theirs not in (None, weights):
             raise ns.NeuronShareError(
-                f"The folder {str(folder / name)!r} holds a run of another model (weights {theirs}, not {weights}); name "
-                "another folder with --out."
+                f"The folder {str(folder / name)!r} holds a run of another model (weights {theirs}, not {weights}); "
+                "name another folder with --out."
             )
 
 
 def _part(name: str, command: list[str], folder: Path, expected: dict[str, Any]) -> report.Part:
     """Run one part, unless it is done."""
     script = HERE / f"{name}.py"
-    title = (ast.get_docstring(ast.parse(script.read_text("utf-8"))) or name).splitlines()[0]
+    title = (ast.get_docstring(ast.parse(script.read_text("utf-8"))) or name).splitlines()[0].removesuffix(".")
     part = {"name": name, "folder": folder, "title": title, "command": _shown([f"experiments/{name}.py", *command])}
     if _is_done(folder, command, expected):
         print(f"{name}: done already", flush=True)

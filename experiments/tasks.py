@@ -48,7 +48,7 @@ def main() -> None:
     run.table(overlap, "input_overlap")
     first = next(iter(results.values()))
     sizes = [len(sharing) for sharing in results.values()]
-    title = arguments.title_of(first, f"{len(tasks)} tasks", f"{min(sizes)} to {max(sizes)}")
+    title = arguments.title_of(first, prompts=f"{len(tasks)} tasks", examples=f"{min(sizes)} to {max(sizes)}")
     run.save(ns.plots.side_by_side(table, title=title), "tasks")
     run.save(ns.plots.input_overlap(overlap, title=title), "input_overlap")
     run.timed("tables and figures")
@@ -101,8 +101,8 @@ def _compare(run: arguments.Run, means: pd.DataFrame, overlap: pd.DataFrame) -> 
     same, other = _mean(overlap, same=True), _mean(overlap, same=False)
     run.found(
         claim,
-        f"all-shared from {means['all-shared'].min():.1f} % ({low}) to {means['all-shared'].max():.1f} % ({high}); mean "
-        f"Jaccard index of two inputs' all-shared neurons {same:.3f} in one task, {other:.3f} between tasks, "
+        f"all-shared from {means['all-shared'].min():.1f} % ({low}) to {means['all-shared'].max():.1f} % ({high}); "
+        f"mean Jaccard index of two inputs' all-shared neurons {same:.3f} in one task, {other:.3f} between tasks, "
         f"{overlap['independent'].mean():.3f} at random",
         same > other,
         criterion="two inputs of one task have more all-shared neurons in common than inputs of two tasks",

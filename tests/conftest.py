@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import arguments
 import tl_neuronshare as ns
 import zoo
 from tl_neuronshare.models import has_hooked_transformer
@@ -99,3 +103,35 @@ def as_users_run_it() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def at_once(tmp_path, monkeypatch, capsys):
+    """Runs an experiment in this process, for starting one takes long: its exit status, and what it says."""
+
+    def run_here(experiment: str, *given: object) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [experiment, *map(str, given)])
+        try:
+            with warnings.catch_warnings(), torch.random.fork_rng():
+                arguments.run_main(importlib.import_module(experiment).main)
+        except SystemExit as stopped:
+            said = capsys.readouterr().err if isinstance(stopped.code, int) else str(stopped.code)
+            return (stopped.code, said) if isinstance(stopped.code, int) else (1, said)
+        finally:
+            logging.disable(logging.NOTSET)
+        return 0, capsys.readouterr().out
+
+    return run_here
+
+
+@pytest.fixture
+def mistake(at_once):
+    """The same for wrong arguments."""
+
+    def of(*given: object, experiment: str = "patterns") -> tuple[int, str]:
+        status, said = at_once(experiment, *given)
+        assert status, said
+        return status, said
+
+    return of

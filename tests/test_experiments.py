@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
 import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +14,6 @@ import pytest
 import torch
 from matplotlib import image
 
-import arguments
 import sources
 import tl_neuronshare as ns
 
@@ -27,38 +23,6 @@ ROOT = Path(__file__).parents[1]
 def run(*arguments: object, folder: Path, experiment: str = "patterns") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "experiments" / f"{experiment}.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def at_once(tmp_path, monkeypatch, capsys):
-    """Runs an experiment in this process, for starting one takes long: its exit status, and what it says."""
-
-    def run_here(experiment: str, *given: object) -> tuple[int, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [experiment, *map(str, given)])
-        try:
-            with warnings.catch_warnings(), torch.random.fork_rng():
-                arguments.run_main(importlib.import_module(experiment).main)
-        except SystemExit as stopped:
-            said = capsys.readouterr().err if isinstance(stopped.code, int) else str(stopped.code)
-            return (stopped.code, said) if isinstance(stopped.code, int) else (1, said)
-        finally:
-            logging.disable(logging.NOTSET)
-        return 0, capsys.readouterr().out
-
-    return run_here
-
-
-@pytest.fixture
-def mistake(at_once):
-    """The same for wrong arguments."""
-
-    def of(*given: object, experiment: str = "patterns") -> tuple[int, str]:
-        status, said = at_once(experiment, *given)
-        assert status, said
-        return status, said
-
-    return of
 
 
 def test_patterns_without_arguments(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib import rc_context
@@ -68,7 +69,7 @@ def relatedness(
     similarity: Mapping[str, pd.DataFrame],
     *,
     family: pd.DataFrame,
-    tests: Mapping[str, Mapping[str, float]],
+    tests: Mapping[str, Mapping[str, Any]],
     title: str = "",
 ) -> Figure:
     """How far pairs of languages activate the same neurons, against how alike they are: a panel for each measure.
