@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import re
+import shlex
 import sys
 import time
 import warnings
@@ -85,6 +86,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, default=0.0, help="activated is above this (default: 0)")
     parser.add_argument("--batch-size", type=_batch_size, default="auto", metavar="N", help="prompts a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default: 0)")
+    parser.set_defaults(also=[])  # but for experiments that compare tasks: add_also
     parser.add_argument("--out", type=Path, help="folder to write to (default: runs/EXPERIMENT/MODEL-TASK-OPTIONS)")
     return parser
 
@@ -166,6 +168,21 @@ def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
     if args.languages == ["all"]:
         languages = {"languages": "all"} if "source" in known else {}
     return TASKS[name](limit=limit, seed=args.seed, **languages, **options)
+
+
+def load_also(args: argparse.Namespace) -> dict[str, ns.ParallelPrompts]:
+    """The prompts of --also, by their names, which differ from each other and from the task's own."""
+    names, found = {load_prompts(args).name} if args.also else set(), {}
+    for text in args.also:
+        other = parser(None).parse_args(["--task", *shlex.split(text)])
+        for shared in ("model", "limit", "languages", "seed"):
+            setattr(other, shared, getattr(args, shared))
+        prompts = load_prompts(other)
+        if prompts.name in names:
+            raise ns.NeuronShareError(f"--also {text}: {prompts.name} is there already; name another task.")
+        names.add(prompts.name)
+        found[prompts.name] = prompts
+    return found
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -332,7 +349,7 @@ def begin(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPr
     run = Run(experiment, args)
     prompts = load_prompts(args)
     print(report_of(prompts))
-    run.record["prompts_hash"] = prompts_hash(prompts)
+    run.record["prompts_hash"] = prompts_hash(prompts, *load_also(args).values())
     if prompts.report is not None:
         run.record["prompts"] = prompts.report.to_dict("records")
     model = load_model(args)
@@ -343,9 +360,9 @@ def begin(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPr
     return run, prompts, model
 
 
-def prompts_hash(prompts: ns.ParallelPrompts) -> str:
-    """What identifies the prompts."""
-    return short_hash("".join(hashes_of(prompts)))
+def prompts_hash(*prompts: ns.ParallelPrompts) -> str:
+    """What identifies prompts."""
+    return short_hash("".join("".join(hashes_of(one)) for one in prompts))
 
 
 def categorise(args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts, **others: Any) -> Any:

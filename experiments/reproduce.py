@@ -108,11 +108,12 @@ def _commands(args: argparse.Namespace, shared: list[str]) -> dict[str, list[str
 
 def _expected(args: argparse.Namespace) -> dict[str, Any]:
     """What a part that is done must have recorded; and what the page is called."""
-    prompts = arguments.load_prompts(args)
-    model = arguments.load_model(args)
+    prompts, also = arguments.load_prompts(args), arguments.load_also(args).values()
+    # On the CPU, where it takes nothing from the parts: weights have the same checksum everywhere.
+    model = arguments.load_model(argparse.Namespace(**{**vars(args), "device": "cpu"}))
     return {
         "weights": fingerprint_of_weights(model),
-        "prompts_hash": arguments.prompts_hash(prompts),
+        "prompts_hash": {name: arguments.prompts_hash(prompts, *(also if name == "tasks" else ())) for name in PARTS},
         "versions": arguments.versions(),
         "model": arguments.short_name(str(model.cfg.model_name)),
         "prompts": prompts.name,
@@ -135,7 +136,7 @@ def _part(name: str, command: list[str], folder: Path, expected: dict[str, Any])
     script = HERE / f"{name}.py"
     title = (ast.get_docstring(ast.parse(script.read_text("utf-8"))) or name).splitlines()[0].removesuffix(".")
     part = {"name": name, "folder": folder, "title": title, "command": _shown([f"experiments/{name}.py", *command])}
-    if _is_done(folder, command, expected):
+    if _is_done(name, command, folder, expected):
         print(f"{name}: done already", flush=True)
         return report.Part(**part)
     print(f"{name}: ", end="", flush=True)
@@ -154,10 +155,11 @@ def _part(name: str, command: list[str], folder: Path, expected: dict[str, Any])
     return report.Part(**part, error=said or f"exit status {done.returncode}, without a word")
 
 
-def _is_done(folder: Path, command: list[str], expected: dict[str, Any]) -> bool:
+def _is_done(name: str, command: list[str], folder: Path, expected: dict[str, Any]) -> bool:
     """Whether the folder has a complete run of the same model, prompts, arguments and versions."""
     record = arguments.recorded(folder)
-    same = all(record.get(key) == expected[key] for key in ("weights", "prompts_hash", "versions"))
+    same = all(record.get(key) == expected[key] for key in ("weights", "versions"))
+    same = same and record.get("prompts_hash") == expected["prompts_hash"][name]
     files = record.get("files", [])
     return same and record.get("command") == command and all((folder / name).is_file() for name in files)
 

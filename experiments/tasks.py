@@ -10,7 +10,6 @@ figures tasks and input_overlap as PNG and PDF, to the run folder.
 from __future__ import annotations
 
 import argparse
-import shlex
 
 import pandas as pd
 
@@ -66,17 +65,12 @@ def _tasks(args: argparse.Namespace, prompts: ns.ParallelPrompts, tokenizer: obj
             return {prompts.name: prompts}
         names = dict.fromkeys(kinds.tolist())
         return {kind: ns.ParallelPrompts.from_frame(frame[kinds == kind], name=kind) for kind in names}
-    tasks = {prompts.name: prompts}
-    for text in args.also:
-        other = arguments.parser(None).parse_args(["--task", *shlex.split(text)])
-        for shared in ("model", "limit", "languages", "seed"):
-            setattr(other, shared, getattr(args, shared))
-        found = arguments.load_prompts(other)
+    others = arguments.load_also(args)
+    for found in others.values():
         print(arguments.report_of(found))
-        if found.name in tasks:
-            raise ns.NeuronShareError(f"--also {text}: {found.name} is there already; name another task.")
-        tasks[found.name] = found.with_chat_template(tokenizer) if args.chat_template else found
-    return tasks
+    if args.chat_template:
+        others = {name: found.with_chat_template(tokenizer) for name, found in others.items()}
+    return {prompts.name: prompts, **others}
 
 
 def _compare(run: arguments.Run, means: pd.DataFrame, overlap: pd.DataFrame) -> None:

@@ -110,8 +110,7 @@ def attribute(
     impacts = Impacts(
         model, prompts, sharing, top_k=top_k, answer=answer, norm=norm, batch_size=batch_size, prepend_bos=prepend_bos
     )
-    if isinstance(n_resamples, bool) or not isinstance(n_resamples, Integral) or n_resamples < 1:
-        raise NeuronShareError(f"n_resamples={n_resamples!r}; give a number, such as 5000.")
+    bootstrap = Bootstrap(n_resamples)
     shape = (len(prompts), len(prompts.languages), sharing.n_layers, len(TYPES))
     kept = {name: np.zeros(shape) for name in _KEPT}
     for one in impacts.each(desc="attribute", progress=progress):
@@ -119,8 +118,8 @@ def attribute(
         place = (one.examples, prompts.languages.index(one.language), one.layer)
         for name, numbers in zip(_KEPT, of_types.double().cpu().numpy(), strict=True):
             kept[name][place] = numbers.T
-    table = _table(kept, prompts.languages, n_resamples)
-    table.attrs.update(impacts.record | {"n_resamples": int(n_resamples)})
+    table = _table(kept, prompts.languages, bootstrap)
+    table.attrs.update(impacts.record | {"n_resamples": bootstrap.n_resamples})
     return table
 
 
@@ -440,10 +439,9 @@ def _sum_max_min(scores: Float[Tensor, "row neuron"], of_type: Bool[Tensor, "typ
     )
 
 
-def _table(kept: dict[str, NDArray[np.float64]], languages: Sequence[str], n_resamples: int) -> pd.DataFrame:
+def _table(kept: dict[str, NDArray[np.float64]], languages: Sequence[str], bootstrap: Bootstrap) -> pd.DataFrame:
     """The rows of `attribute`, from what was kept of each example, language, layer and type."""
     kept = {name: _with_whole_model(name, numbers) for name, numbers in kept.items()}
-    bootstrap = Bootstrap(n_resamples)
     chance = _mean_over_languages(100 * kept["count"] / kept["count"].sum(-1, keepdims=True)).mean(0)
     labels = list(product(("all", *languages), (*range(kept["count"].shape[2] - 1), "all"), (t.label for t in TYPES)))
     tables = []

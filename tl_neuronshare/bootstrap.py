@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tl_neuronshare.errors import NeuronShareError
 
 FEWEST = 10  # examples for an interval: of fewer it would look surer than it is
 _CHUNK = 1 << 22  # numbers at a time
@@ -14,6 +18,9 @@ _CHUNK = 1 << 22  # numbers at a time
 class Bootstrap:
     """Intervals of means and of ratios; the same resamples for all that have as many examples.
 
+    Raises:
+        NeuronShareError: no number of resamples.
+
     Example:
         >>> low, high = Bootstrap(1000).intervals(np.arange(20.0))
         >>> bool(low < 9.5 < high)
@@ -21,7 +28,10 @@ class Bootstrap:
     """
 
     def __init__(self, n_resamples: int) -> None:
-        self.n_resamples = n_resamples
+        given: Any = n_resamples  # numpy's integers are Integral too
+        if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
+            raise NeuronShareError(f"n_resamples={n_resamples!r}; give a number, such as 5000.")
+        self.n_resamples = int(n_resamples)
         self._counts: dict[int, NDArray[np.float64]] = {}
 
     def intervals(

@@ -84,19 +84,23 @@ def language_overlap(
         many neurons drawn at random from each layer (`chance.expected_intersection`). `mismatched`: the languages
         show different examples; NaN where there are fewer examples than languages.
 
+    Raises:
+        NeuronShareError: no number of resamples.
+
     Example:
         >>> table = language_overlap(sharing)
         >>> table.query("layer == 'all' and language == 'es' and other == 'fr'")[["jaccard", "independent"]].round(2)
              jaccard  independent
         159      0.5         0.08
     """
+    bootstrap = Bootstrap(n_resamples)
     pairs = list(combinations(range(len(sharing.languages)), 2))
     found, expected = _jaccard_of_pairs(sharing, pairs)
     mismatched = torch.full_like(found[0], torch.nan)
     if mismatches and sharing.n_examples >= len(sharing.languages):
         draws = [sharing.mismatched(seed=seed + draw) for draw in range(mismatches)]
         mismatched = torch.stack([_jaccard_of_pairs(draw, pairs)[0].nanmean(0) for draw in draws]).mean(0)
-    low, high = Bootstrap(n_resamples).intervals(found.nan_to_num(0).numpy(), (~found.isnan()).double().numpy())
+    low, high = bootstrap.intervals(found.nan_to_num(0).numpy(), (~found.isnan()).double().numpy())
     value, independent = found.nanmean(0), expected.nanmean(0)
     return pd.DataFrame(
         {

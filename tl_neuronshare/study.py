@@ -126,7 +126,8 @@ def ablation_study(
         [['none', 'none'], ['all-shared', 'type'], ['all-shared', 'random']]
     """
     chosen_types = _as_types(types)
-    _check(prompts, sharing, controls, seeds, n_resamples)
+    _check(prompts, sharing, controls, seeds)
+    bootstrap = Bootstrap(n_resamples)
     provenance.check_languages(prompts, sharing)
     if not one_mask:
         provenance.check_prompts(prompts, sharing, "or one_mask=True for neurons that were found on others")
@@ -185,13 +186,13 @@ def ablation_study(
         for type, ablated, seed in planned:
             draws = _Draws(ablation, type, ablated, seed, drawable[type, ablated].examples)
             outcomes[type, ablated].add(run(type.label, ablated, seed, draws.hooks), draws)
-    table = pd.DataFrame(_rows(prompts, unablated, outcomes, len(selection.layers), n_resamples))
+    table = pd.DataFrame(_rows(prompts, unablated, outcomes, len(selection.layers), bootstrap))
     table.attrs.update(
         provenance.of_run(model, prompts, sharing)
         | {
             "types": [type.label for type in chosen_types],
             "controls": list(controls),
-            "n_resamples": int(n_resamples),
+            "n_resamples": bootstrap.n_resamples,
             "seeds": [int(seed) for seed in seeds],
             "layers": selection.layers,
             "equal_size": equal_size,
@@ -441,10 +442,9 @@ def _rows(
     unablated: dict[str, NDArray[np.float64]],
     outcomes: Mapping[tuple[NeuronType, str], _Outcome],
     n_layers: int,
-    n_resamples: int,
+    bootstrap: Bootstrap,
 ) -> Iterable[dict[str, Any]]:
     """The table's rows."""
-    bootstrap = Bootstrap(n_resamples)
     for metric in METRICS:
         for language, scores in _by_language(unablated[metric], prompts).items():
             few_right = metric == "accuracy" and scores.mean() < _HARDLY_ANY
@@ -504,7 +504,7 @@ def _as_types(types: Any) -> list[NeuronType]:
     return found
 
 
-def _check(prompts: Any, sharing: Any, controls: Any, seeds: Any, n_resamples: Any) -> None:
+def _check(prompts: Any, sharing: Any, controls: Any, seeds: Any) -> None:
     if not isinstance(prompts, ParallelPrompts) or not isinstance(sharing, NeuronSharing):
         raise NeuronShareError(
             f"prompts is a {type(prompts).__name__} and sharing a {type(sharing).__name__}; give ParallelPrompts and "
@@ -520,8 +520,6 @@ def _check(prompts: Any, sharing: Any, controls: Any, seeds: Any, n_resamples: A
         or len(set(seeds)) < len(seeds)
     ):
         raise NeuronShareError(f"seeds={seeds!r}; give a list of integers, all different, such as range(5).")
-    if not isinstance(n_resamples, Integral) or n_resamples < 1:
-        raise NeuronShareError(f"n_resamples={n_resamples!r}; give a number, such as 5000.")
 
 
 def _check_protocol(prompts: ParallelPrompts, mode: Any, values: Any, position: Any) -> None:

@@ -89,8 +89,8 @@ def layer_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def heatmap(axes: Axes, table: pd.DataFrame, *, label: str) -> None:
-    """A square table of numbers from 0 to 1, with the numbers written in where there is room."""
+def heatmap(axes: Axes, table: pd.DataFrame, *, title: str) -> None:
+    """A square table of numbers from 0 to 1, with the numbers written in where there is room; gaps stay white."""
     values = table.to_numpy(float)
     shown = values[~np.isnan(values)]
     low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
@@ -105,5 +105,5 @@ def heatmap(axes: Axes, table: pd.DataFrame, *, label: str) -> None:
             axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
     axes.spines[:].set_visible(False)
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.85)
-    bar.set_label(label, fontsize=7)
     bar.ax.tick_params(labelsize=7)
+    axes.set_title(title, loc="left", fontsize=8)

@@ -34,15 +34,14 @@ def language_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     Example:
         >>> figure = language_overlap(ns.language_overlap(sharing))
         >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
-        ['All layers, mean over inputs', 'By layer, mean over pairs']
+        ['Jaccard index: all layers, mean over inputs', 'By layer, mean over pairs']
     """
     require(table, "language_overlap", ("layer", "language", "other", "jaccard", "independent", "mismatched"))
     with rc_context(STYLE):
         figure = Figure(figsize=(6.9, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
         overall = table[table["layer"].astype(str) == "all"]
-        heatmap(left, _square(overall, "language"), label=_INDEX)
-        left.set_title("All layers, mean over inputs", loc="left", fontsize=8)
+        heatmap(left, _square(overall, "language"), title=f"{_INDEX}: all layers, mean over inputs")
         _by_layer(right, table)
         right.set_title("By layer, mean over pairs", loc="left", fontsize=8)
         entitle(figure, title)
@@ -130,15 +129,14 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     Example:
         >>> figure = input_overlap(ns.input_overlap({"first": sharing[:1], "others": sharing[1:]}))
         >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
-        ['All layers, mean over pairs of inputs', 'By layer, mean over tasks']
+        ['Jaccard index: all layers, mean over pairs of inputs', 'By layer, mean over tasks']
     """
     require(table, "input_overlap", ("layer", "task", "other", "jaccard", "independent"))
     is_all = table["layer"].astype(str) == "all"
     with rc_context(STYLE):
         figure = Figure(figsize=(6.9, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
-        heatmap(left, _square(table[is_all], "task"), label=_INDEX)
-        left.set_title("All layers, mean over pairs of inputs", loc="left", fontsize=8)
+        heatmap(left, _square(table[is_all], "task"), title=f"{_INDEX}: all layers, mean over pairs of inputs")
         rows = table[~is_all].assign(layer=table[~is_all]["layer"].astype(int))
         same = rows["task"] == rows["other"]
         lines = (

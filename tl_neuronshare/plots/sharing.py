@@ -128,12 +128,14 @@ def side_by_side(table: pd.DataFrame, *, title: str = "") -> Figure:
                     axes.plot(rows[place], rows[edge], color=colour, linewidth=0.5, alpha=0.7)
             axes.set_title(label, loc="left", fontsize=8)
             axes.set_ylim(bottom=0)
-        _share_labels(figure, panels, place="layer (fraction of depth)" if place == "depth" else "layer")
+        _share_labels(
+            figure, panels, place="layer (fraction of depth)" if place == "depth" else "layer", legend=str(name)
+        )
         entitle(figure, title)
     return figure
 
 
-def _share_labels(figure: Figure, panels: NDArray[Any], *, place: str = "layer") -> None:
+def _share_labels(figure: Figure, panels: NDArray[Any], *, place: str = "layer", legend: str | None = None) -> None:
     """Panels of a figure have the same axes and legend."""
     figure.supylabel("neurons (% of layer)", fontsize=8)
     for axes in panels[-1]:
@@ -142,7 +144,10 @@ def _share_labels(figure: Figure, panels: NDArray[Any], *, place: str = "layer")
         else:
             axes.set_xlabel(place)
     handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=7)
+    columns = min(6, len(labels))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, fontsize=7, title=legend, title_fontsize=7
+    )
 
 
 def persistence(table: pd.DataFrame, growth: pd.DataFrame, *, title: str = "") -> Figure:
