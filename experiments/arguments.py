@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib.metadata
 import inspect
 import json
 import logging
@@ -15,7 +17,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,19 +28,24 @@ from matplotlib.figure import Figure
 import tl_neuronshare as ns
 from tl_neuronshare.activation import Position, as_position
 from tl_neuronshare.models import Backend, LensModel, Site
-from tl_neuronshare.prompts import hashes_of, short_hash
+from tl_neuronshare.prompts import short_hash
 from tl_neuronshare.provenance import fingerprint_of_weights
 
 DEMO = "demo"
 RECORD = "run.json"
 DTYPES = ("float32", "bfloat16", "float16")
 TASKS: dict[str, Callable[..., ns.ParallelPrompts]] = {name: getattr(ns.tasks, name) for name in ns.tasks.__all__}
-PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch", "babel", "pandas", "numpy")
+PACKAGES = (
+    *("tl_neuronshare", "transformer_lens", "transformers", "torch", "babel", "pandas", "numpy", "matplotlib"),
+    "lang2vec",
+)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The arguments that every experiment takes; an experiment adds its own."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument(
         "--model",
         default=DEMO,
@@ -54,14 +60,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         choices=[DEMO, *TASKS],
         help="the prompts (default: the built-in model's own for the built-in model, world_facts for others)",
     )
-    parser.add_argument("--source", help="of the task: a local file or folder, or the name of a data set on the hub")
-    parser.add_argument(
-        "--options",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of the task, such as relations=P37 form=cloze; a comma makes a list (relations=P17,P36)",
-    )
+    _add_source(parser)
     parser.add_argument(
         "--chat-template", action="store_true", help="each prompt as a user's message, by the tokenizer's template"
     )
@@ -86,9 +85,21 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, default=0.0, help="activated is above this (default: 0)")
     parser.add_argument("--batch-size", type=_batch_size, default="auto", metavar="N", help="prompts a forward pass")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default: 0)")
-    parser.set_defaults(also=[])  # but for experiments that compare tasks: add_also
+    parser.set_defaults(also=[])  # add_also adds the argument
     parser.add_argument("--out", type=Path, help="folder to write to (default: runs/EXPERIMENT/MODEL-TASK-OPTIONS)")
     return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """Where a task comes from, and its options."""
+    parser.add_argument("--source", help="of the task: a local file or folder, or the name of a data set on the hub")
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the task, such as relations=P37 form=cloze; a comma makes a list (relations=P17,P36)",
+    )
 
 
 def add_also(parser: argparse.ArgumentParser) -> None:
@@ -172,17 +183,25 @@ def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
 
 def load_also(args: argparse.Namespace) -> dict[str, ns.ParallelPrompts]:
     """The prompts of --also, by their names, which differ from each other and from the task's own."""
-    names, found = {load_prompts(args).name} if args.also else set(), {}
+    found = {load_prompts(args).name: None} if args.also else {}
     for text in args.also:
-        other = parser(None).parse_args(["--task", *shlex.split(text)])
-        for shared in ("model", "limit", "languages", "seed"):
-            setattr(other, shared, getattr(args, shared))
-        prompts = load_prompts(other)
-        if prompts.name in names:
+        own = argparse.ArgumentParser(prog=f"--also {text!r}", allow_abbrev=False, add_help=False)
+        own.add_argument("task", choices=[DEMO, *TASKS])
+        _add_source(own)
+        given = own.parse_args(words(text, "--also"))
+        prompts = load_prompts(argparse.Namespace(**{**vars(args), **vars(given)}))
+        if prompts.name in found:
             raise ns.NeuronShareError(f"--also {text}: {prompts.name} is there already; name another task.")
-        names.add(prompts.name)
         found[prompts.name] = prompts
-    return found
+    return {name: prompts for name, prompts in found.items() if prompts is not None}
+
+
+def words(text: str, option: str) -> list[str]:
+    """The words of an argument that is itself a command line."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ns.NeuronShareError(f"{option} {text}: {error}; close every quotation.") from error
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -327,8 +346,17 @@ def make_folder(folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of whatever a result may hang on."""
-    return {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}
+    """Of whatever a result may hang on; of our own code, which changes between versions, a hash too."""
+    files = sorted([*Path(ns.__file__).parent.rglob("*.py"), *Path(__file__).parent.glob("*.py")])
+    code = short_hash("".join(file.read_text("utf-8") for file in files))
+    return {"python": sys.version.split()[0], "code": code, **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -349,20 +377,23 @@ def begin(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPr
     run = Run(experiment, args)
     prompts = load_prompts(args)
     print(report_of(prompts))
-    run.record["prompts_hash"] = prompts_hash(prompts, *load_also(args).values())
     if prompts.report is not None:
         run.record["prompts"] = prompts.report.to_dict("records")
     model = load_model(args)
     run.claim(model)
     if args.chat_template:
         prompts = prompts.with_chat_template(model.tokenizer)
+    run.record["inputs"] = inputs_hash(args, prompts)
     run.timed("load")
     return run, prompts, model
 
 
-def prompts_hash(*prompts: ns.ParallelPrompts) -> str:
-    """What identifies prompts."""
-    return short_hash("".join("".join(hashes_of(one)) for one in prompts))
+def inputs_hash(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> str:
+    """What identifies all that an experiment reads but for models: prompts, answers, choices, and files of text."""
+    texts = [one.to_frame().to_json() for one in (prompts, *load_also(args).values())]
+    folder = getattr(args, "texts", None)
+    files = sorted(Path(folder).glob("*.txt")) if folder else []
+    return short_hash("".join([*texts, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)]))
 
 
 def categorise(args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts, **others: Any) -> Any:

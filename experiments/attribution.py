@@ -70,8 +70,8 @@ def _compare(run: arguments.Run, whole: pd.DataFrame) -> None:
         f"{values.min():.1f} to {values.max():.1f} % by the four readings of the figure; as many random neurons "
         f"{all_shared['chance'].iloc[0]:.1f} %; for a wrong answer {all_shared['other_answer'].min():.1f} to "
         f"{all_shared['other_answer'].max():.1f} %",
-        values.min() > 50,
-        criterion="over half of the impact by every reading",
+        None if all_shared["low"].isna().any() else values.min() > 50,
+        criterion="over half of the impact by every reading; at least ten examples",
     )
 
 

@@ -15,8 +15,7 @@ import torch
 import arguments
 import tl_neuronshare as ns
 from tl_neuronshare.models import LensModel
-
-SHUFFLED = "shuffled"
+from tl_neuronshare.provenance import fingerprint_of_weights
 
 
 def main() -> None:
@@ -28,17 +27,23 @@ def main() -> None:
     first = arguments.categorise(args, model, prompts)
     name = arguments.short_name(first.metadata["model"])
     results = {name: first}
-    plain = arguments.load_prompts(args)
+    plain, weights = arguments.load_prompts(args), []
+    shuffled = f"{name}, shuffled"
     shuffle(model, args.seed)
-    results[f"{name}, {SHUFFLED}"] = arguments.categorise(args, model, prompts)
+    results[shuffled] = arguments.categorise(args, model, prompts)
     del model
     for given in args.others:
         other = arguments.load_model(argparse.Namespace(**{**vars(args), "model": given}))
         texts = plain.with_chat_template(other.tokenizer) if args.chat_template else plain
         name = arguments.short_name(str(other.cfg.model_name))
-        results[given if name in results else name] = arguments.categorise(args, other, texts)
+        name = given if name in results else name
+        if name in results:
+            raise ns.NeuronShareError(f"--others {given}: that model is there already.")
+        weights.append(fingerprint_of_weights(other))
+        results[name] = arguments.categorise(args, other, texts)
         del other
     run.timed("categorise")
+    run.record["others"] = weights
     run.record["sharing"] = {name: sharing.metadata for name, sharing in results.items()}
     table = ns.side_by_side(results, name="model")
     means = table.groupby(["model", "type"], sort=False)[["mean", "mismatched", "independent"]].mean()
@@ -53,7 +58,7 @@ def main() -> None:
         for name, row in means.xs("all-shared", level="type").iterrows()
     }
     claim = "the patterns differ between models (which ones, but for BLOOM and BLOOMZ, is open)"
-    learnt = [text for name, text in shares.items() if SHUFFLED not in name]
+    learnt = [text for name, text in shares.items() if name != shuffled]
     run.found(claim, f"all-shared: {'; '.join(learnt)}", None)
     run.control("how much is shared where nothing was learnt?", f"all-shared: {'; '.join(shares.values())}")
     run.finish()

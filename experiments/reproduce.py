@@ -18,12 +18,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import arguments
 import report
 import tl_neuronshare as ns
+from tl_neuronshare.models import LensModel
 from tl_neuronshare.provenance import fingerprint_of_weights
 
 HERE = Path(__file__).parent
@@ -39,11 +41,12 @@ PARTS: dict[str, tuple[str, ...]] = {
     "attribution": (),
     "ablation": (),
 }
+REFUSED = ("--model", "--out", "--also", "--others", "--chat-template", "--help", "-h")  # of --with
 LAST_WORDS = 25  # lines of a part that failed
 
 
 def main() -> None:
-    """Run what is not done yet, and write the page."""
+    """Run what is not done yet; after each part write the page anew."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for parser in (whole := arguments.parser(__doc__), own):
         _add_own(parser)
@@ -53,17 +56,22 @@ def main() -> None:
         args.out = arguments.Run.folder_of("reproduce", args)
     arguments.make_folder(args.out)
     commands = _commands(args, shared)
-    record = _expected(args)
-    _refuse_other_models(args.out, commands, record["weights"])
+    expected = _expected(args, commands)
+    _refuse_other_models(args.out, expected.weights)
     print(f"Writing to {args.out}: {', '.join(commands)}")
-    parts = [_part(name, command, args.out / name, record) for name, command in commands.items()]
-    page = args.out / "report.html"
-    title = f"{record['model']} on {record['prompts']}"
-    report.write(parts, page, title=title, command=_shown(["experiments/reproduce.py", *sys.argv[1:]]))
+    page, parts = args.out / "report.html", _there_already(args.out, commands)
+    for name, command in commands.items():
+        parts[name] = _part(name, command, args.out / name, expected)
+        report.write(
+            [parts[one] for one in PARTS if one in parts],
+            page,
+            title=expected.title,
+            command=_shown(["experiments/reproduce.py", *sys.argv[1:]]),
+        )
     print(f"\nWritten: {page}")
-    failed = [part.name for part in parts if part.error]
+    failed = [name for name in commands if parts[name].error]
     if failed:
-        sys.exit(f"error: {len(failed)} of {len(parts)} parts failed: {', '.join(failed)}. The page says why.")
+        sys.exit(f"error: {len(failed)} of {len(commands)} parts failed: {', '.join(failed)}. The page says why.")
 
 
 def _add_own(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +95,9 @@ def _commands(args: argparse.Namespace, shared: list[str]) -> dict[str, list[str
     """What each part is started with."""
     extra: dict[str, list[str]] = {}
     for text in args.extra:
-        name, *given = shlex.split(text) or [""]
+        name, *given = arguments.words(text, "--with") or [""]
+        if any(one.split("=")[0] in REFUSED for one in given):
+            raise ns.NeuronShareError(f"--with {text!r}: {', '.join(REFUSED)} are no arguments of a part.")
         if name not in PARTS:
             raise ns.NeuronShareError(f"--with {text!r}: begin with a part, one of {', '.join(PARTS)}.")
         extra.setdefault(name, []).extend(given)
@@ -99,30 +109,50 @@ def _commands(args: argparse.Namespace, shared: list[str]) -> dict[str, list[str
             *own,
             *(also if name == "tasks" else others if name == "models" else []),
             *extra.get(name, []),
-            *("--out", str(args.out / name)),
+            *("--out", str(args.out / name)),  # in the end: see _is_done
         ]
         for name, own in PARTS.items()
         if name in args.parts
     }
 
 
-def _expected(args: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Expected:
     """What a part that is done must have recorded; and what the page is called."""
-    prompts, also = arguments.load_prompts(args), arguments.load_also(args).values()
-    # On the CPU, where it takes nothing from the parts: weights have the same checksum everywhere.
-    model = arguments.load_model(argparse.Namespace(**{**vars(args), "device": "cpu"}))
-    return {
-        "weights": fingerprint_of_weights(model),
-        "prompts_hash": {name: arguments.prompts_hash(prompts, *(also if name == "tasks" else ())) for name in PARTS},
-        "versions": arguments.versions(),
-        "model": arguments.short_name(str(model.cfg.model_name)),
-        "prompts": prompts.name,
-    }
+
+    weights: str
+    others: list[str]
+    inputs: dict[str, str]
+    title: str
 
 
-def _refuse_other_models(folder: Path, names: Any, weights: str) -> None:
+def _expected(args: argparse.Namespace, commands: dict[str, list[str]]) -> Expected:
+    """Load whatever the parts will read: models on the CPU, where they take nothing from the parts."""
+
+    def load(name: str) -> LensModel:
+        return arguments.load_model(argparse.Namespace(**{**vars(args), "model": name, "device": "cpu"}))
+
+    model = load(args.model)
+    inputs = {}
+    for name, command in commands.items():  # a part may have been given a limit, or a task, of its own
+        parser = arguments.parser(None)
+        parser.add_argument("--texts")
+        if name == "tasks":
+            arguments.add_also(parser)
+        of_part, _ = parser.parse_known_args(command)
+        prompts = arguments.load_prompts(of_part)
+        if args.chat_template:
+            prompts = prompts.with_chat_template(model.tokenizer)
+        inputs[name] = arguments.inputs_hash(of_part, prompts)
+    title = f"{arguments.short_name(str(model.cfg.model_name))} on {arguments.load_prompts(args).name}"
+    weights, others = fingerprint_of_weights(model), args.others if "models" in commands else []
+    del model
+    return Expected(weights, [fingerprint_of_weights(load(name)) for name in others], inputs, title)
+
+
+def _refuse_other_models(folder: Path, weights: str) -> None:
     """Before anything is run: no part's folder may hold a run of another model."""
-    for name in names:
+    for name in PARTS:
         theirs = arguments.recorded(folder / name).get("weights")
         if theirs not in (None, weights):
             raise ns.NeuronShareError(
@@ -131,37 +161,64 @@ def _refuse_other_models(folder: Path, names: Any, weights: str) -> None:
             )
 
 
-def _part(name: str, command: list[str], folder: Path, expected: dict[str, Any]) -> report.Part:
+def _there_already(folder: Path, commands: dict[str, list[str]]) -> dict[str, report.Part]:
+    """Complete parts that are not asked for now, for the page."""
+    records = {name: arguments.recorded(folder / name) for name in PARTS if name not in commands}
+    return {
+        name: _described(name, record["command"], folder / name)
+        for name, record in records.items()
+        if _is_complete(folder / name, record)
+    }
+
+
+def _described(name: str, command: list[str], folder: Path, *, error: str = "") -> report.Part:
+    docstring = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text("utf-8"))) or name
+    title = docstring.splitlines()[0].removesuffix(".")
+    return report.Part(name, folder, title, _shown([f"experiments/{name}.py", *command]), error)
+
+
+def _part(name: str, command: list[str], folder: Path, expected: Expected) -> report.Part:
     """Run one part, unless it is done."""
-    script = HERE / f"{name}.py"
-    title = (ast.get_docstring(ast.parse(script.read_text("utf-8"))) or name).splitlines()[0].removesuffix(".")
-    part = {"name": name, "folder": folder, "title": title, "command": _shown([f"experiments/{name}.py", *command])}
     if _is_done(name, command, folder, expected):
         print(f"{name}: done already", flush=True)
-        return report.Part(**part)
+        return _described(name, command, folder)
     print(f"{name}: ", end="", flush=True)
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, script, *command], capture_output=True, encoding="utf-8", errors="replace", check=False
+        [sys.executable, HERE / f"{name}.py", *command],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     seconds = round(time.perf_counter() - start)
-    if done.returncode == 0:
+    if done.returncode == 0 and _is_complete(folder, arguments.recorded(folder)):
         print(f"{seconds} s", flush=True)
-        return report.Part(**part)
+        return _described(name, command, folder)
     said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-LAST_WORDS:])
+    said += f"\n(exit status {done.returncode})"
     if done.returncode < 0:
         said += f"\nended by {signal.Signals(-done.returncode).name}; for SIGKILL, memory may have run out"
-    print(f"failed after {seconds} s: {said.splitlines()[-1] if said else 'it said nothing'}", flush=True)
-    return report.Part(**part, error=said or f"exit status {done.returncode}, without a word")
+    print(f"failed after {seconds} s: {said.splitlines()[-2 if len(said.splitlines()) > 1 else -1]}", flush=True)
+    return _described(name, command, folder, error=said)
 
 
-def _is_done(name: str, command: list[str], folder: Path, expected: dict[str, Any]) -> bool:
-    """Whether the folder has a complete run of the same model, prompts, arguments and versions."""
+def _is_complete(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether the folder has all that a run of ours leaves behind."""
+    return "findings" in record and all((folder / name).is_file() for name in record["files"])
+
+
+def _is_done(name: str, command: list[str], folder: Path, expected: Expected) -> bool:
+    """Whether the folder has a complete run of the same models, inputs, arguments (but for --out) and versions."""
     record = arguments.recorded(folder)
-    same = all(record.get(key) == expected[key] for key in ("weights", "versions"))
-    same = same and record.get("prompts_hash") == expected["prompts_hash"][name]
-    files = record.get("files", [])
-    return same and record.get("command") == command and all((folder / name).is_file() for name in files)
+    return (
+        _is_complete(folder, record)
+        and record["command"][:-2] == command[:-2]
+        and record["weights"] == expected.weights
+        and record["inputs"] == expected.inputs[name]
+        and record["versions"] == arguments.versions()
+        and record.get("others", []) == (expected.others if name == "models" else [])
+    )
 
 
 def _shown(command: list[str]) -> str:

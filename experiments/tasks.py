@@ -10,6 +10,7 @@ figures tasks and input_overlap as PNG and PDF, to the run folder.
 from __future__ import annotations
 
 import argparse
+import math
 
 import pandas as pd
 
@@ -92,19 +93,19 @@ def _compare(run: arguments.Run, means: pd.DataFrame, overlap: pd.DataFrame) -> 
         run.found(claim, "needs a second task (--also)", None)
         return
     low, high = means["all-shared"].idxmin(), means["all-shared"].idxmax()
-    same, other = _mean(overlap, same=True), _mean(overlap, same=False)
+    same, other = (overlap[(overlap["task"] == overlap["other"]) == is_same] for is_same in (True, False))
+    (ours, ours_random), (theirs, theirs_random) = (
+        rows[["jaccard", "independent"]].mean().tolist() for rows in (same, other)
+    )
+    above, theirs_above = ours - ours_random, theirs - theirs_random
     run.found(
         claim,
         f"all-shared from {means['all-shared'].min():.1f} % ({low}) to {means['all-shared'].max():.1f} % ({high}); "
-        f"mean Jaccard index of two inputs' all-shared neurons {same:.3f} in one task, {other:.3f} between tasks, "
-        f"{overlap['independent'].mean():.3f} at random",
-        same > other,
-        criterion="two inputs of one task have more all-shared neurons in common than inputs of two tasks",
+        f"mean Jaccard index of two inputs' all-shared neurons {ours:.3f} in one task (at random {ours_random:.3f}), "
+        f"{theirs:.3f} between tasks (at random {theirs_random:.3f})",
+        None if math.isnan(above + theirs_above) else above > theirs_above,
+        criterion="two inputs of one task have more in common, beyond chance, than inputs of two tasks",
     )
-
-
-def _mean(overlap: pd.DataFrame, *, same: bool) -> float:
-    return overlap.loc[(overlap["task"] == overlap["other"]) == same, "jaccard"].mean()
 
 
 if __name__ == "__main__":

@@ -37,14 +37,12 @@ def main() -> None:
     run.save(ns.plots.side_by_side(table, title=arguments.title_of(first)), "thresholds")
     run.timed("table and figure")
     of_type = means["mean"].unstack("type")
-    ranks = of_type.drop(columns="non-activated").rank(axis=1)
     run.found(
-        "the patterns do not hang on the threshold of 0 (the paper shows them at 0 to 0.5)",
+        "the patterns at thresholds from 0 to 0.5 (what they look like is only in the paper's figure)",
         f"all-shared {of_type['all-shared'].iloc[0]:.1f} % at {of_type.index[0]:g}, "
         f"{of_type['all-shared'].iloc[-1]:.1f} % at {of_type.index[-1]:g}; non-activated "
         f"{of_type['non-activated'].iloc[0]:.1f} and {of_type['non-activated'].iloc[-1]:.1f} %",
-        bool((ranks == ranks.iloc[0]).all(axis=None)),
-        criterion="the other three types keep their order by size, as mean of layers, at every threshold",
+        None,
     )
     run.finish()
 

@@ -69,10 +69,13 @@ def _texts(folder: Path) -> dict[str, Iterable[str]]:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                yield line.rstrip("\n")
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.strip():
+                    yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise ns.NeuronShareError(f"{str(file)!r} is not UTF-8 ({error}); save it so.") from error
 
 
 def _rates(args: argparse.Namespace, model: LensModel, texts: dict[str, Iterable[str]]) -> pd.DataFrame:

@@ -46,7 +46,7 @@ def in_process(monkeypatch):
                 arguments.run_main(importlib.import_module(Path(script).stem).main)
                 status = 0
             except SystemExit as stopped:
-                status = 1
+                status = 1 if isinstance(stopped.code, str) else stopped.code
                 print(stopped.code)
             except Exception as error:  # what would end a process with a traceback
                 status = 1
@@ -134,6 +134,8 @@ def test_tokens(tmp_path, at_once):
         assert row["never"] == pytest.approx(100 * (values == 0).double().mean().item())
     assert at_once("tokens", "--position", "last")[0] == 1
     assert "no LANGUAGE.txt" in at_once("tokens", "--texts", tmp_path)[1]
+    (texts / "th.txt").write_bytes("é".encode("latin-1"))
+    assert "th.txt' is not UTF-8" in at_once("tokens", *SMALL, "--texts", texts, "--out", "latin")[1]
 
 
 def test_thresholds(tmp_path, at_once):
@@ -169,6 +171,8 @@ def test_models(tmp_path, at_once, animals):
     assert status == 0, said
     table = read(tmp_path / "runs/models/bloom-world_facts", "models")
     assert table["model"].unique().tolist() == ["bloom", "bloom, shuffled", "llama"]
+    status, said = at_once("models", "--model", others[0], *SMALL, "--others", others[0], others[0], "--out", "twice")
+    assert "that model is there already" in said
     prompts = ns.tasks.world_facts(limit=12, languages=["en", "de", "ru", "th"])
     for name in ("bloom", "llama"):
         model = ns.load_model(animals.directory(name), device="cpu")
@@ -192,6 +196,7 @@ def test_a_shuffled_model_keeps_its_numbers_in_other_places(animals, backend):
 # One command for all.
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(tmp_path, at_once, in_process):
     options = ("--parts", "patterns", "thresholds", *SMALL, "--out", "all")
     status, said = at_once("reproduce", *options)
@@ -208,9 +213,54 @@ def test_what_is_done_is_not_done_again(tmp_path, at_once, in_process):
     assert re.search(r"patterns: \d+ s", at_once("reproduce", *options)[1])
     assert re.search(r"patterns: \d+ s", at_once("reproduce", *options, "--limit", 13)[1])
     record = json.loads(Path("all/patterns/run.json").read_text())
-    record["versions"]["torch"] = "0.1"
-    Path("all/patterns/run.json").write_text(json.dumps(record))
-    assert re.search(r"patterns: \d+ s", at_once("reproduce", *options, "--limit", 13)[1])
+    for key in ("torch", "code"):
+        changed = record | {"versions": record["versions"] | {key: "0.1"}}
+        Path("all/patterns/run.json").write_text(json.dumps(changed))
+        assert re.search(r"patterns: \d+ s", at_once("reproduce", *options, "--limit", 13)[1])
+    # Only one part is asked for, from elsewhere: it is done, and the page keeps the other.
+    status, said = at_once("reproduce", *options[:2], *SMALL, "--limit", 13, "--out", Path("all").resolve())
+    assert "patterns: done already" in said
+    page = Path("all/report.html").read_text()
+    assert 'id="patterns"' in page
+    assert 'id="thresholds"' in page
+
+
+@pytest.mark.slow
+def test_other_data_and_other_models_are_not_taken_for_done(tmp_path, at_once, in_process, animals):
+    source, other = sources.mgsm(tmp_path / "mgsm"), tmp_path / "other"
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "en.txt").write_text("Capital of Peru")
+    shutil.copytree(animals.directory("bloom"), other)
+    options = (
+        *("--limit", 2, "--languages", "en", "de", "--parts", "patterns", "tasks", "models", "tokens", "--out", "all"),
+        *("--also", f"mgsm --source {source}", "--others", other, "--with", f"tokens --texts {texts}"),
+        *("--with", "patterns --limit 3"),
+    )
+    status, said = at_once("reproduce", *options)
+    assert status == 0, said
+    assert at_once("reproduce", *options)[1].count("done already") == 4
+
+    def run_again() -> set[str]:
+        return set(re.findall(r"(\w+): \d+ s", at_once("reproduce", *options)[1]))
+
+    shutil.rmtree(other)
+    shutil.copytree(animals.directory("llama"), other)
+    assert run_again() == {"models"}
+    (texts / "en.txt").write_text("Capital of Chile")
+    assert run_again() == {"tokens"}
+    file = source / "mgsm_de.tsv"
+    file.write_text(file.read_text("utf-8").replace("e", "a"), "utf-8")
+    assert run_again() == {"tasks"}
+
+
+def test_a_part_that_leaves_nothing_behind_is_no_success(at_once, monkeypatch):
+    nothing = subprocess.CompletedProcess([], 0, stdout="", stderr="")
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: nothing)
+    status, said = at_once("reproduce", *SMALL, "--parts", "patterns", "--out", "all")
+    assert status == 1
+    assert "1 of 1 parts failed: patterns" in said
+    assert "This part failed" in Path("all/report.html").read_text()
 
 
 def test_a_part_that_fails_is_named_and_the_others_go_on(at_once, in_process):
@@ -263,6 +313,8 @@ def test_the_folder_of_another_model_or_experiment_is_refused(at_once, in_proces
     assert status == 1
     assert re.match("error: The folder 'all/patterns' holds a run of another model", said)
     assert not Path("all/report.html").exists()
+    status, said = at_once("reproduce", *SMALL, *model, "--out", "all", "--parts", "thresholds")  # beside it, too
+    assert re.match("error: The folder 'all/patterns' holds a run of another model", said)
     status, said = at_once("persistence", *SMALL, "--out", "all/patterns")
     assert re.match("error: The folder 'all/patterns' holds a run of another experiment: patterns, not pers", said)
     assert Path("all/patterns/run.json").read_text() == before
@@ -314,6 +366,9 @@ def test_a_language_with_too_few_examples(tmp_path, at_once, in_process):
     [
         (("--with", "nonsense --seeds 1"), "error: --with 'nonsense --seeds 1': begin with a part, one of patterns, "),
         (("--languages", "en", "xx"), "error: No prompts in 'xx'"),
+        (("--with", 'patterns "x'), 'error: --with patterns "x: No closing quotation'),
+        (("--with", "patterns --model bloom"), "error: --with 'patterns --model bloom': --model, --out, "),
+        (("--also", 'mgsm "x'), 'error: --also mgsm "x: No closing quotation'),
     ],
 )
 def test_mistakes(mistake, given, message):

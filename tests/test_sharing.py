@@ -173,6 +173,17 @@ def test_never_activated_equals_brute_force(activated):
 # Chance levels.
 
 
+def test_what_is_no_number_of_draws_no_seed_and_no_language_is_refused(as_users_run_it):
+    sharing = sharing_of(torch.rand(4, 2, 1, 9) > 0.5)
+    for mismatches in (-1, 1.5, "a", True):
+        with pytest.raises(ns.NeuronShareError, match="is no number of draws"):
+            sharing.summary(mismatches=mismatches)
+    with pytest.raises(ns.NeuronShareError, match="seed=None is no whole number"):
+        sharing.mismatched(seed=None)
+    with pytest.raises(ns.NeuronShareError, match="A language is called 'all'"):
+        ns.NeuronSharing.from_activated(sharing.activated(), languages=["en", "all"])
+
+
 @settings(max_examples=20)
 @given(activations())
 def test_independent_types_equal_brute_force(activated):

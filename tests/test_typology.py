@@ -108,6 +108,20 @@ def test_nothing_is_left_where_a_covariate_says_it_all():
     assert math.isnan(typology.permutation_test(sharing, constant)["spearman"])
 
 
+def test_orders_that_leave_nothing_do_not_make_p_smaller():
+    """A covariate that some orders of the sharing table equal: there nothing is left to correlate."""
+    languages = list("abcd")
+    blocks = square([1, 0, 0, 0, 0, 1], languages)  # ab, cd
+    other = square([0, 1, 0, 0, 1, 0], languages)  # ac, bd
+    found = typology.permutation_test(blocks, random_square(languages, 3), covariates={"other": other})
+    nothing = sum(
+        np.array_equal(blocks.loc[list(order), list(order)].to_numpy(), other.to_numpy())
+        for order in itertools.permutations(languages)
+    )
+    assert nothing == 8
+    assert found["p_value"] >= 8 / 24
+
+
 def test_families_and_scripts():
     family, script = typology.same_family(NINE), typology.same_script(NINE)
     indo_european = {"en", "de", "es", "fr", "ru"}
@@ -117,6 +131,7 @@ def test_families_and_scripts():
         assert script.loc[one, other] == (one == other or {one, other} <= latin)
 
 
+@pytest.mark.slow
 def test_vectors_are_those_of_lang2vec(tmp_path):
     """Its own function, in a process of its own, with a stand-in for what setuptools no longer has."""
     some = ["en", "fr", "ru", "th"]  # it reads the whole file for each
@@ -148,6 +163,20 @@ def test_vectors_are_those_of_lang2vec(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: typology.same_family("en"), "languages='en' is one text"),
+        (lambda: typology.permutation_test({}, random_square(list("abcd"), 1)), "sharing is no table"),
+        (
+            lambda: typology.permutation_test(
+                random_square(list("abcd"), 0).astype(str) + "x", random_square(list("abcd"), 1)
+            ),
+            "sharing holds what is no number",
+        ),
+        (
+            lambda: typology.permutation_test(
+                random_square(list("abcd"), 0), random_square(list("abcd"), 1), covariates=[]
+            ),
+            "covariates is no mapping",
+        ),
         (lambda: typology.typological_similarity(["en", "xx"]), "Language 'xx' is not in URIEL"),
         (lambda: typology.typological_similarity(["en"], features="colour"), "features='colour' is unknown"),
         (lambda: typology.same_script(["en", "nonsense"]), "The script of language 'nonsense' is not known"),

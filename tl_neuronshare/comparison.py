@@ -51,6 +51,8 @@ def side_by_side(
         30  others      3  11.0
     """
     first, *others = _results(results)
+    if not isinstance(name, str) or name in {*first[:1].summary(mismatches=0).columns, "depth"}:
+        raise NeuronShareError(f"name={name!r} is a column already, or no name; use such as task, threshold or model.")
     for other, result in zip(list(results)[1:], others, strict=True):
         if set(result.languages) != set(first.languages):
             raise NeuronShareError(
@@ -157,7 +159,13 @@ def input_overlap(
     masks = {task: result.mask(type) for task, result in results.items()}
     rows = []
     for task, other in combinations_with_replacement(masks, 2):
-        common = einsum(masks[task].float(), masks[other].float(), "a layer neuron, b layer neuron -> a b layer")
+        common = torch.stack(  # layer by layer: as floats masks take four times the bytes
+            [
+                einsum(masks[task][:, layer].float(), masks[other][:, layer].float(), "a neuron, b neuron -> a b")
+                for layer in range(first.n_layers)
+            ],
+            dim=-1,
+        )
         one, two = rearrange(masks[task].sum(-1), "a layer -> a 1 layer"), masks[other].sum(-1)
         pairs = torch.ones(common.shape[:2], dtype=torch.bool)
         if task == other:

@@ -59,13 +59,13 @@ def activation_rates(
     """
     check_run_options(batch_size, prepend_bos)
     models.check_model(model)
-    if not isinstance(texts, Mapping) or not texts or any(isinstance(given, str) for given in texts.values()):
+    if not isinstance(texts, Mapping) or not texts or not all(map(_are_texts, texts.values())):
         raise NeuronShareError("texts is no mapping from each language to its texts; give {'en': [text, ...], ...}.")
     above = as_threshold(threshold)
     layers = models.neuron_layers(model, site)
     special = torch.tensor(models.special_tokens(model), dtype=torch.long)
     widest = max(layer.width for layer in layers)
-    rates = torch.full((len(texts), len(layers), widest), torch.nan)
+    rates = torch.full((len(texts), len(layers), widest), torch.nan, dtype=torch.float64)  # counts may be large
     with (
         models.left_as_found(model),
         tqdm(desc="activation rates", unit=" texts", disable=not progress, delay=2) as bar,
@@ -88,8 +88,12 @@ def activation_rates(
             if n_tokens == 0:
                 raise NeuronShareError(f"Language {language!r} has no token that is no special one; give it some text.")
             for layer, count in enumerate(counts):
-                rates[index, layer, : len(count)] = (count.double() / n_tokens).float()
+                rates[index, layer, : len(count)] = count.double() / n_tokens
     return rates
+
+
+def _are_texts(given: object) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, str)
 
 
 def _some_at_a_time(texts: Iterable[str]) -> Iterator[list[str]]:

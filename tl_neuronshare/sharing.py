@@ -131,6 +131,8 @@ class NeuronSharing:
             raise NeuronShareError(
                 f"{tuple(packed.shape)} is nothing to share: examples, two languages, layers are needed."
             )
+        if "all" in languages:
+            raise NeuronShareError("A language is called 'all', which means all of them in tables; name it otherwise.")
         if len(set(languages)) < len(languages):
             raise NeuronShareError(f"The languages {', '.join(languages)} are not all different; name each once.")
         if prompt_hashes is not None and len(prompt_hashes) != len(packed):
@@ -310,13 +312,14 @@ class NeuronSharing:
 
         Each language's examples are moved round by an offset of its own, so that every example of every language
         is used once and no two languages of a new example show the same one. What is all-shared here is activated
-        by whatever the examples have in common: their form, their task, or being text at all.
+        by whatever the examples have in common: their form, their task, or being text at all. Where examples are of
+        several kinds, other kinds are mixed in; to keep to one, mismatch each kind's examples for themselves.
 
         Args:
             seed: of the offsets.
 
         Raises:
-            NeuronShareError: fewer examples than languages.
+            NeuronShareError: fewer examples than languages, or no seed.
 
         Example:
             >>> two = NeuronSharing.from_activated(sharing.activated()[:, :2], languages=["en", "de"])
@@ -330,7 +333,9 @@ class NeuronSharing:
                 f"{self.n_examples} example(s) for {n_languages} languages; a different one in each language needs at "
                 "least as many examples as languages."
             )
-        generator = torch.Generator().manual_seed(seed)
+        if isinstance(seed, bool) or not isinstance(seed, Integral):
+            raise NeuronShareError(f"seed={seed!r} is no whole number.")
+        generator = torch.Generator().manual_seed(int(seed))
         offsets = torch.cat(
             [torch.zeros(1, dtype=torch.long), 1 + torch.randperm(self.n_examples - 1, generator=generator)]
         )
@@ -357,6 +362,9 @@ class NeuronSharing:
             mean share when each language shows a different example (see the method of that name); NaN where there are
             fewer examples than languages.
 
+        Raises:
+            NeuronShareError: no number of draws, or no seed.
+
         Source: the paper's "patterns by layer"; chance levels are ours.
 
         Example:
@@ -364,6 +372,8 @@ class NeuronSharing:
                 mean  independent
             12   4.4          0.0
         """
+        if isinstance(mismatches, bool) or not isinstance(mismatches, Integral) or mismatches < 0:
+            raise NeuronShareError(f"mismatches={mismatches!r} is no number of draws; give 0 or more.")
         percent = self._percent_of_types()
         independent = 100 * independent_types(self._percent_by_language() / 100).mean(1)
         mismatched = torch.full_like(independent, torch.nan)

@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import permutations
+from numbers import Integral
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -133,11 +134,13 @@ def permutation_test(
         >>> found["languages"], found["pairs"], found["permutations"]
         (9, 36, 99)
     """
-    languages = list(sharing.index)
+    if not isinstance(covariates, Mapping | None):
+        raise NeuronShareError("covariates is no mapping from names to tables; give such as {'script': table}.")
     tables = {"sharing": sharing, "similarity": similarity, **(covariates or {})}
+    languages = list(getattr(sharing, "index", ()))
     for name, table in tables.items():
         _check(name, table, languages)
-    if not (isinstance(n_permutations, int) and n_permutations >= 1):
+    if isinstance(n_permutations, bool) or not isinstance(n_permutations, Integral) or n_permutations < 1:
         raise NeuronShareError(f"n_permutations={n_permutations!r}; give a number, such as 9999.")
     pairs = np.triu_indices(len(languages), k=1)
     ranks, *others = (
@@ -164,7 +167,8 @@ def permutation_test(
             for some in np.array_split(orders, -(-orders.size * len(languages) // _CHUNK))
         ]
     )
-    as_far = int((np.abs(found) >= abs(observed) - 1e-9).sum())
+    # Where an order leaves nothing beside the covariates, it counts as far, so that p is not made too small.
+    as_far = int((np.isnan(found) | (np.abs(found) >= abs(observed) - 1e-9)).sum())
     # Among all orders is the observed one; beside drawn ones it is counted too, so that no p-value is 0.
     p_value = as_far / len(orders) if exact else (as_far + 1) / (len(orders) + 1)
     return {
@@ -185,18 +189,23 @@ def _correlations(
     # What rounding leaves of a constant is no variation.
     constant = sizes <= 1e-9 * np.linalg.norm(ranks, axis=1) * max(1.0, np.linalg.norm(target))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(constant, np.nan, residuals @ target / sizes)
+        return np.where(constant, np.nan, np.clip(residuals @ target / sizes, -1, 1))
 
 
-def _check(name: str, table: pd.DataFrame, languages: list[str]) -> None:
+def _check(name: str, table: Any, languages: list[str]) -> None:
+    if not isinstance(table, pd.DataFrame):
+        raise NeuronShareError(f"{name} is no table; give one with languages as index and columns.")
     if len(languages) < _FEWEST:
         raise NeuronShareError(f"{len(languages)} languages; a permutation test over languages needs {_FEWEST}.")
     if set(table.index) != set(languages) or set(table.columns) != set(languages) or len(table) != len(languages):
         raise NeuronShareError(
-            f"{name} has the languages {', '.join(map(str, table.index))}, sharing {', '.join(languages)}; make both "
-            "of the same."
+            f"{name} has the languages {', '.join(map(str, table.index))}, sharing {', '.join(map(str, languages))}; "
+            "make both of the same."
         )
-    values = table.loc[languages, languages].to_numpy(float)
+    try:
+        values = table.loc[languages, languages].to_numpy(float)
+    except (TypeError, ValueError) as error:
+        raise NeuronShareError(f"{name} holds what is no number ({error}).") from error
     pairs = np.triu_indices(len(languages), k=1)
     if np.isnan(values[pairs]).any():
         raise NeuronShareError(f"{name} lacks numbers (NaN) for some languages; leave these out of all tables.")
@@ -216,12 +225,15 @@ def _vectors(languages: Sequence[str], features: tuple[str, str]) -> NDArray[np.
         raise NeuronShareError(
             'URIEL comes with lang2vec, which is not installed: pip install "tl_neuronshare[typology]".'
         ) from error
+    if isinstance(languages, str):
+        raise NeuronShareError(f"languages={languages!r} is one text; give a list of codes.")
     name, prefix = features
     codes = json.loads((folder / "letter_codes.json").read_text("utf-8"))
     with np.load(folder / name) as file:
         known = {language: row for row, language in enumerate(file["langs"].tolist())}
         columns = [column for column, feature in enumerate(file["feats"].tolist()) if feature.startswith(prefix)]
-        rows = [known.get(codes.get(language, language)) for language in languages]
+        plain = [language.split("-")[0] for language in languages]  # zh-hans is zh
+        rows = [known.get(codes.get(language, language)) for language in plain]
         if None in rows:
             raise NeuronShareError(
                 f"Language {languages[rows.index(None)]!r} is not in URIEL; use an ISO 639 code such as en, or leave "
@@ -234,7 +246,8 @@ def _vectors(languages: Sequence[str], features: tuple[str, str]) -> NDArray[np.
 def _script(language: str) -> str:
     from babel.core import get_global
 
-    likely: str | None = get_global("likely_subtags").get(language)
+    likely: str | None = get_global("likely_subtags").get(language.replace("-", "_"), None)
+    likely = likely or get_global("likely_subtags").get(language.split("-", maxsplit=1)[0])
     if likely is None:
         raise NeuronShareError(f"The script of language {language!r} is not known; use an ISO 639-1 code such as en.")
     return next(part for part in likely.split("_") if len(part) == 4)

@@ -56,7 +56,7 @@ def _by_layer(axes: Axes, table: pd.DataFrame) -> None:
     for index, (column, (name, dashes)) in enumerate(_LEVELS.items()):
         line(axes, means.index, means[column], index, name, linestyle=dashes)
     low, high = of_layers.min()["jaccard"], of_layers.max()["jaccard"]
-    axes.fill_between(means.index, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+    axes.fill_between(means.index, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="all pairs")
     axes.set_ylabel(_INDEX)
     axes.set_ylim(0, 1)
     layer_axis(axes)
@@ -81,7 +81,7 @@ def relatedness(
         title: above all panels.
 
     Raises:
-        NeuronShareError: no measure.
+        NeuronShareError: no measure, or other tests than measures.
 
     Example:
         >>> measure, family = same_script(sharing.languages), same_family(sharing.languages)
@@ -89,8 +89,8 @@ def relatedness(
         >>> relatedness(sharing.overlap(), {"script": measure}, family=family, tests=tests).axes[0].get_xlabel()
         'script'
     """
-    if not similarity:
-        raise NeuronShareError("There is no similarity to show; give such as {'syntax': typological_similarity(...)}.")
+    if not similarity or set(similarity) != set(tests):
+        raise NeuronShareError("Give at least one measure of similarity, and for each what permutation_test gave.")
     languages = list(sharing.index)
     pairs = [(one, other) for i, one in enumerate(languages) for other in languages[i + 1 :]]
     with rc_context(STYLE):

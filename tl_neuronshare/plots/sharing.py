@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
 from tl_neuronshare.plots.drawing import COLOURS, LABELS, STYLE, entitle, layer_axis, line, require
@@ -86,7 +85,7 @@ def chance(summary: pd.DataFrame, *, title: str = "") -> Figure:
             for index, (column, (name, dashes)) in enumerate(_LEVELS.items()):
                 line(axes, rows["layer"], rows[column], index, name, linestyle=dashes)
             low, high = (rows["mean"] - rows["std"]).clip(lower=0), (rows["mean"] + rows["std"]).clip(upper=100)
-            axes.fill_between(rows["layer"], low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+            axes.fill_between(rows["layer"], low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="± std")
             axes.set_title(label, loc="left", fontsize=8)
             axes.set_ylim(bottom=0)
         _share_labels(figure, panels)
@@ -121,16 +120,15 @@ def side_by_side(table: pd.DataFrame, *, title: str = "") -> Figure:
             for index, (which, rows) in enumerate(table[table["type"] == label].groupby(name, sort=False)):
                 line(axes, rows[place], rows["mean"], index, str(which))
                 colour = COLOURS[index % len(COLOURS)]
-                axes.fill_between(
-                    rows[place], rows["min"], rows["max"], color=colour, alpha=0.3 / n_results, linewidth=0
-                )
+                faint = 0.15 / n_results
+                axes.fill_between(rows[place], rows["min"], rows["max"], color=colour, alpha=faint, linewidth=0)
                 for edge in ("min", "max"):  # bands lie upon each other
                     axes.plot(rows[place], rows[edge], color=colour, linewidth=0.5, alpha=0.7)
             axes.set_title(label, loc="left", fontsize=8)
             axes.set_ylim(bottom=0)
-        _share_labels(
-            figure, panels, place="layer (fraction of depth)" if place == "depth" else "layer", legend=str(name)
-        )
+        panels.flat[0].plot([], [], color="grey", linewidth=0.5, label="smallest, largest")
+        along = "layer (fraction of depth)" if place == "depth" else "layer"
+        _share_labels(figure, panels, place=along, legend=str(name))
         entitle(figure, title)
     return figure
 
@@ -182,7 +180,9 @@ def persistence(table: pd.DataFrame, growth: pd.DataFrame, *, title: str = "") -
         layer_axis(left)
         right.set_xscale("log")
         right.set_xlabel("inputs")
-        right.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        numbers = sorted(growth["inputs"].unique())
+        right.set_xticks(numbers, numbers)
+        right.minorticks_off()
         for axes, what in ((left, "every input"), (right, "the first inputs (mean of layers)")):
             axes.set_ylabel("neurons (% of layer)")
             axes.set_title(f"Of one type for {what}", loc="left", fontsize=8)
@@ -217,7 +217,7 @@ def never_activated(table: pd.DataFrame, *, title: str = "") -> Figure:
                 rows = table[table["language"] == language]
                 line(axes, rows["layer"], rows[column], index, language)
             rows = table[table["language"] == "all"]
-            axes.plot(rows["layer"], rows[column], color="black", linewidth=2, linestyle="--", label="in no language")
+            axes.plot(rows["layer"], rows[column], color="grey", linewidth=2, linestyle="--", label="in no language")
             axes.set_title(name, loc="left", fontsize=8)
             axes.set_ylim(bottom=0)
             layer_axis(axes)
