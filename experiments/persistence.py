@@ -46,7 +46,7 @@ def main() -> None:
         "types change with the input",
         f"two inputs have {100 * two['jaccard']:.0f} % of their all-shared neurons in common (Jaccard index, mean over "
         f"pairs of the first {min(ENOUGH, len(sharing))}), as many random neurons {100 * two['independent']:.0f} %",
-        two["jaccard"] < 0.5 if len(sharing) > 1 else None,
+        None if pd.isna(two["jaccard"]) else two["jaccard"] < 0.5,
         criterion="under half",
     )
     run.finish()

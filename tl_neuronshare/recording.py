@@ -432,6 +432,8 @@ def _as_languages(languages: Any) -> tuple[str, ...]:
     names = () if isinstance(languages, str) or not isinstance(languages, Iterable) else tuple(languages)
     if len(set(names)) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise NeuronShareError(f"languages={languages!r}; give a list of at least two names, all different.")
+    if "all" in names:
+        raise NeuronShareError("A language is called 'all', which means all of them in tables; name it otherwise.")
     return names
 
 
