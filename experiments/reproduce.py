@@ -196,10 +196,11 @@ def _part(name: str, command: list[str], folder: Path, expected: Expected) -> re
         print(f"{seconds} s", flush=True)
         return _described(name, command, folder)
     said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-LAST_WORDS:])
+    last = said.splitlines()[-1] if said else "it said nothing"
     said += f"\n(exit status {done.returncode})"
     if done.returncode < 0:
         said += f"\nended by {signal.Signals(-done.returncode).name}; for SIGKILL, memory may have run out"
-    print(f"failed after {seconds} s: {said.splitlines()[-2 if len(said.splitlines()) > 1 else -1]}", flush=True)
+    print(f"failed after {seconds} s: {last}", flush=True)
     return _described(name, command, folder, error=said)
 
 
