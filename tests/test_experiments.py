@@ -37,7 +37,12 @@ def test_patterns_without_arguments(tmp_path):
     record = json.loads((folder / "run.json").read_text())
     assert record["arguments"]["limit"] == 30
     assert record["versions"]["transformer_lens"]
-    assert set(record["seconds"]) == {"load", "categorise", "tables and figure"}
+    assert set(record["seconds"]) == {"load", "categorise", "tables and figures"}
+    assert record["files"] == [
+        "summary.csv",
+        "by_language.csv",
+        *(f"{n}.{e}" for n in ("patterns", "chance") for e in ("png", "pdf")),
+    ]
     assert record["sharing"]["threshold"] == 0
     assert f"{summary['mean'][0]:.2f}" in result.stdout
     assert "all-shared" in result.stdout
