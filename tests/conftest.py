@@ -61,6 +61,17 @@ class Zoo:
             return self._kept(name, backend, lambda: zoo.hooked_by_hand(hooked, self.directory(name)))
         return self._kept(name, backend, lambda: ns.load_model(self.directory(name), backend=backend, device="cpu"))
 
+    def narrowed_llama(self) -> Any:
+        """A Llama whose second MLP was cut to 40 neurons: `cfg` knows nothing of it, the tensors do."""
+        model = ns.load_model(self.directory("llama"), backend="bridge", device="cpu")
+        mlp = model.original_model.model.layers[1].mlp
+        with torch.no_grad():
+            for linear in (mlp.gate_proj, mlp.up_proj):
+                linear._original_component.weight = torch.nn.Parameter(linear._original_component.weight[:40])
+            down = mlp.down_proj._original_component
+            down.weight = torch.nn.Parameter(down.weight[:, :40])
+        return model
+
     def hugging_face(self, name: str) -> tuple[Any, Any]:
         """The same weights and tokenizer without TransformerLens."""
         directory = ns.demo.DIRECTORY if name == "demo" else self.directory(name)

@@ -81,13 +81,7 @@ def test_rates_agree_with_what_no_token_activates(bloom, prompts):
 
 
 def test_a_narrower_layer_has_no_rates_beyond_its_width(animals):
-    model = ns.load_model(animals.directory("llama"), backend="bridge", device="cpu")
-    mlp = model.original_model.model.layers[1].mlp
-    with torch.no_grad():
-        for linear in (mlp.gate_proj, mlp.up_proj):
-            linear._original_component.weight = torch.nn.Parameter(linear._original_component.weight[:40])
-        down = mlp.down_proj._original_component
-        down.weight = torch.nn.Parameter(down.weight[:, :40])
+    model = animals.narrowed_llama()
     for site in ("post", "gate"):
         rates = ns.activation_rates(model, TEXTS, site=site)
         assert rates[:, 1, 40:].isnan().all()

@@ -308,15 +308,7 @@ def test_layers_of_different_width_are_as_each_for_itself(tmp_path):
 
 
 def test_a_model_with_layers_of_different_width(animals):
-    """A Llama whose second MLP was cut to 40 neurons: `cfg` knows nothing of it, the tensors do."""
-    directory = animals.directory("llama")
-    model = ns.load_model(directory, backend="bridge", device="cpu")
-    mlp = model.original_model.model.layers[1].mlp
-    with torch.no_grad():
-        for linear in (mlp.gate_proj, mlp.up_proj):
-            linear._original_component.weight = torch.nn.Parameter(linear._original_component.weight[:40])
-        down = mlp.down_proj._original_component
-        down.weight = torch.nn.Parameter(down.weight[:, :40])
+    model = animals.narrowed_llama()
     prompts = ns.ParallelPrompts({"en": ["The sky is", "Cats"], "de": ["Der", "Katzen"]})
     uncut = animals.lens("llama", "bridge")
     for site, position in (("post", "last"), ("gate", "any")):
