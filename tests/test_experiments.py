@@ -228,6 +228,7 @@ def test_mistakes_of_attribution(mistake, experiment, given, message):
     assert re.match(message, said), said
 
 
+@pytest.mark.slow
 def test_attribution(tmp_path):
     result = run(
         *("--limit", 12, "--languages", "en", "de", "th", "--norm", "full", "--answer", "all", "--top-k", 30),
@@ -259,6 +260,7 @@ def test_attribution(tmp_path):
     assert f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" in result.stdout
 
 
+@pytest.mark.slow
 def test_causal_check(tmp_path):
     """Against single neurons zeroed with a hook of one's own, one at a time."""
     result = run(
