@@ -443,6 +443,7 @@ def chromium(page: Path, *options: str) -> str:
     """Open a page as the browser of a reader would, without a network; what its console says."""
     flags = (
         *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+        "--disable-dev-shm-usage",
         *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
         *(f"--user-data-dir={page.parent / 'profile'}", "--enable-logging=stderr", "--log-level=0"),
     )
