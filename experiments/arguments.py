@@ -329,10 +329,15 @@ class Run:
                 print(f"They agree: {one.verdict}")
         self.record |= {**extra, "findings": [asdict(one) for one in self.findings], "files": self._files}
         text = json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
-        unfinished = self.folder / f"{RECORD}.part"
-        unfinished.write_text(text, "utf-8")
-        unfinished.replace(self.folder / RECORD)
+        write_whole(self.folder / RECORD, text)
         print(f"\nWritten to {self.folder}: {', '.join([*self._files, RECORD])}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(text, "utf-8")
+    unfinished.replace(path)
 
 
 def make_folder(folder: Path) -> None:

@@ -48,9 +48,7 @@ def write(parts: Sequence[Part], path: Path, *, title: str, command: str) -> Non
         parts=[_shown(part) for part in parts],
         failed=[part.name for part in parts if part.error],
     )
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(page, "utf-8")
-    unfinished.replace(path)
+    arguments.write_whole(path, page)
 
 
 def _shown(part: Part) -> dict[str, Any]:

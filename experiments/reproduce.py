@@ -133,17 +133,19 @@ def _expected(args: argparse.Namespace, commands: dict[str, list[str]]) -> Expec
         return arguments.load_model(argparse.Namespace(**{**vars(args), "model": name, "device": "cpu"}))
 
     model = load(args.model)
-    inputs = {}
+    inputs: dict[str, str] = {}
+    known: dict[str, ns.ParallelPrompts] = {}  # most parts read the same
     for name, command in commands.items():  # a part may have been given a limit, or a task, of its own
         parser = arguments.parser(None)
         parser.add_argument("--texts")
         if name == "tasks":
             arguments.add_also(parser)
         of_part, _ = parser.parse_known_args(command)
-        prompts = arguments.load_prompts(of_part)
-        if args.chat_template:
-            prompts = prompts.with_chat_template(model.tokenizer)
-        inputs[name] = arguments.inputs_hash(of_part, prompts)
+        key = str([getattr(of_part, one) for one in ("task", "source", "options", "languages", "limit", "seed")])
+        if key not in known:
+            prompts = arguments.load_prompts(of_part)
+            known[key] = prompts.with_chat_template(model.tokenizer) if args.chat_template else prompts
+        inputs[name] = arguments.inputs_hash(of_part, known[key])
     title = f"{arguments.short_name(str(model.cfg.model_name))} on {arguments.load_prompts(args).name}"
     weights, others = fingerprint_of_weights(model), args.others if "models" in commands else []
     del model

@@ -33,7 +33,7 @@ from tl_neuronshare.activation import (
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import LensModel, Site
 from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of
-from tl_neuronshare.sharing import NeuronSharing, fingerprint
+from tl_neuronshare.sharing import NeuronSharing, fingerprint, refuse_all
 
 _LARGEST: Any = torch.finfo(torch.float32).max
 _CHUNK = 1 << 20  # values at a time: what is needed for a moment is little beside what the model itself needs
@@ -432,8 +432,7 @@ def _as_languages(languages: Any) -> tuple[str, ...]:
     names = () if isinstance(languages, str) or not isinstance(languages, Iterable) else tuple(languages)
     if len(set(names)) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise NeuronShareError(f"languages={languages!r}; give a list of at least two names, all different.")
-    if "all" in names:
-        raise NeuronShareError("A language is called 'all', which means all of them in tables; name it otherwise.")
+    refuse_all(names)
     return names
 
 

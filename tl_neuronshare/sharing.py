@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from numbers import Integral
 from pathlib import Path
@@ -131,8 +131,7 @@ class NeuronSharing:
             raise NeuronShareError(
                 f"{tuple(packed.shape)} is nothing to share: examples, two languages, layers are needed."
             )
-        if "all" in languages:
-            raise NeuronShareError("A language is called 'all', which means all of them in tables; name it otherwise.")
+        refuse_all(languages)
         if len(set(languages)) < len(languages):
             raise NeuronShareError(f"The languages {', '.join(languages)} are not all different; name each once.")
         if prompt_hashes is not None and len(prompt_hashes) != len(packed):
@@ -413,12 +412,11 @@ class NeuronSharing:
             >>> list(sharing.persistence().columns)
             ['layer', 'type', 'average', 'every', 'chance']
         """
-        always = torch.ones(len(TYPES), self.n_layers, self.d_mlp, dtype=torch.bool)
-        for activated in self._chunks():
-            types = neuron_types(activated)
-            for type in TYPES:
-                always[type] &= (types == type).all(0)
-        percent, every = self._percent_of_types(), self._percent(always & self.is_neuron)
+        shares, always = [], torch.ones(len(TYPES), self.n_layers, self.d_mlp, dtype=torch.bool)
+        for of_type in self._masks():
+            shares.append(self._percent(of_type))
+            always &= of_type.all(1)
+        percent, every = torch.cat(shares, dim=1), self._percent(always)
         average, chance = percent.mean(1), 100 * (percent / 100).prod(1)
         return pd.DataFrame(
             {
@@ -479,10 +477,14 @@ class NeuronSharing:
             tensor([[2, 1],
                     [1, 1]])
         """
+        return self._intersections(range(self.n_layers))
+
+    def _intersections(self, layers: Iterable[int]) -> Int[Tensor, "example layer language language"]:
+        """The same for some layers."""
         counts = []
         for activated in self._chunks():
             of_layers = []
-            for layer in range(self.n_layers):  # one at a time: as floats they take four times the bytes
+            for layer in layers:  # one at a time: as floats they take four times the bytes
                 chosen = activated[:, :, layer].float()
                 of_layers.append(einsum(chosen, chosen, "example a neuron, example b neuron -> example a b"))
             counts.append(torch.stack(of_layers, dim=1).long())
@@ -507,8 +509,8 @@ class NeuronSharing:
             or (isinstance(layer, Integral) and not isinstance(layer, bool) and 0 <= layer < self.n_layers)
         ):
             raise NeuronShareError(f"There is no layer {layer!r}; use 0 to {self.n_layers - 1}, or None for all.")
-        counts = self.intersections().double()
-        both = counts.sum(1) if layer is None else counts[:, layer]
+        layers = range(self.n_layers) if layer is None else [layer]
+        both = self._intersections(layers).sum(1).double()
         sizes = torch.diagonal(both, dim1=-2, dim2=-1)
         indices = jaccard(both, sizes[:, :, None], sizes[:, None])
         names = pd.Index(self.languages, name="language")
@@ -579,11 +581,13 @@ class NeuronSharing:
 
     def _percent_of_types(self) -> Float[Tensor, "type example layer"]:
         """Percent of each layer's neurons that are of each type, in the order of NeuronType."""
-        percent = []
+        return torch.cat([self._percent(of_type) for of_type in self._masks()], dim=1)
+
+    def _masks(self) -> Iterator[Bool[Tensor, "type example layer neuron"]]:
+        """Which neurons are of each type, in the order of NeuronType, some examples at a time."""
         for activated in self._chunks():
             types = neuron_types(activated)
-            percent.append(torch.stack([self._percent((types == type) & self.is_neuron) for type in NeuronType]))
-        return torch.cat(percent, dim=1)
+            yield torch.stack([(types == type) & self.is_neuron for type in NeuronType])
 
     def _percent_by_language(self) -> Float[Tensor, "example language layer"]:
         """Percent of each layer's neurons that each language activates."""
@@ -618,6 +622,12 @@ def _statistics(values: Float[Tensor, " example"]) -> dict[str, float]:
         "min": values.min().item(),
         "max": values.max().item(),
     }
+
+
+def refuse_all(languages: Sequence[str]) -> None:
+    """Refuse a language of the name that stands for all of them."""
+    if "all" in languages:
+        raise NeuronShareError("A language is called 'all', which means all of them in tables; name it otherwise.")
 
 
 def first_differing(prompts: ParallelPrompts, sharing: NeuronSharing) -> int | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -42,8 +43,7 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
         for index, label in enumerate(LABELS):
             rows = summary[summary["type"] == label]
             line(left, rows["layer"], rows["mean"], index, label)
-            low, high = (rows["mean"] - rows["std"]).clip(lower=0), (rows["mean"] + rows["std"]).clip(upper=100)
-            left.fill_between(rows["layer"], low, high, color=COLOURS[index], alpha=0.2, linewidth=0)
+            _spread(left, rows, COLOURS[index])
         languages = list(by_language["language"].unique())
         for index, language in enumerate(languages):
             rows = by_language[by_language["language"] == language]
@@ -60,6 +60,12 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=7)
         entitle(figure, title)
     return figure
+
+
+def _spread(axes: Axes, rows: pd.DataFrame, colour: str, *, label: str | None = None) -> None:
+    """A band of a standard deviation round the mean, within 0 and 100 %."""
+    low, high = (rows["mean"] - rows["std"]).clip(lower=0), (rows["mean"] + rows["std"]).clip(upper=100)
+    axes.fill_between(rows["layer"], low, high, color=colour, alpha=0.2, linewidth=0, label=label)
 
 
 def chance(summary: pd.DataFrame, *, title: str = "") -> Figure:
@@ -84,8 +90,7 @@ def chance(summary: pd.DataFrame, *, title: str = "") -> Figure:
             rows = summary[summary["type"] == label]
             for index, (column, (name, dashes)) in enumerate(_LEVELS.items()):
                 line(axes, rows["layer"], rows[column], index, name, linestyle=dashes)
-            low, high = (rows["mean"] - rows["std"]).clip(lower=0), (rows["mean"] + rows["std"]).clip(upper=100)
-            axes.fill_between(rows["layer"], low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="± std")
+            _spread(axes, rows, COLOURS[0], label="± std")
             axes.set_title(label, loc="left", fontsize=8)
             axes.set_ylim(bottom=0)
         _share_labels(figure, panels)
