@@ -191,7 +191,7 @@ class Scorer:
         self.batches = plan_batches(
             [(len(before), len(seen) + 1) for _, before, seen in self._rows],
             batch_size,
-            pad=models.can_pad(model),
+            pad=True,
             n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
             per_token=model.cfg.d_vocab,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,10 +28,6 @@ from tl_neuronshare.impact import FinalNorm
 Site = Literal["post", "gate", "up"]
 Backend = Literal["auto", "hooked", "bridge"]
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
-# Bridges that compute something else as soon as they are given an attention mask.
-_MASK_IS_NOT_SAFE = ("openai-gpt",)
-# Bridges whose forward pass is wrong on TransformerLens 3 (logits off by 0.1) and right on 4.
-_WRONG_ON_3 = ("cohere", "cohere2")
 # What Hugging Face's gated MLPs and TransformerLens's own call their activation function.
 _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 
@@ -255,11 +252,6 @@ def check_model(model: object) -> None:
             f"{name_of(model)} ({type(hugging_face or model).__name__}) is no decoder-only language model; "
             "encoders are not read yet."
         )
-    if has_hooked_transformer() and hugging_face is not None and hugging_face.config.model_type in _WRONG_ON_3:
-        raise NeuronShareError(
-            f"{name_of(model)} is a {type(hugging_face).__name__}, whose TransformerBridge computes something else "
-            "than the model on TransformerLens 3; use TransformerLens 4 for it."
-        )
 
 
 def _mlp_blocks(hooks: Mapping[str, Any]) -> list[str]:
@@ -429,14 +421,9 @@ def resolve_prepend_bos(model: LensModel, prepend_bos: bool | None) -> bool:
     return bool(model.cfg.default_prepend_bos) if prepend_bos is None else prepend_bos
 
 
-def can_pad(model: LensModel) -> bool:
-    """Whether prompts of different length can share a batch: some bridges mistreat an attention mask."""
-    return not is_bridge(model) or model.original_model.config.model_type not in _MASK_IS_NOT_SAFE  # type: ignore[attr-defined]
-
-
 def run(model: LensModel, tokens: Int[Tensor, "prompt position"], mask: Int[Tensor, "prompt position"] | None) -> None:
     """One forward pass without the vocabulary, for what the hooks see of it."""
-    _forward(model, tokens, mask, **_without_vocabulary(model))
+    forward(model, tokens, mask, **_without_vocabulary(model))
 
 
 def last_logits(
@@ -449,7 +436,7 @@ def last_logits(
         torch.Size([1, 2, 4000])
     """
     with last_positions_only(model, keep):
-        logits: Tensor = _forward(model, tokens, mask)
+        logits: Tensor = forward(model, tokens, mask)
     return logits
 
 
@@ -464,7 +451,10 @@ def last_positions_only(model: LensModel, keep: int) -> Iterator[None]:
         yield
 
 
-def _forward(model: LensModel, tokens: Tensor, mask: Tensor | None, **options: Any) -> Any:
+def forward(
+    model: LensModel, tokens: Int[Tensor, "row position"], mask: Int[Tensor, "row position"] | None, **options: Any
+) -> Any:
+    """One forward pass, with whatever else the model's own takes."""
     device = device_of(model)
     masked = {} if mask is None else {"attention_mask": mask.to(device)}
     return model(tokens.to(device), **masked, **options)
@@ -567,6 +557,60 @@ def all_firing(model: LensModel, fwd_hooks: Hooks) -> Iterator[None]:
     for number, (name, _) in enumerate(fwd_hooks):
         if number not in fired:
             raise NeuronShareError(f"The hook on {name} did not fire; is it of a part that this model does not run?")
+
+
+@contextmanager
+def without_hooks(model: LensModel) -> Iterator[None]:
+    """Take the user's hooks off for as long as the context lasts; a bridge's own (permanent) ones stay."""
+    taken = []
+    for point in {id(point): point for point in model.hook_dict.values()}.values():
+        permanent = {handle.hook.id for handle in point.fwd_hooks if handle.is_permanent}
+        kept = OrderedDict((key, hook) for key, hook in point._forward_hooks.items() if key in permanent)
+        if len(kept) < len(point._forward_hooks):
+            taken.append((point, point._forward_hooks))
+            point._forward_hooks = kept
+    try:
+        yield
+    finally:
+        for point, hooks in taken:
+            point._forward_hooks = hooks
+
+
+def has_hooks(model: LensModel) -> bool:
+    """Whether somebody's hooks are on the model: TransformerLens's, or torch's on any of its modules."""
+    for module in model.modules():
+        permanent = {handle.hook.id for handle in getattr(module, "fwd_hooks", ()) if handle.is_permanent}
+        if module._forward_pre_hooks or module._forward_hooks.keys() - permanent:
+            return True
+    return False
+
+
+@contextmanager
+def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
+    """A bridge's Hugging Face model without TransformerLens: the same weights, run by Hugging Face's own modules.
+
+    TransformerLens puts its components in the places of Hugging Face's modules and keeps those inside. For as long as
+    the context lasts they are back in their places, so that nothing has to be loaded a second time.
+
+    Example:
+        >>> with unwrapped(model) as hugging_face:
+        ...     type(hugging_face.transformer.h[0].mlp.dense_4h_to_h).__name__
+        'Linear'
+    """
+    hugging_face: torch.nn.Module = model.original_model  # type: ignore[attr-defined]
+    swapped = [
+        (parent, name, child)
+        for parent in hugging_face.modules()
+        for name, child in parent._modules.items()
+        if child is not None and "_original_component" in child._modules
+    ]
+    for parent, name, child in swapped:
+        parent._modules[name] = child._modules["_original_component"]
+    try:
+        yield hugging_face
+    finally:
+        for parent, name, child in swapped:
+            parent._modules[name] = child
 
 
 def device_of(model: LensModel) -> torch.device:

@@ -75,7 +75,7 @@ def activation_rates(
             n_tokens = 0
             for some in _some_at_a_time(of_one):
                 rows = list(_pieces(model, some, language, prepend_bos=prepend_bos))
-                for batch in plan_batches([(len(row),) for row in rows], batch_size, pad=models.can_pad(model)):
+                for batch in plan_batches([(len(row),) for row in rows], batch_size, pad=True):
                     tokens, mask = left_padded([rows[row] for row in batch])
                     counted = ~torch.isin(tokens, special)
                     if mask is not None:

@@ -282,7 +282,7 @@ class _Ablating:
         """Each neuron's generation impact at the last prompt token, of the unablated model; NaN where there is none."""
         rows = [self.evaluation.prompt_tokens[language][example] for example in examples]
         impact = torch.full((len(rows), self.selection.sharing.n_layers, self.selection.sharing.d_mlp), torch.nan)
-        for length in sorted({len(row) for row in rows}) if not models.can_pad(self.model) else [None]:
+        for length in sorted({len(row) for row in rows}) if False else [None]:
             some = [number for number, row in enumerate(rows) if length in (None, len(row))]
             read = models.values_of(self.model, self.layers, *left_padded([rows[number] for number in some]), -1)
             for number, (layer, values) in enumerate(zip(self.layers, read, strict=True)):

@@ -1,0 +1,169 @@
+"""Greedy decoding: one token after the other, by the key-value cache or by running the whole text anew for each.
+
+TransformerLens's own `generate` is not used. It takes padding to be the padding token, which may also be a prompt's
+BOS, and a bridge's cache is lost without a word where Transformers renames an argument (5.24 did). Here prompts are
+padded on the left with a mask made of their lengths, and the cache is used only where it was shown to be right
+(verification.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_neuronshare import models
+from tl_neuronshare.batching import left_padded
+from tl_neuronshare.models import LensModel
+
+Tokens = Int[Tensor, "row position"]
+
+
+def greedy(
+    model: LensModel,
+    rows: Sequence[Sequence[int]],
+    n_new: int,
+    *,
+    cached: bool,
+    is_finished: Callable[[int, list[int]], bool] = lambda row, new: False,
+) -> list[list[int]]:
+    """The likeliest next token of each row, so many times.
+
+    Hooks see the (left-padded) rows first. After that they see one token at a time with the cache, and without it all
+    tokens again, one more each time, as `ablation_hooks` expects. Rows that are finished are run on with the others,
+    so that a batch keeps its rows, and what comes after their end is left out.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        rows: the prompts' tokens; nothing may be padded in models for which padding is not safe.
+        n_new: how many tokens to make at most.
+        cached: whether to use the key-value cache.
+        is_finished: of a row's number and its new tokens: whether nothing more is needed of it.
+
+    Example:
+        >>> prompt = model.to_tokens("Sum of 12 and 10 →")[0].tolist()
+        >>> model.tokenizer.decode(greedy(model, [prompt], 1, cached=True)[0])
+        ' 22'
+    """
+    tokens, mask = left_padded(rows)
+    new: list[list[int]] = [[] for _ in rows]
+    running = set(range(len(rows)))
+    with next_logits(model, tokens, mask, cached=cached) as step:
+        for _ in range(n_new):
+            likeliest = step().argmax(-1).cpu()
+            for row in sorted(running):
+                new[row].append(int(likeliest[row]))
+                if is_finished(row, new[row]):
+                    running.remove(row)
+            if not running:
+                break
+            step.append(likeliest)
+    return new
+
+
+class Step(Protocol):
+    """Gives the logits after all tokens so far, and takes each row's next one."""
+
+    def __call__(self) -> Float[Tensor, "row vocabulary"]:
+        """The logits after all tokens so far."""
+        ...
+
+    def append(self, new: Int[Tensor, " row"]) -> None:
+        """Each row's next token."""
+        ...
+
+
+@contextmanager
+def next_logits(model: LensModel, tokens: Tokens, mask: Tokens | None, *, cached: bool) -> Iterator[Step]:
+    """What follows left-padded rows, token by token."""
+    with ExitStack() as stack:
+        stack.enter_context(models.last_positions_only(model, 1))
+        if not cached:
+            yield _Anew(model, tokens, mask)
+        elif models.is_bridge(model):
+            stack.enter_context(_cache_by_its_old_name(model))
+            yield _BridgeCache(model, tokens, mask)
+        else:
+            yield _HookedCache(model, tokens, mask)
+
+
+class _Anew:
+    """Runs the whole text for every token."""
+
+    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
+        self.model, self.tokens, self.mask = model, tokens, mask
+
+    def __call__(self) -> Float[Tensor, "row vocabulary"]:
+        return models.forward(self.model, self.tokens, self.mask)[:, -1]
+
+    def append(self, new: Int[Tensor, " row"]) -> None:
+        self.tokens = torch.cat([self.tokens, new[:, None]], dim=1)
+        if self.mask is not None:
+            self.mask = _longer(self.mask)
+
+
+class _HookedCache:
+    """A HookedTransformer's cache, which keeps the mask of what it holds."""
+
+    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+        self.model, self.tokens = model, tokens
+        # Without one a HookedTransformer that caches makes a mask of its own, from the padding token.
+        self.mask = torch.ones_like(tokens) if mask is None else mask
+        self.cache = TransformerLensKeyValueCache.init_cache(model.cfg, models.device_of(model), len(tokens))
+
+    def __call__(self) -> Float[Tensor, "row vocabulary"]:
+        return models.forward(self.model, self.tokens, self.mask, past_kv_cache=self.cache)[:, -1]
+
+    def append(self, new: Int[Tensor, " row"]) -> None:
+        self.tokens = new[:, None]
+        self.mask = torch.ones_like(self.tokens)
+
+
+class _BridgeCache:
+    """The Hugging Face cache of a bridge, which is given the mask of all tokens so far."""
+
+    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
+        from transformers import DynamicCache
+
+        self.model, self.tokens = model, tokens
+        self.mask = torch.ones_like(tokens) if mask is None else mask
+        hugging_face = model.original_model  # type: ignore[attr-defined]
+        name = "cache" if "cache" in inspect.signature(hugging_face.forward).parameters else "past_key_values"
+        self.options = {name: DynamicCache(config=hugging_face.config.get_text_config()), "use_cache": True}
+
+    def __call__(self) -> Float[Tensor, "row vocabulary"]:
+        return models.forward(self.model, self.tokens, self.mask, **self.options)[:, -1]
+
+    def append(self, new: Int[Tensor, " row"]) -> None:
+        self.tokens = new[:, None]
+        self.mask = _longer(self.mask)
+
+
+def _longer(mask: Tokens) -> Tokens:
+    return torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+
+
+@contextmanager
+def _cache_by_its_old_name(model: LensModel) -> Iterator[None]:
+    """Hand attention layers their cache by the name that TransformerLens looks for, too.
+
+    Transformers 5.24 calls it `cache`; TransformerLens up to 4.3 reads `past_key_values` only, and so drops it.
+    """
+
+    def rename(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if options.get("cache") is None or "past_key_values" in options:
+            return None
+        return args, {**options, "past_key_values": options["cache"]}
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if hasattr(module, "_update_kv_cache"):
+                stack.callback(module.register_forward_pre_hook(rename, with_kwargs=True).remove)
+        yield
