@@ -26,6 +26,7 @@ from tl_neuronshare.recording import SharingRecorder
 from tl_neuronshare.sharing import NeuronSharing, NeuronType, neuron_types
 from tl_neuronshare.study import ablation_study
 from tl_neuronshare.typology import permutation_test, same_family, same_script, typological_similarity
+from tl_neuronshare.verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "tasks",
     "top_neurons",
     "typological_similarity",
+    "verify",
 ]
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_neuronshare import models
+from tl_neuronshare import models, verification
 from tl_neuronshare.activation import Number, Position, as_position
 from tl_neuronshare.batching import BatchSize, check_run_options, left_padded, plan_batches, tokenised
 from tl_neuronshare.errors import NeuronShareError
@@ -133,6 +133,7 @@ def hooks_at(
 def layers_to_edit(model: LensModel, site: Site, mode: Mode | Edit) -> list[NeuronLayer]:
     """Where `ablation_hooks` edits. The gate cannot be edited as such: its hook is before the activation function."""
     layers = models.neuron_layers(model, site)
+    verification.require(model, "logits", f"edit {site}")
     if all(layer.activation is None for layer in layers):
         return layers
     if mode not in ("zero", "scale"):
@@ -297,6 +298,11 @@ def takes_another_end(function: object, prompt_tokens: int) -> bool:
     return places.end not in (None, prompt_tokens) or (places.position is not None and places.end is None)
 
 
+def is_local(function: object) -> bool:
+    """Whether this is a hook of `ablation_hooks` whose edit of a token depends on that token alone."""
+    return isinstance(function, _Ablation) and getattr(function.edit, "func", None) is not _of_a_copy
+
+
 class _Ablation:
     """One layer's hook function: new values where mask and position say so."""
 
@@ -384,13 +390,14 @@ def reference_values(
         raise NeuronShareError(f"site={site!r} has no values to put there; use post or up.")
     index = None if position == "all" else _as_index(position)
     layers = models.neuron_layers(model, site)
+    verification.require(model, "logits", site)
     special = torch.tensor(models.special_tokens(model))
     widest = max(layer.width for layer in layers)
     found = {}
     for language, of_one in tqdm(texts.items(), desc="reference values", disable=not progress, delay=2):
         rows = tokenised(model, of_one, language, range(len(of_one)), prepend_bos=prepend_bos)
         values = torch.zeros(len(rows), len(layers), widest)
-        for batch in plan_batches([(len(row),) for row in rows], batch_size, pad=True):
+        for batch in plan_batches([(len(row),) for row in rows], batch_size, lengths=verification.lengths(model)):
             tokens, mask = left_padded([rows[row] for row in batch])
             counted = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
             if index is not None and counted.sum(1).min() < -index:

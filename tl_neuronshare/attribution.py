@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_neuronshare import models, provenance
+from tl_neuronshare import models, provenance, verification
 from tl_neuronshare.activation import Number
 from tl_neuronshare.answers import Continuation, continuations
 from tl_neuronshare.batching import BatchSize, check_options, padded_apart, plan_batches
@@ -261,6 +261,7 @@ class Impacts:
         self.layers = models.neuron_layers(model, "post")
         self.widths = sharing.widths
         models.check_unembedding(model)
+        verification.require(model, "logits", "post", "unembedding")
         provenance.check_languages(prompts, sharing)
         provenance.check_prompts(prompts, sharing)
         provenance.check_layers(model, sharing)
@@ -290,7 +291,7 @@ class Impacts:
             self._batches[language] = plan_batches(
                 [(len(one.before), len(one.scored)) for one in self.places[language]],
                 batch_size,
-                pad=True,
+                lengths=verification.lengths(model),
                 n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
                 per_token=sum(self.widths),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal
 
@@ -19,6 +20,28 @@ BatchSize = Literal["auto"] | int
 # What "auto" puts in one batch, padding included: enough to keep a GPU busy, little beside a model's weights.
 _AUTO_TOKENS, _AUTO_PROMPTS = 8192, 256
 AUTO_NUMBERS = 1 << 27  # logits or neurons' values: half a GiB in float32
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Which lengths may share a batch without changing one another.
+
+    Attributes:
+        pads: whether prompts may be padded at all; else only those of equal length share a batch.
+        boundary: longer texts than this are computed otherwise, as whole batches, so that those on either side of it
+            never share one; None where there is no such length.
+    """
+
+    pads: bool = True
+    boundary: int | None = None
+
+    def are_long(self, n_tokens: int) -> bool:
+        """Whether so many tokens are beyond the boundary."""
+        return self.boundary is not None and n_tokens > self.boundary
+
+    def crosses(self, n_tokens: int, n_more: int) -> bool:
+        """Whether a text gets beyond the boundary by so many more tokens."""
+        return self.are_long(n_tokens + n_more) and not self.are_long(n_tokens)
 
 
 def check_options(prompts: object, batch_size: object, prepend_bos: object) -> None:
@@ -74,7 +97,7 @@ def plan_batches(
     sizes: Sequence[tuple[int, ...]],
     batch_size: BatchSize,
     *,
-    pad: bool,
+    lengths: Lengths,
     n_ctx: int | None = None,
     per_token: int = 0,
 ) -> list[list[int]]:
@@ -83,30 +106,32 @@ def plan_batches(
     Args:
         sizes: how many tokens each has, in parts that are padded apart: (prompt,) or (prompt, answer).
         batch_size: how many at most.
-        pad: whether prompts of other lengths may be padded.
+        lengths: which of them may share a batch.
         n_ctx: how wide a batch may be, padding included.
         per_token: how many numbers (logits, neurons' values) are made for each token of the last part.
 
     Example:
-        >>> plan_batches([(5,), (3,), (5,), (4,)], 2, pad=True)
+        >>> plan_batches([(5,), (3,), (5,), (4,)], 2, lengths=Lengths())
         [[1, 3], [0, 2]]
     """
     batches: list[list[int]] = []
     widest: tuple[int, ...] = ()  # each part's longest in the newest batch
+    fewest = 0  # tokens of its shortest row
     for index in sorted(range(len(sizes)), key=sizes.__getitem__):
         size = sizes[index]
         together = tuple(map(max, widest, size)) if batches else size
         fits = (
             batches
             and len(batches[-1]) < _room(together, batch_size, per_token)
-            and (pad or size == widest)
+            and (lengths.pads or size == widest)
             and (n_ctx is None or sum(together) <= n_ctx)
+            and (lengths.are_long(min(fewest, sum(size))) or not lengths.are_long(sum(together)))
         )
         if fits:
             batches[-1].append(index)
         else:
             batches.append([index])
-        widest = together if fits else size
+        widest, fewest = (together, min(fewest, sum(size))) if fits else (size, sum(size))
     return batches
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_neuronshare import models
+from tl_neuronshare import models, verification
 from tl_neuronshare.activation import Number, Position
 from tl_neuronshare.batching import BatchSize, check_options, left_padded, plan_batches, tokenised
 from tl_neuronshare.errors import NeuronShareError
@@ -108,7 +108,7 @@ def categorise(
         model, prompts.languages, len(prompts), site=site, position=position, threshold=threshold
     )
     recorder.labels = prompts.examples
-    batches = plan_batches([(len(row),) for row in rows], batch_size, pad=True)
+    batches = plan_batches([(len(row),) for row in rows], batch_size, lengths=verification.lengths(model))
     batch: Batch
 
     def read(layer: int, tensor: Tensor) -> None:

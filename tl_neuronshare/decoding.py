@@ -146,7 +146,7 @@ class _BridgeCache:
         self.mask = _longer(self.mask)
 
 
-def _longer(mask: Tokens) -> Tokens:
+def _longer(mask: Int[Tensor, "row position"]) -> Int[Tensor, "row longer"]:
     return torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
 
 

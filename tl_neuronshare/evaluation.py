@@ -9,7 +9,8 @@ import inspect
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
 from numbers import Integral
 from typing import Any, Literal, get_args
 
@@ -19,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_neuronshare import models
-from tl_neuronshare.ablation import takes_another_end
+from tl_neuronshare import decoding, models, verification
+from tl_neuronshare.ablation import is_local, takes_another_end
 from tl_neuronshare.answers import Continuation, continuations
 from tl_neuronshare.batching import (
     AUTO_NUMBERS,
@@ -28,6 +29,7 @@ from tl_neuronshare.batching import (
     check_length,
     check_options,
     check_run_options,
+    left_padded,
     padded_apart,
     plan_batches,
     tokenised,
@@ -146,6 +148,7 @@ def perplexity(
     """
     check_run_options(batch_size, prepend_bos)
     models.check_model(model)
+    verification.require(model, "logits")
     if not isinstance(texts, Mapping) or not texts or any(isinstance(t, str) or not len(t) for t in texts.values()):
         raise NeuronShareError("texts is no mapping from each language to its list of texts; give at least one text.")
     rows = []
@@ -156,7 +159,7 @@ def perplexity(
                 raise NeuronShareError(f"Language {language!r}, text {number}: one token, so nothing to predict.")
         each = [Continuation(number, tuple(tokens[:1]), tuple(tokens[1:])) for number, tokens in enumerate(all_tokens)]
         with models.left_as_found(model):
-            scores = Scorer(model, language, each, batch_size).log_probs(fwd_hooks)
+            scores = Scorer(model, language, each, batch_size).run(fwd_hooks).log_probs
         if scores.isnan().any():
             raise NeuronShareError(
                 f"Language {language!r}: the log-probability is NaN; check your hooks and the dtype."
@@ -175,32 +178,52 @@ def perplexity(
     return pd.DataFrame(rows)
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a run says of a language's continuations."""
+
+    log_probs: Float[Tensor, " continuation"]  # summed over each one's tokens, in nats
+    greedy: list[list[int]]  # the tokens that greedy decoding begins with, as far as the run shows them
+
+
 class Scorer:
     """Log-probabilities of continuations in one language, in batches that are planned once.
 
     Continuations of an example that differ in their last token only share a row: the model need not see that token.
+    Where `likeliest` is asked for it does, and what is the likeliest after each token is found too.
     """
 
-    def __init__(self, model: LensModel, language: str, each: Sequence[Continuation], batch_size: BatchSize) -> None:
-        self.model, self.language, self.continuations = model, language, each
+    def __init__(
+        self,
+        model: LensModel,
+        language: str,
+        each: Sequence[Continuation],
+        batch_size: BatchSize,
+        *,
+        likeliest: bool = False,
+    ) -> None:
+        self.model, self.language, self.continuations, self.likeliest = model, language, each, likeliest
         rows: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
         for number, one in enumerate(each):
-            rows.setdefault((one.example, one.before, one.scored[:-1]), []).append(number)
+            rows.setdefault((one.example, one.before, one.scored if likeliest else one.scored[:-1]), []).append(number)
         self._rows = list(rows)
         self._numbers = list(rows.values())
+        self._lengths = verification.lengths(model)
         self.batches = plan_batches(
             [(len(before), len(seen) + 1) for _, before, seen in self._rows],
             batch_size,
-            pad=True,
+            lengths=self._lengths,
             n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
             per_token=model.cfg.d_vocab,
         )
 
-    def log_probs(
-        self, fwd_hooks: Hooks | HookMaker | None, *, after_batch: Callable[[], Any] = lambda: None
-    ) -> Float[Tensor, " continuation"]:
-        """The sum over each continuation's tokens, in nats."""
+    def run(self, fwd_hooks: Hooks | HookMaker | None, *, after_batch: Callable[[], Any] = lambda: None) -> Scores:
+        """Score every continuation."""
         sums = torch.zeros(len(self.continuations), dtype=torch.float64)
+        greedy: list[list[int]] = [[] for _ in self.continuations]
+        noise = verification.noise(self.model) if self.likeliest else torch.inf
+        # Hooks of which it is not known what they do to other tokens than they see now prove nothing.
+        foreign = self.likeliest and models.has_hooks(self.model)
         for batch in self.batches:
             examples, befores, seens = zip(*(self._rows[row] for row in batch), strict=True)
             tokens, mask = padded_apart(befores, seens)
@@ -214,11 +237,33 @@ class Scorer:
             ]
             place, column, token, number = torch.tensor(wanted).T
             hooks = _hooks_for(fwd_hooks, self.language, examples, tokens[:, :end])
+            proves = self.likeliest and not foreign and all(is_local(function) for _, function in hooks)
             with models.all_firing(self.model, hooks):
-                found = _picked(self.model, tokens, mask, end, (place, column, token))
-            sums.index_add_(0, number, found.double())
+                found = _picked(self.model, tokens, mask, end, (place, column, token), noise=noise if proves else None)
+            sums.index_add_(0, number, found.log_probs.double())
+            for row, before, seen, surely in zip(batch, befores, seens, found.surely.tolist(), strict=True):
+                if proves and not self._lengths.crosses(len(before), len(seen)):
+                    greedy[self._numbers[row][0]] = _as_far_as(seen, surely)
             after_batch()
-        return sums
+        return Scores(sums, greedy)
+
+
+def _as_far_as(given: Sequence[int], surely: Sequence[int]) -> list[int]:
+    """What greedy decoding begins with: the given tokens, as long as each is surely the likeliest, and one more."""
+    known = []
+    for token, likeliest in zip_longest(given, surely[: len(given) + 1]):
+        if likeliest < 0:
+            break
+        known.append(likeliest)
+        if likeliest != token:
+            break
+    return known
+
+
+@dataclass(frozen=True)
+class _Picked:
+    log_probs: Float[Tensor, " wanted"]
+    surely: Int[Tensor, "row column"]  # the likeliest token of each column; -1 where rounding might make it another
 
 
 def _picked(
@@ -227,15 +272,19 @@ def _picked(
     mask: Int[Tensor, "row position"] | None,
     end: int,
     wanted: tuple[Tensor, Tensor, Tensor],
-) -> Float[Tensor, " wanted"]:
-    """Log-probabilities by row, column after the prompt's end, and token, a piece of the columns after the other.
+    *,
+    noise: float | None,
+) -> _Picked:
+    """Log-probabilities of (row, column after the prompt's end, token), computed a few columns at a time.
 
-    Mostly one piece does; where it would be too many logits, the model is run again on a longer prefix for each.
+    Mostly one piece does; where it would be too many logits, the model is run again on a longer prefix for each. With
+    `noise`, how far logits must be apart relative to the largest, also the likeliest token of each column.
     """
     place, column, token = wanted
     n_columns = tokens.shape[1] - end + 1
     step = max(1, AUTO_NUMBERS // (len(tokens) * model.cfg.d_vocab))
-    found = torch.zeros(len(token))
+    found = torch.zeros(len(token), dtype=torch.float32)
+    surely = torch.full((len(tokens), n_columns), -1)
     for start in range(0, n_columns, step):
         stop = min(start + step, n_columns)
         width = end - 1 + stop
@@ -245,7 +294,16 @@ def _picked(
         parts = torch.split(logits, max(1, _CHUNK // logits[0].numel()))
         total = torch.cat([part.float().logsumexp(-1) for part in parts])
         found[here] = (logits[rows, columns, chosen].float() - total[rows, columns]).cpu()
-    return found
+        if noise is not None:
+            surely[:, start:stop] = torch.cat([_surely_likeliest(part, noise) for part in parts]).cpu()
+    return _Picked(found, surely)
+
+
+def _surely_likeliest(logits: Float[Tensor, "*row vocabulary"], noise: float) -> Int[Tensor, "*row"]:
+    """The likeliest token, or -1 where the next one is so near that rounding might have chosen."""
+    (first, second), tokens = (part.unbind(-1) if part.is_floating_point() else part[..., 0] for part in logits.topk(2))
+    largest = torch.maximum(first.abs(), logits.amin(-1).abs())
+    return tokens.where(first - second > noise * largest, -1)
 
 
 def _hooks_for(
@@ -292,8 +350,10 @@ class Evaluation:
         check_options(prompts, batch_size, prepend_bos)
         models.check_model(model)
         _check_scoring(prompts, scoring, length_normalised, max_new_tokens, stop)
+        verification.require(model, "logits", *(["decoding"] if scoring != "choice" else []))
         self.model, self.prompts, self.scoring, self.stop = model, prompts, scoring, tuple(stop)
-        self.length_normalised, self.max_new_tokens = length_normalised, max_new_tokens
+        self.length_normalised = length_normalised
+        self.max_new_tokens = None if max_new_tokens is None else int(max_new_tokens)
         self.batch_size: BatchSize = batch_size if batch_size == "auto" else int(batch_size)
         self.prepend_bos = models.resolve_prepend_bos(model, prepend_bos)
         answers: Mapping[str, Sequence[str]] = prompts.answers or {}
@@ -313,15 +373,15 @@ class Evaluation:
         self.prompt_tokens: dict[str, list[list[int]]] = {}
         for language in prompts.languages:
             found = continuations(model, prompts, language, self.texts[language], prepend_bos=self.prepend_bos)
-            self.scorers[language] = Scorer(model, language, found.each, batch_size)
+            self.scorers[language] = Scorer(model, language, found.each, batch_size, likeliest=scoring != "choice")
             self.prompt_tokens[language], self.merged[language] = found.prompts, found.merged
-        self._generations = self._plan_generation(batch_size, max_new_tokens) if scoring != "choice" else {}
+        self._ends = set(models.end_tokens(model))
+        self._n_new = {} if scoring == "choice" else {la: self._plan_generation(la) for la in prompts.languages}
 
     @property
     def n_batches(self) -> int:
-        """How many batches a run has."""
-        generated = sum(len(batches) for batches, _ in self._generations.values())
-        return generated + sum(len(scorer.batches) for scorer in self.scorers.values())
+        """How many batches a run has, but for what must be decoded, which is not known before."""
+        return sum(len(scorer.batches) for scorer in self.scorers.values())
 
     @property
     def record(self) -> dict[str, Any]:
@@ -340,9 +400,9 @@ class Evaluation:
         rows: list[dict[str, Any]] = []
         with models.left_as_found(self.model):
             for language, scorer in self.scorers.items():
-                log_probs = scorer.log_probs(fwd_hooks, after_batch=after_batch).tolist()
-                generated = self._generate(language, fwd_hooks, after_batch) if self._generations else None
-                scored = iter(zip(log_probs, scorer.continuations, strict=True))
+                found = scorer.run(fwd_hooks, after_batch=after_batch)
+                scored = iter(zip(found.log_probs.tolist(), scorer.continuations, strict=True))
+                generated = self._generated(language, found.greedy, fwd_hooks) if self._n_new else None
                 for index, texts in enumerate(self.texts[language]):
                     scores, of_texts = zip(*islice(scored, len(texts)), strict=True)
                     if any(map(math.isnan, scores)):
@@ -375,49 +435,59 @@ class Evaluation:
             scores = [score / len(one.scored) for score, one in zip(scores, continuations, strict=True)]
         return max(range(len(scores)), key=scores.__getitem__)
 
-    def _plan_generation(
-        self, batch_size: BatchSize, max_new_tokens: int | None
-    ) -> dict[str, tuple[list[list[int]], int]]:
-        """For each language the batches, of prompts of equal length, and how many tokens to make.
+    def _plan_generation(self, language: str) -> int:
+        """How many tokens to make for each prompt of a language, all of which must fit the context."""
+        longest = max(len(one.scored) for one in self.scorers[language].continuations)
+        n_new = longest + (9 if self.scoring == "number" else 1) if self.max_new_tokens is None else self.max_new_tokens
+        for example, row in zip(self.prompts.examples, self.prompt_tokens[language], strict=True):
+            where = f"Language {language!r}, example {example!r}"
+            check_length(self.model, len(row) + n_new, where, f"the prompt with {n_new} new tokens")
+        return n_new
 
-        Equal lengths, since TransformerLens's `generate` finds padding by its token, which may also be a BOS.
+    def _generated(self, language: str, begun: Sequence[list[int]], fwd_hooks: Hooks | HookMaker | None) -> list[str]:
+        """The greedy continuation of each prompt of a language, cut at an end token and at `stop`.
+
+        `begun` are the tokens that are known already. Where these come to an end nothing is decoded; but what merges
+        with its prompt is not the prompt's continuation.
         """
-        plans = {}
-        for language, rows in self.prompt_tokens.items():
-            longest = max(len(one.scored) for one in self.scorers[language].continuations)
-            n_new = longest + (9 if self.scoring == "number" else 1) if max_new_tokens is None else int(max_new_tokens)
-            for example, row in zip(self.prompts.examples, rows, strict=True):
-                where = f"Language {language!r}, example {example!r}"
-                check_length(self.model, len(row) + n_new, where, f"the prompt with {n_new} new tokens")
-            plans[language] = (plan_batches([(len(row),) for row in rows], batch_size, pad=False), n_new)
-        return plans
-
-    def _generate(
-        self, language: str, fwd_hooks: Hooks | HookMaker | None, after_batch: Callable[[], Any]
-    ) -> list[str]:
-        """The greedy continuation of each prompt of a language, cut at the end token and at `stop`."""
-        model, rows = self.model, self.prompt_tokens[language]
-        batches, n_new = self._generations[language]
-        end = model.tokenizer.eos_token_id
-        found = [""] * len(rows)
-        for batch in batches:
-            tokens = torch.tensor([rows[index] for index in batch])
-            hooks = _hooks_for(fwd_hooks, language, batch, tokens)
-            with models.all_firing(model, hooks), models.last_positions_only(model, 1):
-                whole = model.generate(
-                    tokens.to(models.device_of(model)),
-                    max_new_tokens=n_new,
-                    do_sample=False,
-                    stop_at_eos=end is not None,
-                    prepend_bos=self.prepend_bos,
-                    return_type="tokens",
-                    verbose=False,
+        model, rows, n_new = self.model, self.prompt_tokens[language], self._n_new[language]
+        found: dict[int, str] = {}
+        for example, (new, merged) in enumerate(zip(begun, self.merged[language], strict=True)):
+            text = None if merged else self._finished(new[:n_new], n_new)
+            if text is not None:
+                found[example] = text
+        left = [example for example in range(len(rows)) if example not in found]
+        lengths = verification.lengths(model)
+        crosses = any(lengths.crosses(len(rows[example]), n_new) for example in left)
+        for batch in plan_batches(
+            [(len(rows[example]) + n_new,) for example in left],
+            self.batch_size,
+            lengths=replace(lengths, pads=lengths.pads and not crosses),
+        ):
+            examples = [left[number] for number in batch]
+            of_batch = [rows[example] for example in examples]
+            tokens, _ = left_padded(of_batch)
+            hooks = _hooks_for(fwd_hooks, language, examples, tokens)
+            with models.all_firing(model, hooks):
+                new = decoding.greedy(
+                    model,
+                    of_batch,
+                    n_new,
+                    cached=verification.caches(model) and not crosses,
+                    is_finished=lambda row, new: self._finished(new, n_new) is not None,
                 )
-            for index, new in zip(batch, whole[:, tokens.shape[1] :].tolist(), strict=True):
-                text = model.tokenizer.decode(new[: new.index(end)] if end in new else new)
-                found[index] = text[: min((text.find(cut) for cut in self.stop if cut in text), default=None)]
-            after_batch()
-        return found
+            for example, tokens_of_row in zip(examples, new, strict=True):
+                found[example] = self._finished(tokens_of_row, n_new) or ""
+        return [found[example] for example in range(len(rows))]
+
+    def _finished(self, new: Sequence[int], n_new: int) -> str | None:
+        """The text of new tokens where it is complete: at an end token, a text of `stop`, or so many tokens."""
+        end = next((number for number, token in enumerate(new) if token in self._ends), None)
+        text: str = self.model.tokenizer.decode(new[:end])
+        cuts = [place for cut in self.stop if (place := text.find(cut)) >= 0]
+        if cuts:
+            return text[: min(cuts)]
+        return text if end is not None or len(new) >= n_new else None
 
 
 def _check_scoring(prompts: ParallelPrompts, scoring: Any, length_normalised: Any, n_new: Any, stop: Any) -> None:

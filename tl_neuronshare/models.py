@@ -6,6 +6,7 @@ in how the unembedding is left out, in where the activation function lives, and 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections import OrderedDict
@@ -219,6 +220,10 @@ def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
 
 def _neuron_layer(model: LensModel, block: str, site: Site, *, gated: bool) -> NeuronLayer:
     width = output_weights(model, f"{block}.mlp.hook_post").shape[0]
+    if site != "post" and not gated and _has_hidden_gate(model, block, width):
+        raise NeuronShareError(
+            f'{block}.mlp has a gate, and no hook for it (see model.hook_dict): only site="post" can be read.'
+        )
     if site == "up" and not gated:
         raise NeuronShareError(f'{block}.mlp has no gate and so no up branch; use site="post".')
     if site == "up":
@@ -226,6 +231,18 @@ def _neuron_layer(model: LensModel, block: str, site: Site, *, gated: bool) -> N
     if site == "gate" and gated:
         return NeuronLayer(f"{block}.mlp.hook_pre", width, _activation_function(model, block))
     return NeuronLayer(f"{block}.mlp.hook_post", width)
+
+
+def _has_hidden_gate(model: LensModel, block: str, width: int) -> bool:
+    """Whether more than one number is computed for each neuron, though the model has no hooks for a gate.
+
+    The maps into an MLP without a gate have as many outputs as it has neurons.
+    """
+    mlp = block_of(model, block).mlp
+    weights = {id(weight): weight for weight in mlp.parameters() if weight.ndim == 2}
+    d_model = model.cfg.d_model
+    numbers = sum(weight.numel() // d_model for weight in weights.values() if d_model in weight.shape)
+    return is_bridge(model) and numbers > 2 * width  # the map into the neurons and the one out of them
 
 
 def check_model(model: object) -> None:
@@ -260,6 +277,22 @@ def _mlp_blocks(hooks: Mapping[str, Any]) -> list[str]:
     return [f"blocks.{index}" for index in sorted(found)]
 
 
+def is_gated(model: LensModel) -> bool:
+    """Whether the neurons are a product of a gate and an up branch, each of which has a hook."""
+    return any(f"{block}.mlp.hook_pre_linear" in model.hook_dict for block in _mlp_blocks(model.hook_dict))
+
+
+def hugging_face_place(model: LensModel, hook: str, site: Site) -> tuple[torch.nn.Module, bool] | None:
+    """The Hugging Face module of a bridge that receives (True) or gives (False) the values of a site; None without."""
+    mlp = block_of(model, hook).mlp
+    if site == "gate" and is_gated(model):
+        owner = attribute(mlp, "original_component")
+        module = next((found for name in _ACTIVATION_NAMES if (found := getattr(owner, name, None)) is not None), None)
+        return (module, False) if isinstance(module, torch.nn.Module) else None
+    module = attribute(mlp, "in.original_component" if site == "up" else "out.original_component")
+    return None if module is None else (module, site != "up")
+
+
 def block_of(model: LensModel, hook: str) -> Any:
     """The transformer block that a hook named blocks.N... is in."""
     return model.blocks[int(hook.split(".")[1])]
@@ -287,6 +320,14 @@ def output_weights(model: LensModel, hook: str) -> Float[Tensor, "neuron d_model
                 f"The MLP of {hook} has no W_out of one row a neuron; use a model whose MLPs end in one linear map."
             )
         return weights.detach()
+
+
+def output_bias(model: LensModel, hook: str) -> Float[Tensor, " d_model"] | float:
+    """What the MLP that this hook belongs to writes besides its neurons; 0 where that is nothing."""
+    mlp = block_of(model, hook).mlp
+    with loaded(mlp):
+        bias = _tensor_of(mlp, "b_out")
+        return 0.0 if bias is None else bias.detach()
 
 
 def unembedding(model: LensModel, tokens: Int[Tensor, " token"] | slice) -> Float[Tensor, "d_model token"]:
@@ -627,6 +668,14 @@ def special_tokens(model: LensModel) -> list[int]:
     return sorted(set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - others))
 
 
+def end_tokens(model: LensModel) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, and all that the model's own settings for generation name."""
+    settings = attribute(model, "original_model.generation_config") or attribute(model, "generation_config")
+    named = getattr(settings, "eos_token_id", None)
+    others = named if isinstance(named, Sequence) else [named]
+    return sorted({int(token) for token in (model.tokenizer.eos_token_id, *others) if token is not None})
+
+
 def _without_vocabulary(model: LensModel) -> dict[str, Any]:
     """Arguments of the forward pass that keep it from making logits for every position."""
     if not is_bridge(model):
@@ -659,6 +708,47 @@ def left_as_found(model: LensModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def dtype_of(model: LensModel) -> torch.dtype:
+    """Of its weights."""
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def is_processed(model: LensModel) -> bool:
+    """Whether norms are folded into the weights, or a bridge imitates a HookedTransformer."""
+    if is_bridge(model):
+        return bool(getattr(model, "compatibility_mode", False) or getattr(model, "_weights_processed", False))
+    return str(model.cfg.normalization_type).endswith("Pre")
+
+
+def small_twin(model: LensModel) -> tuple[LensModel, torch.nn.Module]:
+    """A bridge of the same architecture with two random layers, and its Hugging Face model apart from it."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.original_model.config)  # type: ignore[attr-defined]
+    text = config.get_text_config()
+    text.num_hidden_layers = min(2, text.num_hidden_layers)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hugging_face = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    alone = copy.deepcopy(hugging_face)
+    twin = TransformerBridge.boot_transformers(
+        str(config.name_or_path), hf_model=hugging_face, tokenizer=model.tokenizer, device="cpu", dtype=torch.float32
+    )
+    return twin, alone
+
+
+def rope_boundary(model: LensModel) -> int | None:
+    """Texts of more tokens than this are computed otherwise, whole batches at a time (long RoPE, as of Phi-3)."""
+    config = attribute(model, "original_model.config")
+    given = getattr(config.get_text_config(), "rope_parameters", None) if config is not None else None
+    of_layers = [given, *(part for part in given.values() if isinstance(part, dict))] if given else []
+    of_long = [part for part in of_layers if part.get("rope_type") == "longrope"]
+    return min((int(part["original_max_position_embeddings"]) for part in of_long), default=None)
 
 
 def name_of(model: Any) -> str:

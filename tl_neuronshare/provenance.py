@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tl_neuronshare import models
+from tl_neuronshare import models, verification
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import LensModel
 from tl_neuronshare.prompts import ParallelPrompts, hashes_of, short_hash
@@ -47,7 +47,8 @@ def describe(model: LensModel) -> dict[str, Any]:
     return {
         "model": models.name_of(model),
         "model_class": type(model).__name__,
-        "weights": "folded" if _is_folded(model) else "centred" if _is_centred(model) else "not folded",
+        "weights": "folded" if models.is_processed(model) else "centred" if _is_centred(model) else "not folded",
+        "verified": verification.is_verified(model),
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": models.device_of(model).type,
         "versions": {name: version(name) for name in _PACKAGES},
@@ -118,13 +119,6 @@ def warn_of_processed_weights(weights: str, what: str, *, stacklevel: int) -> No
             "load_model or from_pretrained_no_processing.",
             stacklevel=stacklevel,
         )
-
-
-def _is_folded(model: LensModel) -> bool:
-    """Whether norms are folded into the weights."""
-    if models.is_bridge(model):
-        return bool(getattr(model, "compatibility_mode", False) or getattr(model, "_weights_processed", False))
-    return str(model.cfg.normalization_type).endswith("Pre")
 
 
 def _is_centred(model: LensModel) -> bool:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_neuronshare import models
+from tl_neuronshare import models, verification
 from tl_neuronshare.activation import Number, widened
 from tl_neuronshare.batching import BatchSize, check_run_options, left_padded, plan_batches
 from tl_neuronshare.errors import NeuronShareError
@@ -63,6 +63,8 @@ def activation_rates(
         raise NeuronShareError("texts is no mapping from each language to its texts; give {'en': [text, ...], ...}.")
     above = as_threshold(threshold)
     layers = models.neuron_layers(model, site)
+    verification.require(model, "logits", site)
+    lengths = verification.lengths(model)
     special = torch.tensor(models.special_tokens(model), dtype=torch.long)
     widest = max(layer.width for layer in layers)
     rates = torch.full((len(texts), len(layers), widest), torch.nan, dtype=torch.float64)  # counts may be large
@@ -75,7 +77,7 @@ def activation_rates(
             n_tokens = 0
             for some in _some_at_a_time(of_one):
                 rows = list(_pieces(model, some, language, prepend_bos=prepend_bos))
-                for batch in plan_batches([(len(row),) for row in rows], batch_size, pad=True):
+                for batch in plan_batches([(len(row),) for row in rows], batch_size, lengths=lengths):
                     tokens, mask = left_padded([rows[row] for row in batch])
                     counted = ~torch.isin(tokens, special)
                     if mask is not None:

@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from tl_neuronshare import models, provenance
+from tl_neuronshare import models, provenance, verification
 from tl_neuronshare.activation import (
     Number,
     Position,
@@ -81,6 +81,7 @@ class SharingRecorder:
         self.position = as_position(position)
         self.thresholds, self._one_threshold = _as_thresholds(threshold)
         self.layers = models.neuron_layers(model, site)
+        verification.require(model, "logits", site)
         # A model without gates has only `post`.
         self.site = site if site != "gate" or any(layer.activation for layer in self.layers) else "post"
         self.model = model

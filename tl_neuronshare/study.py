@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_neuronshare import models, provenance
+from tl_neuronshare import models, provenance, verification
 from tl_neuronshare.ablation import Edit, Mode, hooks_at, layers_to_edit, reference_values
 from tl_neuronshare.activation import Number
-from tl_neuronshare.batching import BatchSize, left_padded
+from tl_neuronshare.batching import BatchSize, left_padded, plan_batches
 from tl_neuronshare.bootstrap import FEWEST, Bootstrap
 from tl_neuronshare.controls import CONTROLS, Control, Selection
 from tl_neuronshare.errors import NeuronShareError
@@ -282,8 +282,8 @@ class _Ablating:
         """Each neuron's generation impact at the last prompt token, of the unablated model; NaN where there is none."""
         rows = [self.evaluation.prompt_tokens[language][example] for example in examples]
         impact = torch.full((len(rows), self.selection.sharing.n_layers, self.selection.sharing.d_mlp), torch.nan)
-        for length in sorted({len(row) for row in rows}) if False else [None]:
-            some = [number for number, row in enumerate(rows) if length in (None, len(row))]
+        lengths = verification.lengths(self.model)
+        for some in plan_batches([(len(row),) for row in rows], len(rows), lengths=lengths):
             read = models.values_of(self.model, self.layers, *left_padded([rows[number] for number in some]), -1)
             for number, (layer, values) in enumerate(zip(self.layers, read, strict=True)):
                 weights = models.output_weights(self.model, layer.hook).to(values.device)
