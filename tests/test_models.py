@@ -112,20 +112,22 @@ def test_batches_hold_every_prompt_once_and_pad_little():
     lengths = [(7,), (3,), (9,), (3,), (3,), (8,), (1,), (7,)]
     for pad in (True, False):
         for batch_size in (1, 3, 100, "auto"):
-            batches = batching.plan_batches(lengths, batch_size, lengths=batching.Lengths(pad))
+            batches = batching.plan_batches(lengths, batch_size, packing=batching.Packing(pad))
             assert sorted(index for batch in batches for index in batch) == list(range(8))
             if not pad:
                 assert all(len({lengths[index] for index in batch}) == 1 for batch in batches)
             if batch_size != "auto":
                 assert max(map(len, batches)) <= batch_size
-    order = [lengths[index] for batch in batching.plan_batches(lengths, 3, lengths=batching.Lengths()) for index in batch]
+    order = [
+        lengths[index] for batch in batching.plan_batches(lengths, 3, packing=batching.Packing()) for index in batch
+    ]
     assert order == sorted(lengths)
 
 
 def test_automatic_batches_shrink_as_prompts_grow():
-    assert len(batching.plan_batches([(10,)] * 300, "auto", lengths=batching.Lengths())) == 2
-    assert max(map(len, batching.plan_batches([(4096,)] * 5, "auto", lengths=batching.Lengths()))) == 2
-    assert max(map(len, batching.plan_batches([(100_000,)] * 3, "auto", lengths=batching.Lengths()))) == 1
+    assert len(batching.plan_batches([(10,)] * 300, "auto", packing=batching.Packing())) == 2
+    assert max(map(len, batching.plan_batches([(4096,)] * 5, "auto", packing=batching.Packing()))) == 2
+    assert max(map(len, batching.plan_batches([(100_000,)] * 3, "auto", packing=batching.Packing()))) == 1
 
 
 def test_hooked_transformer_where_there_is_one(animals):

@@ -397,7 +397,7 @@ def reference_values(
     for language, of_one in tqdm(texts.items(), desc="reference values", disable=not progress, delay=2):
         rows = tokenised(model, of_one, language, range(len(of_one)), prepend_bos=prepend_bos)
         values = torch.zeros(len(rows), len(layers), widest)
-        for batch in plan_batches([(len(row),) for row in rows], batch_size, lengths=verification.lengths(model)):
+        for batch in plan_batches([(len(row),) for row in rows], batch_size, packing=verification.packing(model)):
             tokens, mask = left_padded([rows[row] for row in batch])
             counted = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
             if index is not None and counted.sum(1).min() < -index:

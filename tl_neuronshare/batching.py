@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from math import ceil
 from numbers import Integral
 from typing import Literal
 
@@ -23,17 +25,19 @@ AUTO_NUMBERS = 1 << 27  # logits or neurons' values: half a GiB in float32
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Which lengths may share a batch without changing one another.
+class Packing:
+    """Which prompts may share a batch without changing one another, and what a batch costs.
 
     Attributes:
         pads: whether prompts may be padded at all; else only those of equal length share a batch.
         boundary: longer texts than this are computed otherwise, as whole batches, so that those on either side of it
             never share one; None where there is no such length.
+        tokens_a_pass: a forward pass costs about as much as so many tokens, besides those that it has.
     """
 
     pads: bool = True
     boundary: int | None = None
+    tokens_a_pass: int = 1 << 40  # as few batches as possible
 
     def are_long(self, n_tokens: int) -> bool:
         """Whether so many tokens are beyond the boundary."""
@@ -97,41 +101,55 @@ def plan_batches(
     sizes: Sequence[tuple[int, ...]],
     batch_size: BatchSize,
     *,
-    lengths: Lengths,
+    packing: Packing,
     n_ctx: int | None = None,
     per_token: int = 0,
 ) -> list[list[int]]:
-    """Which prompts share a forward pass: those of similar length, or of equal length where nothing may be padded.
+    """Which prompts share a forward pass: of all ways to put similar lengths together the one that costs least.
+
+    A batch costs all its tokens, padding included, and what a pass costs besides (`packing`). Where a number of prompts
+    is given as `batch_size`, there are as few batches as it allows.
 
     Args:
         sizes: how many tokens each has, in parts that are padded apart: (prompt,) or (prompt, answer).
         batch_size: how many at most.
-        lengths: which of them may share a batch.
+        packing: which of them may share a batch.
         n_ctx: how wide a batch may be, padding included.
         per_token: how many numbers (logits, neurons' values) are made for each token of the last part.
 
     Example:
-        >>> plan_batches([(5,), (3,), (5,), (4,)], 2, lengths=Lengths())
+        >>> plan_batches([(5,), (3,), (5,), (4,)], 2, packing=Packing())
         [[1, 3], [0, 2]]
     """
+    order = sorted(range(len(sizes)), key=lambda row: sizes[row][::-1])
+    alike = [(size, list(rows)) for size, rows in groupby(order, key=sizes.__getitem__)]
+    pass_cost = packing.tokens_a_pass if batch_size == "auto" else Packing.tokens_a_pass
+    # For the first so many sizes: the least cost, where their last stretch begins, and how many rows a batch of it has.
+    best = [(0, 0, 0)]
+    for stop in range(1, len(alike) + 1):
+        n_rows, widest, fewest = 0, alike[stop - 1][0], sum(alike[stop - 1][0])
+        found: list[tuple[int, int, int]] = []
+        for start in reversed(range(stop)):
+            size, rows = alike[start]
+            n_rows, widest, fewest = n_rows + len(rows), tuple(map(max, widest, size)), min(fewest, sum(size))
+            width = sum(widest)
+            fits = (
+                packing.pads
+                and (packing.are_long(fewest) or not packing.are_long(width))
+                and (n_ctx is None or width <= n_ctx)
+            )
+            if start < stop - 1 and (not fits or n_rows * width > min(found)[0]):
+                break  # further stretches are longer still
+            room = _room(widest, batch_size, per_token)
+            found.append((best[start][0] + ceil(n_rows / room) * pass_cost + n_rows * width, start, room))
+        best.append(min(found))
     batches: list[list[int]] = []
-    widest: tuple[int, ...] = ()  # each part's longest in the newest batch
-    fewest = 0  # tokens of its shortest row
-    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
-        size = sizes[index]
-        together = tuple(map(max, widest, size)) if batches else size
-        fits = (
-            batches
-            and len(batches[-1]) < _room(together, batch_size, per_token)
-            and (lengths.pads or size == widest)
-            and (n_ctx is None or sum(together) <= n_ctx)
-            and (lengths.are_long(min(fewest, sum(size))) or not lengths.are_long(sum(together)))
-        )
-        if fits:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-        widest, fewest = (together, min(fewest, sum(size))) if fits else (size, sum(size))
+    stop = len(alike)
+    while stop:
+        _, start, room = best[stop]
+        rows = [row for _, of_size in alike[start:stop] for row in of_size]
+        batches[:0] = [rows[place : place + room] for place in range(0, len(rows), room)]
+        stop = start
     return batches
 
 

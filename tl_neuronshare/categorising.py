@@ -108,7 +108,7 @@ def categorise(
         model, prompts.languages, len(prompts), site=site, position=position, threshold=threshold
     )
     recorder.labels = prompts.examples
-    batches = plan_batches([(len(row),) for row in rows], batch_size, lengths=verification.lengths(model))
+    batches = plan_batches([(len(row),) for row in rows], batch_size, packing=verification.packing(model))
     batch: Batch
 
     def read(layer: int, tensor: Tensor) -> None:

@@ -208,11 +208,11 @@ class Scorer:
             rows.setdefault((one.example, one.before, one.scored if likeliest else one.scored[:-1]), []).append(number)
         self._rows = list(rows)
         self._numbers = list(rows.values())
-        self._lengths = verification.lengths(model)
+        self._packing = verification.packing(model)
         self.batches = plan_batches(
             [(len(before), len(seen) + 1) for _, before, seen in self._rows],
             batch_size,
-            lengths=self._lengths,
+            packing=self._packing,
             n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
             per_token=model.cfg.d_vocab,
         )
@@ -242,7 +242,7 @@ class Scorer:
                 found = _picked(self.model, tokens, mask, end, (place, column, token), noise=noise if proves else None)
             sums.index_add_(0, number, found.log_probs.double())
             for row, before, seen, surely in zip(batch, befores, seens, found.surely.tolist(), strict=True):
-                if proves and not self._lengths.crosses(len(before), len(seen)):
+                if proves and not self._packing.crosses(len(before), len(seen)):
                     greedy[self._numbers[row][0]] = _as_far_as(seen, surely)
             after_batch()
         return Scores(sums, greedy)
@@ -457,12 +457,12 @@ class Evaluation:
             if text is not None:
                 found[example] = text
         left = [example for example in range(len(rows)) if example not in found]
-        lengths = verification.lengths(model)
-        crosses = any(lengths.crosses(len(rows[example]), n_new) for example in left)
+        packing = verification.packing(model)
+        crosses = any(packing.crosses(len(rows[example]), n_new) for example in left)
         for batch in plan_batches(
             [(len(rows[example]) + n_new,) for example in left],
             self.batch_size,
-            lengths=replace(lengths, pads=lengths.pads and not crosses),
+            packing=replace(packing, pads=packing.pads and not crosses, tokens_a_pass=n_new * packing.tokens_a_pass),
         ):
             examples = [left[number] for number in batch]
             of_batch = [rows[example] for example in examples]

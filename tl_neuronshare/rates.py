@@ -64,7 +64,7 @@ def activation_rates(
     above = as_threshold(threshold)
     layers = models.neuron_layers(model, site)
     verification.require(model, "logits", site)
-    lengths = verification.lengths(model)
+    packing = verification.packing(model)
     special = torch.tensor(models.special_tokens(model), dtype=torch.long)
     widest = max(layer.width for layer in layers)
     rates = torch.full((len(texts), len(layers), widest), torch.nan, dtype=torch.float64)  # counts may be large
@@ -77,7 +77,7 @@ def activation_rates(
             n_tokens = 0
             for some in _some_at_a_time(of_one):
                 rows = list(_pieces(model, some, language, prepend_bos=prepend_bos))
-                for batch in plan_batches([(len(row),) for row in rows], batch_size, lengths=lengths):
+                for batch in plan_batches([(len(row),) for row in rows], batch_size, packing=packing):
                     tokens, mask = left_padded([rows[row] for row in batch])
                     counted = ~torch.isin(tokens, special)
                     if mask is not None:

@@ -282,8 +282,8 @@ class _Ablating:
         """Each neuron's generation impact at the last prompt token, of the unablated model; NaN where there is none."""
         rows = [self.evaluation.prompt_tokens[language][example] for example in examples]
         impact = torch.full((len(rows), self.selection.sharing.n_layers, self.selection.sharing.d_mlp), torch.nan)
-        lengths = verification.lengths(self.model)
-        for some in plan_batches([(len(row),) for row in rows], len(rows), lengths=lengths):
+        packing = verification.packing(self.model)
+        for some in plan_batches([(len(row),) for row in rows], len(rows), packing=packing):
             read = models.values_of(self.model, self.layers, *left_padded([rows[number] for number in some]), -1)
             for number, (layer, values) in enumerate(zip(self.layers, read, strict=True)):
                 weights = models.output_weights(self.model, layer.hook).to(values.device)

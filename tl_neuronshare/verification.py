@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tl_neuronshare import decoding, models
-from tl_neuronshare.batching import Lengths, left_padded, padded_apart
+from tl_neuronshare.batching import Packing, left_padded, padded_apart
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import LensModel, Site
 
@@ -155,9 +155,11 @@ def is_verified(model: LensModel) -> bool:
     return model not in _UNVERIFIED
 
 
-def lengths(model: LensModel) -> Lengths:
-    """Which prompts may share a batch without changing one another."""
-    return Lengths(model in _UNVERIFIED or _passes(model, "padding"), models.rope_boundary(model))
+def packing(model: LensModel) -> Packing:
+    """Which prompts may share a batch without changing one another, and what a forward pass costs."""
+    pads = model in _UNVERIFIED or _passes(model, "padding")
+    # On a GPU a pass takes about as long with one token as with thousands.
+    return Packing(pads, models.rope_boundary(model), 128 if models.device_of(model).type == "cpu" else 4096)
 
 
 def caches(model: LensModel) -> bool:
