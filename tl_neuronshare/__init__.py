@@ -10,6 +10,7 @@ from tl_neuronshare.comparison import input_overlap, language_overlap, side_by_s
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation import evaluate, perplexity
 from tl_neuronshare.impact import correctness_impact, generation_impact
+from tl_neuronshare.loading import load_model
 from tl_neuronshare.masks import (
     load_lape_neurons,
     load_masks,
@@ -19,7 +20,6 @@ from tl_neuronshare.masks import (
     random_like,
     save_masks,
 )
-from tl_neuronshare.models import load_model
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.rates import activation_rates
 from tl_neuronshare.recording import SharingRecorder

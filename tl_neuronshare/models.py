@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -27,7 +26,6 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.impact import FinalNorm
 
 Site = Literal["post", "gate", "up"]
-Backend = Literal["auto", "hooked", "bridge"]
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 # What Hugging Face's gated MLPs and TransformerLens's own call their activation function.
 _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
@@ -80,100 +78,14 @@ class NeuronLayer:
         return tensor if self.activation is None else self.activation(tensor)
 
 
-def load_model(
-    name_or_path: str | Path,
-    *,
-    backend: Backend = "auto",
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-) -> LensModel:
-    """Load a model with its raw weights: nothing folded, nothing centred.
-
-    Args:
-        name_or_path: a name on the Hugging Face hub, or a local directory with a model and its tokenizer.
-        backend: `hooked` is a HookedTransformer (TransformerLens 3 only), `bridge` a TransformerBridge.
-            `auto`, on TransformerLens 3, is `hooked` for the names that it knows; `bridge` for local
-            directories, for other names, and always on TransformerLens 4.
-        device: where to put it; TransformerLens's choice by default (a GPU if there is one).
-        dtype: of the weights; float32 by default.
-
-    Raises:
-        NeuronShareError: an unknown backend, `hooked` on TransformerLens 4, or nothing to load there.
-
-    Example:
-        >>> model = load_model(demo_directory, backend="bridge", device="cpu")
-        >>> model.cfg.n_layers
-        4
-    """
-    if backend not in get_args(Backend):
-        raise NeuronShareError(f"backend={backend!r} is unknown; use one of {', '.join(get_args(Backend))}.")
-    if backend == "hooked" and not has_hooked_transformer():
-        raise NeuronShareError(
-            f"TransformerLens {version('transformer_lens')} has no HookedTransformer any more; "
-            'use backend="bridge", or install "transformer_lens>=3.9,<4".'
-        )
-    path = Path(name_or_path)
-    dtype = dtype or torch.float32
-    local = path.is_dir()
-    try:
-        if has_hooked_transformer() and (backend == "hooked" or (backend == "auto" and _known_name(str(name_or_path)))):
-            return _load_hooked(str(name_or_path), local=local, device=device, dtype=dtype)
-        from transformer_lens.model_bridge import TransformerBridge
-
-        return TransformerBridge.boot_transformers(str(name_or_path), device=device, dtype=dtype)  # type: ignore[no-any-return]
-    except NeuronShareError:
-        raise
-    except (OSError, ValueError) as error:
-        what = "The directory" if local else "The name"
-        raise NeuronShareError(
-            f"{what} {str(name_or_path)!r} could not be loaded: {error}\n"
-            "Give a directory with config.json, weights and a tokenizer, or a name on the Hugging Face hub; without a "
-            "network, download the model elsewhere (hf download NAME --local-dir DIR) and give DIR."
-        ) from error
-
-
 def has_hooked_transformer() -> bool:
     """Whether the installed TransformerLens still has HookedTransformer (4.0 removed it)."""
-    return int(version("transformer_lens").split(".")[0]) < 4
+    return int(version_of_transformer_lens().split(".")[0]) < 4
 
 
-def _known_name(name: str) -> bool:
-    """Whether HookedTransformer knows this name (a local directory of that name goes first)."""
-    from transformer_lens.loading_from_pretrained import get_official_model_name
-
-    if Path(name).is_dir():
-        return False
-    try:
-        get_official_model_name(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _load_hooked(name: str, *, local: bool, device: str | torch.device | None, dtype: torch.dtype) -> LensModel:
-    """A HookedTransformer, by name or, which its own from_pretrained refuses, from a directory."""
-    from transformer_lens import HookedTransformer
-
-    if not local:
-        return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)  # type: ignore[no-any-return]
-    from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        cfg = get_pretrained_model_config(name, device=device, dtype=dtype)
-    except (AttributeError, KeyError, NotImplementedError) as error:
-        raise NeuronShareError(
-            f"TransformerLens {version('transformer_lens')} makes no HookedTransformer of the directory {name!r}: it "
-            'converts this architecture by its name on the hub only. Use backend="bridge", or give the name.'
-        ) from error
-    weights = get_pretrained_state_dict(name, cfg, AutoModelForCausalLM.from_pretrained(name, dtype=dtype))
-    hooked = HookedTransformer(cfg, AutoTokenizer.from_pretrained(name))
-    if cfg.positional_embedding_type == "alibi":  # has no W_pos, of which TransformerLens would warn
-        weights["pos_embed.W_pos"] = hooked.pos_embed.W_pos
-    hooked.load_and_process_state_dict(
-        weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
-    )
-    return hooked  # type: ignore[no-any-return]
+def version_of_transformer_lens() -> str:
+    """The installed version."""
+    return version("transformer_lens")
 
 
 def is_bridge(model: LensModel) -> bool:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from tl_neuronshare import models
-from tl_neuronshare.models import Backend, LensModel
+from tl_neuronshare import loading, models
+from tl_neuronshare.loading import Backend
+from tl_neuronshare.models import LensModel
 from tl_neuronshare.prompts import ParallelPrompts
 
 DIRECTORY = Path(__file__).parent / "data"
@@ -34,7 +35,7 @@ def load_model(*, backend: Backend = "auto", device: str | torch.device | None =
     """
     if backend == "auto":
         backend = "hooked" if models.has_hooked_transformer() else "bridge"
-    model = models.load_model(DIRECTORY, backend=backend, device=device)
+    model = loading.load_model(DIRECTORY, backend=backend, device=device)
     model.cfg.model_name = "demo"  # else the directory's
     return model
 

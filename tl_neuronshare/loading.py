@@ -1,0 +1,146 @@
+"""Loads a model through TransformerLens with its raw weights: from the hub, a directory or a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal, get_args
+
+import torch
+
+from tl_neuronshare import verification
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.models import LensModel, has_hooked_transformer, version_of_transformer_lens
+
+Backend = Literal["auto", "hooked", "bridge"]
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    backend: Backend = "auto",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+) -> LensModel:
+    """Load a model with its raw weights: nothing folded, nothing centred.
+
+    Args:
+        name_or_path: a name on the Hugging Face hub, a local directory with a model and its tokenizer, or a .gguf file,
+            which Transformers dequantises (package `gguf`).
+        backend: `hooked` is a HookedTransformer (TransformerLens 3 only), `bridge` a TransformerBridge.
+            `auto`, on TransformerLens 3, is `hooked` for the names that it knows; `bridge` for local
+            directories and files, for other names, and always on TransformerLens 4.
+        device: where to put it; TransformerLens's choice by default (a GPU if there is one).
+        dtype: of the weights; float32 by default.
+        verify: whether what runs this model first asks for the checks of `verify` that it depends on. A
+            HookedTransformer that is made from a directory is compared with the Hugging Face model at once. False
+            takes the model as it is, at your own risk; results then say `verified: False`.
+
+    Raises:
+        NeuronShareError: an unknown backend, `hooked` on TransformerLens 4 or for a file, nothing to load there, or a
+            HookedTransformer that computes something else than the model it was made from.
+
+    Example:
+        >>> model = load_model(demo_directory, backend="bridge", device="cpu")
+        >>> model.cfg.n_layers
+        4
+    """
+    if backend not in get_args(Backend):
+        raise NeuronShareError(f"backend={backend!r} is unknown; use one of {', '.join(get_args(Backend))}.")
+    path = Path(name_or_path)
+    is_file = path.suffix == ".gguf"
+    if backend == "hooked" and (is_file or not has_hooked_transformer()):
+        raise NeuronShareError(
+            f'{path.name} is a GGUF file, of which only a TransformerBridge can be made; use backend="bridge".'
+            if is_file
+            else f"TransformerLens {version_of_transformer_lens()} has no HookedTransformer any more; "
+            'use backend="bridge", or install "transformer_lens>=3.9,<4".'
+        )
+    name, dtype = str(name_or_path), dtype or torch.float32
+    source: Any = None  # the Hugging Face model that a HookedTransformer was made from
+    try:
+        if is_file:
+            model = _from_gguf(path, device=device, dtype=dtype)
+        elif has_hooked_transformer() and (backend == "hooked" or (backend == "auto" and _known_name(name))):
+            model, source = _load_hooked(name, local=path.is_dir(), device=device, dtype=dtype)
+        else:
+            from transformer_lens.model_bridge import TransformerBridge
+
+            model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+    except NeuronShareError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        what = "The file" if is_file else "The directory" if path.is_dir() else "The name"
+        raise NeuronShareError(
+            f"{what} {name!r} could not be loaded: {shorten(str(error), 500)}\n"
+            "Give a directory with config.json, weights and a tokenizer, a .gguf file (pip install gguf), or a name on "
+            "the Hugging Face hub; without a network, download the model elsewhere (hf download NAME --local-dir DIR) "
+            "and give DIR."
+        ) from error
+    if not verify:
+        verification.do_not_verify(model)
+    elif source is not None:
+        verification.compare_with_its_source(model, source)
+    return model
+
+
+def _known_name(name: str) -> bool:
+    """Whether HookedTransformer knows this name (a local directory of that name goes first)."""
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
+    if Path(name).is_dir():
+        return False
+    try:
+        get_official_model_name(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _load_hooked(
+    name: str, *, local: bool, device: str | torch.device | None, dtype: torch.dtype
+) -> tuple[LensModel, Any]:
+    """A HookedTransformer, by name or (which its own from_pretrained refuses) from a directory, and what it is made of."""
+    from transformer_lens import HookedTransformer
+
+    if not local:
+        return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype), None
+    from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        cfg = get_pretrained_model_config(name, device=device, dtype=dtype)
+    except (AttributeError, KeyError, NotImplementedError) as error:
+        raise NeuronShareError(
+            f"TransformerLens {version_of_transformer_lens()} makes no HookedTransformer of the directory {name!r}: it "
+            'converts this architecture by its name on the hub only. Use backend="bridge", or give the name.'
+        ) from error
+    hugging_face = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager").eval()
+    weights = get_pretrained_state_dict(name, cfg, hugging_face)
+    hooked = HookedTransformer(cfg, AutoTokenizer.from_pretrained(name))
+    if cfg.positional_embedding_type == "alibi":  # has no W_pos, of which TransformerLens would warn
+        weights["pos_embed.W_pos"] = hooked.pos_embed.W_pos
+    hooked.load_and_process_state_dict(
+        weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+    )
+    hooked.generation_config = hugging_face.generation_config  # names the tokens that end an answer
+    return hooked, hugging_face
+
+
+def _from_gguf(path: Path, *, device: str | torch.device | None, dtype: torch.dtype) -> LensModel:
+    """A bridge of the weights in a GGUF file, dequantised."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    hugging_face = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, attn_implementation="eager").eval()
+    config = hugging_face.config
+    config.architectures = [type(hugging_face).__name__]  # which the file does not name, and TransformerLens asks for
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the weights are plain numbers now
+    model = TransformerBridge.boot_transformers(
+        str(path), hf_model=hugging_face, tokenizer=AutoTokenizer.from_pretrained(**where), device=device, dtype=dtype
+    )
+    model.cfg.model_name = path.stem
+    return model  # type: ignore[no-any-return]
