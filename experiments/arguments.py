@@ -27,7 +27,8 @@ from matplotlib.figure import Figure
 
 import tl_neuronshare as ns
 from tl_neuronshare.activation import Position, as_position
-from tl_neuronshare.models import Backend, LensModel, Site
+from tl_neuronshare.loading import Backend
+from tl_neuronshare.models import LensModel, Site
 from tl_neuronshare.prompts import short_hash
 from tl_neuronshare.provenance import fingerprint_of_weights
 

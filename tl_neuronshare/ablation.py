@@ -87,7 +87,7 @@ def ablation_hooks(
     if tokens is not None:
         if not isinstance(tokens, Tensor) or tokens.ndim != 2:
             raise NeuronShareError(f"tokens is {_said(tokens)}; give the prompt's token ids [batch, position].")
-        text = ~torch.isin(tokens.cpu(), torch.tensor(models.special_tokens(model)))
+        text = ~torch.isin(tokens.cpu(), torch.tensor(models.special_tokens(model), dtype=torch.long, device="cpu"))
     return hooks_at(
         layers_to_edit(model, site, mode),
         mask,
@@ -255,12 +255,12 @@ class _Places:
         if self.of_prompt is None:
             if end + self.position < 0:
                 raise NeuronShareError(f"{hook} gave {length} tokens; there is no position {self.position} in them.")
-            chosen = torch.zeros(1, length, dtype=torch.bool)
+            chosen = torch.zeros(1, length, dtype=torch.bool, device="cpu")
             chosen[0, end + self.position] = True
         else:
             if len(self.of_prompt) != len(tensor):
                 raise NeuronShareError(_other_batch(hook, len(tensor), "tokens or positions", len(self.of_prompt)))
-            later = torch.full((len(tensor), length - end), self.after)
+            later = torch.full((len(tensor), length - end), self.after, device="cpu")
             chosen = torch.cat([self.of_prompt.cpu(), later], dim=1)
         return rearrange(chosen, "batch position -> batch position 1").to(tensor.device)
 
@@ -391,12 +391,12 @@ def reference_values(
     index = None if position == "all" else _as_index(position)
     layers = models.neuron_layers(model, site)
     verification.require(model, "logits", site)
-    special = torch.tensor(models.special_tokens(model))
+    special = torch.tensor(models.special_tokens(model), dtype=torch.long, device="cpu")
     widest = max(layer.width for layer in layers)
     found = {}
     for language, of_one in tqdm(texts.items(), desc="reference values", disable=not progress, delay=2):
         rows = tokenised(model, of_one, language, range(len(of_one)), prepend_bos=prepend_bos)
-        values = torch.zeros(len(rows), len(layers), widest)
+        values = torch.zeros(len(rows), len(layers), widest, dtype=torch.float32, device="cpu")
         for batch in plan_batches([(len(row),) for row in rows], batch_size, packing=verification.packing(model)):
             tokens, mask = left_padded([rows[row] for row in batch])
             counted = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()

@@ -138,7 +138,7 @@ def count_borderline(
         torch.sub(values, threshold, out=distance).abs_()
         # Mostly there is none; on a GPU it would take longer to wait for the answer than to do without.
         if values.device.type == "cpu" and not (distance.amin(-1, keepdim=True) <= reach).any():
-            counts.append(torch.zeros(len(values), dtype=torch.int32))
+            counts.append(torch.zeros(len(values), dtype=torch.int32, device="cpu"))
             continue
         # Arithmetic with 1 for yes and 0 for no: on a CPU several times faster than comparisons, which make booleans.
         torch.sub(beyond, distance, out=near).sign_().clamp_(min=0).mul_(distance.sign_())

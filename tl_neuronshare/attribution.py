@@ -179,8 +179,8 @@ def top_neurons(
     impacts = Impacts(
         model, prompts, sharing, top_k=top_k, answer=answer, norm=norm, batch_size=batch_size, prepend_bos=prepend_bos
     )
-    times = torch.zeros(len(prompts.languages), sharing.n_layers, sharing.d_mlp, dtype=torch.int32)
-    total = torch.zeros(sharing.n_layers, sharing.d_mlp, dtype=torch.float64)
+    times = torch.zeros(len(prompts.languages), sharing.n_layers, sharing.d_mlp, dtype=torch.int32, device="cpu")
+    total = torch.zeros(sharing.n_layers, sharing.d_mlp, dtype=torch.float64, device="cpu")
     for one in impacts.each(desc="top neurons", progress=progress):
         scores = one.generation if score == "generation" else one.correctness
         counted = largest(scores, impacts.top_k[one.layer]) & (scores > 0)
@@ -329,20 +329,22 @@ class Impacts:
         end = max(len(one.before) for one in of_rows)
         # Where each token that is scored is predicted: the row, the position, and the token.
         row, position, token = torch.tensor(
-            [(row, end - 1 + k, token) for row, one in enumerate(of_rows) for k, token in enumerate(one.scored)]
+            [(row, end - 1 + k, token) for row, one in enumerate(of_rows) for k, token in enumerate(one.scored)],
+            device="cpu",
         ).T
         others = [
             self._others[language][number] or of_one.scored for number, of_one in zip(batch, of_rows, strict=True)
         ]
         other_token = torch.tensor(
-            [others[row][k % len(others[row])] for row, one in enumerate(of_rows) for k in range(len(one.scored))]
+            [others[row][k % len(others[row])] for row, one in enumerate(of_rows) for k in range(len(one.scored))],
+            device="cpu",
         )
-        has_other = torch.tensor([[bool(self._others[language][number])] for number in batch])
+        has_other = torch.tensor([[bool(self._others[language][number])] for number in batch], device="cpu")
         read = [*self.layers, models.final_residual(self.model)] if self.final_norm else self.layers
         values = models.values_of(self.model, read, tokens, mask, (row, position))
         residual = values.pop() if self.final_norm else None
         examples = [one.example for one in of_rows]
-        n_tokens = torch.tensor([[len(one.scored)] for one in of_rows])
+        n_tokens = torch.tensor([[len(one.scored)] for one in of_rows], device="cpu")
         for number, (layer, post) in enumerate(zip(self.layers, values, strict=True)):
             weights = models.output_weights(self.model, layer.hook).to(post.device)
 
@@ -383,7 +385,7 @@ class _Pushes:
     def __init__(self, model: LensModel, tokens: Sequence[int], norm: Norm, final_norm: FinalNorm | None) -> None:
         self.norm = norm
         self._number = {token: number for number, token in enumerate(tokens)}
-        columns = models.unembedding(model, torch.tensor(tokens)).T
+        columns = models.unembedding(model, torch.tensor(tokens, device="cpu")).T
         self._unembedding = columns.to(torch.promote_types(columns.dtype, torch.float32))
         self.final_norm = final_norm and final_norm.to(self._unembedding)
         self._projected: dict[int, Tensor] = {}
@@ -396,7 +398,7 @@ class _Pushes:
         residual: Float[Tensor, "place d_model"] | None,
     ) -> Float[Tensor, "place neuron"]:
         """For each place, which has a token to predict and a residual stream to predict it from."""
-        numbers = torch.tensor([self._number[token] for token in tokens.tolist()])
+        numbers = torch.tensor([self._number[token] for token in tokens.tolist()], device="cpu")
         if self.final_norm is None or residual is None:
             return self._of_distinct(layer, weights, self._unembedding)[numbers]
         residual = residual.to(self._unembedding)

@@ -195,10 +195,11 @@ def padded_apart(
         [
             [0] * (end - len(prompt)) + list(prompt) + list(answer) + [0] * (after - len(answer))
             for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        ],
+        device="cpu",
     )
-    places = torch.arange(end + after)
-    first = torch.tensor([[end - len(prompt)] for prompt in prompts])
-    last = torch.tensor([[end + len(answer)] for answer in answers])
+    places = torch.arange(end + after, device="cpu")
+    first = torch.tensor([[end - len(prompt)] for prompt in prompts], device="cpu")
+    last = torch.tensor([[end + len(answer)] for answer in answers], device="cpu")
     mask = (places >= first) & (places < last)
     return tokens, None if mask.all() else mask.long()

@@ -269,8 +269,12 @@ def _mask(
             f"Language {language!r}: lengths {lengths!r} do not fit {n_examples} prompts of at most {n_tokens} tokens; "
             "give the number of tokens of each."
         )
-    places = torch.arange(n_tokens) if padding_side == "right" else torch.arange(n_tokens).flip(0)
-    return places < torch.tensor(given)[:, None]
+    places = (
+        torch.arange(n_tokens, device="cpu")
+        if padding_side == "right"
+        else torch.arange(n_tokens, device="cpu").flip(0)
+    )
+    return places < torch.tensor(given, device="cpu")[:, None]
 
 
 def _common_prefix_share(rows: Sequence[Sequence[int]], n_examples: int, special: set[int]) -> float:

@@ -167,10 +167,10 @@ def input_overlap(
             dim=-1,
         )
         one, two = rearrange(masks[task].sum(-1), "a layer -> a 1 layer"), masks[other].sum(-1)
-        pairs = torch.ones(common.shape[:2], dtype=torch.bool)
+        pairs = torch.ones(common.shape[:2], dtype=torch.bool, device="cpu")
         if task == other:
             pairs = pairs.triu(diagonal=1)
-        widths = torch.tensor(first.widths)
+        widths = torch.tensor(first.widths, device="cpu")
         found = _with_all(common.double(), one, two)[pairs]
         independent = _with_all(expected_intersection(one.double(), two.double(), widths.double()), one, two)[pairs]
         rows += [
@@ -205,7 +205,7 @@ def _jaccard_of_pairs(
     counts = rearrange(sharing.intersections().double(), "example layer a b -> example a b layer")
     one, other = (list(side) for side in zip(*pairs, strict=True))
     first, second = counts[:, one, one], counts[:, other, other]
-    expected = expected_intersection(first, second, torch.tensor(sharing.widths).double())
+    expected = expected_intersection(first, second, torch.tensor(sharing.widths, device="cpu").double())
     return _with_all(counts[:, one, other], first, second), _with_all(expected, first, second)
 
 

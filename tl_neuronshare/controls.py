@@ -59,7 +59,7 @@ class Selection:
             raise NeuronShareError(f"consistent={consistent!r}; give a share of the examples, above 0, or None.")
         known = sharing.prompt_hashes is not None or not one_mask  # one mask may be of other prompts
         self.same_prompts = known and len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
-        in_layers = torch.zeros(sharing.n_layers, 1, dtype=torch.bool)
+        in_layers = torch.zeros(sharing.n_layers, 1, dtype=torch.bool, device="cpu")
         in_layers[self.layers] = True
         self._types = sharing.types
         # Which neurons may count as the type at all; with one mask, which do for every example.
@@ -95,7 +95,7 @@ class Selection:
         if empty or not count.any():
             of_these = f" in layers {self.layers}" if len(self.layers) < self.sharing.n_layers else ""
             return Drawable(none, f"no neuron is {' or '.join(empty) or 'left'}{of_these}")
-        widths = torch.tensor(self.sharing.widths)
+        widths = torch.tensor(self.sharing.widths, device="cpu")
         if ablated == "random-active":
             if not self.same_prompts:
                 return Drawable(none, "the types are of other prompts: activity is not known")
@@ -135,11 +135,21 @@ class Selection:
         """Random numbers for each neuron, keyed by seed, type, purpose and example; with one mask, not by example."""
         shape = (self.sharing.n_layers, self.sharing.d_mlp)
         if self.one_mask:
-            one = torch.rand(shape, generator=self._generator(seed, type, purpose, "every example"))
+            one = torch.rand(
+                shape,
+                generator=self._generator(seed, type, purpose, "every example"),
+                dtype=torch.float32,
+                device="cpu",
+            )
             return one.expand(len(examples), -1, -1)
         labels = [self.prompts.examples[example] for example in examples]
         return torch.stack(
-            [torch.rand(shape, generator=self._generator(seed, type, purpose, label)) for label in labels]
+            [
+                torch.rand(
+                    shape, generator=self._generator(seed, type, purpose, label), dtype=torch.float32, device="cpu"
+                )
+                for label in labels
+            ]
         )
 
     def _generator(self, seed: int, type: NeuronType, purpose: str, label: Hashable) -> torch.Generator:
@@ -151,12 +161,12 @@ class Selection:
         """Another example than this."""
         others = [other for other in range(len(self.prompts)) if other != example]
         generator = self._generator(seed, type, purpose, self.prompts.examples[example])
-        return others[int(torch.randint(len(others), (), generator=generator))]
+        return others[int(torch.randint(len(others), (), generator=generator, device="cpu"))]
 
 
 def _share_of_examples(types: UInt8[Tensor, "example layer neuron"], type: NeuronType) -> Float[Tensor, "layer neuron"]:
     """For how many of the examples each neuron is of the type."""
-    count = torch.zeros(types.shape[1:], dtype=torch.int32)
+    count = torch.zeros(types.shape[1:], dtype=torch.int32, device="cpu")
     for one in types:  # all at once would be eight bytes a neuron and example
         count += one == type
     return count.double() / len(types)

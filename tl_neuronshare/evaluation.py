@@ -169,7 +169,7 @@ def perplexity(
         rows.append(
             {
                 "language": language,
-                "perplexity": torch.tensor(-mean, dtype=torch.float64).exp().item(),
+                "perplexity": torch.tensor(-mean, dtype=torch.float64, device="cpu").exp().item(),
                 "log_prob": mean,
                 "tokens": n_tokens,
                 "texts": len(all_tokens),
@@ -219,7 +219,7 @@ class Scorer:
 
     def run(self, fwd_hooks: Hooks | HookMaker | None, *, after_batch: Callable[[], Any] = lambda: None) -> Scores:
         """Score every continuation."""
-        sums = torch.zeros(len(self.continuations), dtype=torch.float64)
+        sums = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
         greedy: list[list[int]] = [[] for _ in self.continuations]
         noise = verification.noise(self.model) if self.likeliest else torch.inf
         # Hooks of which it is not known what they do to other tokens than they see now prove nothing.
@@ -235,7 +235,7 @@ class Scorer:
                 for number in self._numbers[row]
                 for column, token in enumerate(self.continuations[number].scored)
             ]
-            place, column, token, number = torch.tensor(wanted).T
+            place, column, token, number = torch.tensor(wanted, device="cpu").T
             hooks = _hooks_for(fwd_hooks, self.language, examples, tokens[:, :end])
             proves = self.likeliest and not foreign and all(is_local(function) for _, function in hooks)
             with models.all_firing(self.model, hooks):
@@ -283,8 +283,8 @@ def _picked(
     place, column, token = wanted
     n_columns = tokens.shape[1] - end + 1
     step = max(1, AUTO_NUMBERS // (len(tokens) * model.cfg.d_vocab))
-    found = torch.zeros(len(token), dtype=torch.float32)
-    surely = torch.full((len(tokens), n_columns), -1)
+    found = torch.zeros(len(token), dtype=torch.float32, device="cpu")
+    surely = torch.full((len(tokens), n_columns), -1, device="cpu")
     for start in range(0, n_columns, step):
         stop = min(start + step, n_columns)
         width = end - 1 + stop
@@ -316,7 +316,7 @@ def _hooks_for(
         asked = inspect.signature(fwd_hooks).parameters
         everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in asked.values())
         context = {name: value for name, value in offered.items() if everything or name in asked}
-        hooks = fwd_hooks(language, torch.tensor(examples), **context)
+        hooks = fwd_hooks(language, torch.tensor(examples, device="cpu"), **context)
     if hooks is None and fwd_hooks is None:
         return []
     if not isinstance(hooks, Sequence) or isinstance(hooks, str):
@@ -375,6 +375,8 @@ class Evaluation:
             found = continuations(model, prompts, language, self.texts[language], prepend_bos=self.prepend_bos)
             self.scorers[language] = Scorer(model, language, found.each, batch_size, likeliest=scoring != "choice")
             self.prompt_tokens[language], self.merged[language] = found.prompts, found.merged
+            if scoring == "choice":
+                _refuse_equal_choices(prompts, language, found.each)
         self._ends = set(models.end_tokens(model))
         self._n_new = {} if scoring == "choice" else {la: self._plan_generation(la) for la in prompts.languages}
 
@@ -523,6 +525,20 @@ def _check_scoring(prompts: ParallelPrompts, scoring: Any, length_normalised: An
                 )
 
 
+def _refuse_equal_choices(prompts: ParallelPrompts, language: str, each: Sequence[Continuation]) -> None:
+    """Choices that are the same tokens cannot be told apart, so that the first of them would always be taken."""
+    seen: dict[tuple[int, tuple[int, ...]], str] = {}
+    scored = iter(each)
+    for example, texts in enumerate((prompts.choices or {})[language]):
+        for text in texts:
+            other = seen.setdefault((example, next(scored).scored), text)
+            if other != text:
+                raise NeuronShareError(
+                    f"Language {language!r}, example {prompts.examples[example]!r}: the choices {other!r} and {text!r} "
+                    "are the same tokens to this model's tokenizer; leave one out, or write them otherwise."
+                )
+
+
 def _same(prediction: str, answer: str, scoring: Scoring) -> bool:
     if scoring == "number":
         return last_number(prediction) == last_number(answer)
@@ -532,10 +548,13 @@ def _same(prediction: str, answer: str, scoring: Scoring) -> bool:
 def normalised(text: str) -> str:
     """A text without differences of case, width and white space, quotes and brackets around it, and a sentence's end.
 
+    Characters that cannot be seen (marks of direction, zero-width joiners, soft hyphens ...) are left out.
+
     Example:
         >>> normalised(" „Ｐaris“.") == normalised("paris"), normalised("-.5 %"), normalised("C#")
         (True, '-.5 %', 'c#')
     """
-    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    text = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
+    text = " ".join(text.casefold().split())
     quotes = "".join(char for char in set(text) if unicodedata.category(char) in ("Ps", "Pe", "Pi", "Pf")) + "\"' "
     return text.lstrip(quotes + "¿¡").rstrip(quotes + _SENTENCE_ENDS) or text

@@ -16,9 +16,11 @@ from torch import Tensor
 
 def generation_impact(
     post: Float[Tensor, "*batch neuron"],
-    W_out: Float[Tensor, "neuron d_model"],  # noqa: N803
+    W_out: Float[Tensor, "*#batch neuron d_model"],  # noqa: N803
 ) -> Float[Tensor, "*batch neuron"]:
     """How much each neuron writes to the residual stream: |m| times the length of its row of W_out.
+
+    W_out is one layer's, or has leading axes that fit those of `post`, as model.W_out [layer, neuron, d_model] has.
 
     A length in the residual stream, in the dtype of `post`, but at least float32. Use raw weights: folding and centring
     move the lengths of the rows by up to 8 %.
@@ -35,13 +37,14 @@ def generation_impact(
 
 def correctness_impact(
     post: Float[Tensor, "*batch neuron"],
-    W_out: Float[Tensor, "neuron d_model"],  # noqa: N803
+    W_out: Float[Tensor, "*#batch neuron d_model"],  # noqa: N803
     unembedding: Float[Tensor, "*#batch d_model"],
 ) -> Float[Tensor, "*batch neuron"]:
     """How much each neuron pushes one token: m times (its row of W_out . the token's column of the unembedding).
 
     In units of that token's logit, if there were no final norm; at least in float32. One token for all, or one for each
-    of the batch. Use raw weights. To take the final norm into account, give a direction of `FinalNorm` in its place.
+    of the batch. W_out is one layer's, or has leading axes that fit those of `post`. Use raw weights. To take the final
+    norm into account, give a direction of `FinalNorm` in its place.
 
     Source: the paper's effective score (arXiv 2406.09265v1).
 
@@ -54,9 +57,9 @@ def correctness_impact(
 
 
 def projected(
-    W_out: Float[Tensor, "neuron d_model"],  # noqa: N803
+    W_out: Float[Tensor, "*layers neuron d_model"],  # noqa: N803
     direction: Float[Tensor, "*batch d_model"],
-) -> Float[Tensor, "*batch neuron"]:
+) -> Float[Tensor, "*result neuron"]:
     """How far each neuron's row of W_out goes in a direction, in at least float32.
 
     Example:
@@ -64,7 +67,8 @@ def projected(
         tensor([5.0000, 0.5000])
     """
     dtype = torch.promote_types(W_out.dtype, torch.float32)
-    return direction.to(dtype) @ W_out.to(dtype).T
+    direction, rows = direction.to(dtype), W_out.to(dtype)
+    return direction @ rows.T if rows.ndim == 2 else (rows @ direction.unsqueeze(-1)).squeeze(-1)
 
 
 def largest(scores: Float[Tensor, "*batch neuron"], k: int) -> Bool[Tensor, "*batch neuron"]:

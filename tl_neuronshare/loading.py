@@ -101,7 +101,7 @@ def _known_name(name: str) -> bool:
 def _load_hooked(
     name: str, *, local: bool, device: str | torch.device | None, dtype: torch.dtype
 ) -> tuple[LensModel, Any]:
-    """A HookedTransformer, by name or (which its own from_pretrained refuses) from a directory, and what it is made of."""
+    """A HookedTransformer, by name or, which TransformerLens refuses, from a directory; and what it is made of."""
     from transformer_lens import HookedTransformer
 
     if not local:

@@ -16,10 +16,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.files import write_tensors
 
 _FORMAT = "tl_neuronshare.masks/1"
 # The order of the languages in the files of LAPE's authors.
@@ -52,7 +52,7 @@ def random_like(
     check_mask(mask)
     within = torch.ones_like(mask) if within is None else within
     check_mask(within)
-    noise = torch.rand(mask.shape, generator=generator)
+    noise = torch.rand(mask.shape, generator=generator, dtype=torch.float32, device="cpu")
     return drawn(noise.to(mask.device), mask.sum(-1), within.to(mask.device))
 
 
@@ -109,7 +109,7 @@ def magnitude_matched_like(
         raise NeuronShareError(
             "impact is NaN or infinite for some of the mask's neurons; give finite numbers for these."
         )
-    noise = torch.rand(mask.shape, generator=generator).to(impact.device)
+    noise = torch.rand(mask.shape, generator=generator, dtype=torch.float32, device="cpu").to(impact.device)
     found, far = matched(noise, mask.to(impact.device), impact)
     if share := far.sum().item() / max(1, mask.sum().item()):
         warnings.warn(
@@ -194,7 +194,8 @@ def save_masks(masks: Mapping[str, Bool[Tensor, "*batch layer neuron"]], path: s
         check_mask(mask)
     if not Path(path).parent.is_dir() or Path(path).is_dir():
         raise NeuronShareError(f"{str(path)!r} is no file in a directory that exists; make the directory first.")
-    save_file({name: mask.to("cpu", copy=True).contiguous() for name, mask in masks.items()}, path, {"format": _FORMAT})
+    tensors = {name: mask.to("cpu", copy=True).contiguous() for name, mask in masks.items()}
+    write_tensors(tensors, path, {"format": _FORMAT})
 
 
 def load_masks(path: str | Path) -> dict[str, Bool[Tensor, "*batch layer neuron"]]:
@@ -268,8 +269,8 @@ def mask_from_frame(
                 f"Row {beyond.index[0]} of the table has {column} {beyond[column].iloc[0]}; "
                 f"there are {size}, counted from 0."
             )
-    mask = torch.zeros(*columns.values(), dtype=torch.bool)
-    mask[tuple(torch.tensor(frame[column].to_numpy(dtype="int64")) for column in columns)] = True
+    mask = torch.zeros(*columns.values(), dtype=torch.bool, device="cpu")
+    mask[tuple(torch.tensor(frame[column].to_numpy(dtype="int64"), device="cpu") for column in columns)] = True
     return mask
 
 
@@ -311,7 +312,7 @@ def load_lape_neurons(
         )
     masks = {}
     for name, layers in zip(names, found, strict=True):
-        mask = torch.zeros(len(layers), d_mlp, dtype=torch.bool)
+        mask = torch.zeros(len(layers), d_mlp, dtype=torch.bool, device="cpu")
         for layer, neurons in enumerate(layers):
             beyond = neurons[(neurons < 0) | (neurons >= d_mlp)]
             if len(beyond):

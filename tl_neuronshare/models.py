@@ -327,10 +327,12 @@ def final_norm(model: LensModel) -> FinalNorm:
     if not is_bridge(model):
         return FinalNorm(_as_weight(_tensor_of(module, "w")), "RMS" not in type(module).__name__, model.cfg.eps)
     with loaded(module), torch.no_grad():
-        parameter = next(module.parameters(), torch.zeros((), device=device_of(model)))
+        parameter = next(module.parameters(), torch.zeros((), device=device_of(model), dtype=torch.float32))
         weight = _tensor_of(module, "weight")
         eps = [getattr(module, name) for name in ("eps", "variance_epsilon") if hasattr(module, name)]
-        probe = 1 + torch.randn(8, model.cfg.d_model, generator=torch.Generator().manual_seed(0))  # of mean 1
+        probe = 1 + torch.randn(
+            8, model.cfg.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+        )  # of mean 1
         probe = probe.to(parameter.device, parameter.dtype)
         expected = (module(probe) - module(torch.zeros_like(probe))).float()
         for offset in (0.0, 1.0):  # Gemma's weights are their distance from 1
@@ -358,7 +360,7 @@ def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None
             that has one already, as from a chat template, gets no second.
 
     Raises:
-        NeuronShareError: BOS was asked for and the tokenizer has none.
+        NeuronShareError: BOS was asked for and the tokenizer has none, or a token that the model does not have.
     """
     bos = resolve_prepend_bos(model, prepend_bos)
     if bos and model.tokenizer.bos_token_id is None:
@@ -366,7 +368,20 @@ def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None
     # Special tokens that a tokenizer adds by itself differ between classes and versions: BOS is put there by hand.
     ids: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False).input_ids
     start = [model.tokenizer.bos_token_id]
-    return [row if row[:1] == start else start + row for row in ids] if bos else ids
+    rows = [row if row[:1] == start else start + row for row in ids] if bos else ids
+    last = max((max(row) for row in rows if row), default=0)
+    if last >= model.cfg.d_vocab:
+        token = model.tokenizer.convert_ids_to_tokens(last)
+        raise NeuronShareError(
+            f"The tokenizer of {name_of(model)} gives token {last} ({token!r}), and the model has only "
+            f"{model.cfg.d_vocab}. "
+            + (
+                "TransformerLens adds special tokens to a tokenizer that has none; use prepend_bos=False."
+                if bos and [last] == start
+                else "Use the tokenizer that the model was trained with."
+            )
+        )
+    return rows
 
 
 def resolve_prepend_bos(model: LensModel, prepend_bos: bool | None) -> bool:

@@ -35,6 +35,8 @@ _TENSORS = (
     ("W_Q",), ("_W_K", "W_K"), ("_W_V", "W_V"), ("W_O",), ("b_Q",), ("_b_K", "b_K"), ("_b_V", "b_V"), ("b_O",),
     ("W_in",), ("W_gate",), ("W_out",), ("b_in",), ("b_out",), ("w",), ("b",), ("W_E",), ("W_pos",), ("W_U",), ("b_U",),
 )  # fmt: skip
+# Packages whose modules make up a model; what else is in it was added to it.
+_MAKERS = ("torch", "transformers", "transformers_modules", "transformer_lens", "accelerate", "einops")
 _CHUNK = 1 << 18  # numbers at a time
 _CHUNK_OF_COLUMNS = 1000  # enough for a standard deviation
 _GOLDEN = -7046029254386353131  # 2 to the 64th by the golden ratio, signed: spreads places over all bits
@@ -153,6 +155,8 @@ def fingerprint_of_weights(model: LensModel) -> str:
         for name, tensor in _named_alike(model):
             checksum = _checksum(tensor)
             digest.update(f"{name} {tensor.numel()} {checksum}\n".encode() if checksum else b"")
+        for tensor in _added(model):
+            digest.update(f"added {tensor.numel()} {_checksum(tensor)}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -167,6 +171,18 @@ def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
                     yield from ((f"{place}.{names[0]}.{name}", tensor) for name, tensor in _tensors(model, part))
 
 
+def _added(model: LensModel) -> Iterator[Tensor]:
+    """The weights in modules that neither TransformerLens nor Transformers made, such as a LoRA adapter's."""
+    seen: set[int] = set()
+    for module in model.modules():
+        if type(module).__module__.split(".")[0] not in _MAKERS:
+            with models.loaded(module):
+                for parameter in module.parameters():
+                    if id(parameter) not in seen:
+                        seen.add(id(parameter))
+                        yield parameter
+
+
 def _tensors(model: LensModel, part: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Those of one module."""
     gemma = "Gemma" in str(getattr(model.cfg, "original_architecture", None) or getattr(model.cfg, "architecture", ""))
@@ -175,7 +191,9 @@ def _tensors(model: LensModel, part: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if not isinstance(tensor, Tensor):
             continue
         if names == ("W_E",) and gemma and models.is_bridge(model):
-            tensor = tensor * torch.tensor(model.cfg.d_model**0.5, dtype=tensor.dtype)  # HookedTransformer keeps it so
+            tensor = tensor * torch.tensor(
+                model.cfg.d_model**0.5, dtype=tensor.dtype, device="cpu"
+            )  # HookedTransformer keeps it so
         if names == ("W_pos",):
             if getattr(model.cfg, "positional_embedding_type", None) != "standard":
                 continue  # HookedTransformer makes one for BLOOM, and never uses it
@@ -196,8 +214,8 @@ def _checksum(tensor: Tensor) -> int:
     In the order of the axes, not of the memory: the two model classes keep some tensors transposed.
     """
     bits = tensor.detach().view(_INTEGERS[tensor.element_size()])
-    if bits.ndim == 1:
-        bits = bits.unsqueeze(0)
+    if bits.ndim < 2:
+        bits = bits.reshape(1, -1)
     columns = torch.arange(3, 4 * bits.shape[-1], 4, device=bits.device) * _GOLDEN
     rows = max(1, _CHUNK * len(bits) // max(1, bits.numel()))  # as 64 bits they take up to four times the memory
     sums, place = [], 0

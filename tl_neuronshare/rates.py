@@ -65,15 +65,17 @@ def activation_rates(
     layers = models.neuron_layers(model, site)
     verification.require(model, "logits", site)
     packing = verification.packing(model)
-    special = torch.tensor(models.special_tokens(model), dtype=torch.long)
+    special = torch.tensor(models.special_tokens(model), dtype=torch.long, device="cpu")
     widest = max(layer.width for layer in layers)
-    rates = torch.full((len(texts), len(layers), widest), torch.nan, dtype=torch.float64)  # counts may be large
+    rates = torch.full(
+        (len(texts), len(layers), widest), torch.nan, dtype=torch.float64, device="cpu"
+    )  # counts may be large
     with (
         models.left_as_found(model),
         tqdm(desc="activation rates", unit=" texts", disable=not progress, delay=2) as bar,
     ):
         for index, (language, of_one) in enumerate(texts.items()):
-            counts = [torch.zeros(layer.width, dtype=torch.int64) for layer in layers]
+            counts = [torch.zeros(layer.width, dtype=torch.int64, device="cpu") for layer in layers]
             n_tokens = 0
             for some in _some_at_a_time(of_one):
                 rows = list(_pieces(model, some, language, prepend_bos=prepend_bos))

@@ -93,10 +93,12 @@ class SharingRecorder:
         n_prompts, n_layers = self.n_examples * len(self.languages), len(self.layers)
         n_bytes = packed_width(max(layer.width for layer in self.layers))
         with torch.inference_mode(False):  # else they could not be written to outside it
-            self._packed = torch.zeros(len(self.thresholds), n_prompts, n_layers, n_bytes, dtype=torch.uint8)
-            self._borderline = torch.zeros(len(self.thresholds), n_prompts, dtype=torch.int32)
-            self._fired = torch.zeros(n_prompts, n_layers, dtype=torch.bool)
-            self._had_tokens = torch.zeros(n_prompts, dtype=torch.bool)
+            self._packed = torch.zeros(
+                len(self.thresholds), n_prompts, n_layers, n_bytes, dtype=torch.uint8, device="cpu"
+            )
+            self._borderline = torch.zeros(len(self.thresholds), n_prompts, dtype=torch.int32, device="cpu")
+            self._fired = torch.zeros(n_prompts, n_layers, dtype=torch.bool, device="cpu")
+            self._had_tokens = torch.zeros(n_prompts, dtype=torch.bool, device="cpu")
         self._handed_out = False
 
     def fwd_hooks(
@@ -210,7 +212,10 @@ class SharingRecorder:
         tokens: Int[Tensor, "prompt position"] | None,
     ) -> Batch:
         """The rows of one forward pass, checked."""
-        mask, tokens = (None if given is None else torch.as_tensor(given) for given in (mask, tokens))
+        mask, tokens = (
+            given if given is None or isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
+            for given in (mask, tokens)
+        )
         rows = range(self.n_examples)[examples] if isinstance(examples, slice) else as_list(examples)
         if not isinstance(rows, Sequence) or isinstance(rows, str) or not len(rows):
             raise NeuronShareError(f"examples={examples!r} selects no examples; give their numbers, such as [0, 1].")
@@ -238,7 +243,7 @@ class SharingRecorder:
         if mask is not None and not ((mask == 0) | (mask == 1)).all():
             raise NeuronShareError("attention_mask holds other values than 0 and 1; give 1 at tokens, 0 at padding.")
         prompts = [int(row) * len(self.languages) + self.languages.index(n) for row, n in zip(rows, names, strict=True)]
-        return Batch(self, torch.tensor(prompts), mask, tokens)
+        return Batch(self, torch.tensor(prompts, device="cpu"), mask, tokens)
 
     def special_tokens(self) -> list[int]:
         """What `any` and `all` leave out."""
@@ -292,7 +297,7 @@ class Batch:
             self._locate(mask.bool().cpu(), tokens)
         elif tokens is not None:
             self._refuse_padding(tokens.cpu())
-            self._locate(torch.ones(tokens.shape, dtype=torch.bool), tokens)
+            self._locate(torch.ones(tokens.shape, dtype=torch.bool, device="cpu"), tokens)
 
     def hook(self, tensor: Tensor, hook: Any, *, layer: int) -> None:
         """A hook function; it returns nothing, and so edits nothing."""
@@ -367,7 +372,7 @@ class Batch:
         if tensor.ndim == 3 and tensor.shape[0] == n_prompts and tensor.shape[2] == width:
             length = tensor.shape[1]
             if self._length is None:
-                self._locate(torch.ones(tensor.shape[:2], dtype=torch.bool), None)
+                self._locate(torch.ones(tensor.shape[:2], dtype=torch.bool, device="cpu"), None)
             if length == self._length and not (length == 1 and self.is_complete):
                 self._reached = length
                 return False
@@ -398,7 +403,9 @@ class Batch:
         self._length = shown.shape[1]
         counted = shown
         if tokens is not None and recorder.special_tokens():
-            counted = shown & ~torch.isin(tokens.cpu(), torch.tensor(recorder.special_tokens()))
+            counted = shown & ~torch.isin(
+                tokens.cpu(), torch.tensor(recorder.special_tokens(), dtype=torch.long, device="cpu")
+            )
         needed = tokens_needed(recorder.position)
         too_short = counted.sum(1) < needed
         if too_short.any():

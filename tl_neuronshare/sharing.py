@@ -21,12 +21,12 @@ import torch
 from einops import einsum, rearrange, reduce
 from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tl_neuronshare.activation import pack, packed_width, unpack
 from tl_neuronshare.chance import independent_types, jaccard
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.files import write_tensors
 from tl_neuronshare.prompts import ParallelPrompts, are_of, hashes_of, short_hash
 
 _FORMAT = "tl_neuronshare.NeuronSharing/1"
@@ -336,11 +336,14 @@ class NeuronSharing:
             raise NeuronShareError(f"seed={seed!r} is no whole number.")
         generator = torch.Generator().manual_seed(int(seed))
         offsets = torch.cat(
-            [torch.zeros(1, dtype=torch.long), 1 + torch.randperm(self.n_examples - 1, generator=generator)]
+            [
+                torch.zeros(1, dtype=torch.long, device="cpu"),
+                1 + torch.randperm(self.n_examples - 1, generator=generator, device="cpu"),
+            ]
         )
-        places = rearrange(torch.arange(self.n_examples), "example -> example 1") + offsets[:n_languages]
+        places = rearrange(torch.arange(self.n_examples, device="cpu"), "example -> example 1") + offsets[:n_languages]
         return NeuronSharing(
-            self._packed[places % self.n_examples, torch.arange(n_languages)],
+            self._packed[places % self.n_examples, torch.arange(n_languages, device="cpu")],
             languages=self.languages,
             widths=self.widths,
             hooks=self.hooks,
@@ -412,7 +415,7 @@ class NeuronSharing:
             >>> list(sharing.persistence().columns)
             ['layer', 'type', 'average', 'every', 'chance']
         """
-        shares, always = [], torch.ones(len(TYPES), self.n_layers, self.d_mlp, dtype=torch.bool)
+        shares, always = [], torch.ones(len(TYPES), self.n_layers, self.d_mlp, dtype=torch.bool, device="cpu")
         for of_type in self._masks():
             shares.append(self._percent(of_type))
             always &= of_type.all(1)
@@ -450,7 +453,10 @@ class NeuronSharing:
             1       de  66.7   66.7
             2      all  33.3   33.3
         """
-        percent, ever = [], torch.zeros(len(self.languages) + 1, self.n_layers, self.d_mlp, dtype=torch.bool)
+        percent, ever = (
+            [],
+            torch.zeros(len(self.languages) + 1, self.n_layers, self.d_mlp, dtype=torch.bool, device="cpu"),
+        )
         for activated in self._chunks():
             with_all = torch.cat([activated, activated.any(1, keepdim=True)], dim=1)
             percent.append(self._percent(~with_all & self.is_neuron))
@@ -539,7 +545,7 @@ class NeuronSharing:
             raise NeuronShareError(
                 f"The metadata cannot be saved: {error}. Keep to text, numbers and lists."
             ) from error
-        save_file({"packed": self._packed.contiguous()}, path, texts)
+        write_tensors({"packed": self._packed.contiguous()}, path, texts)
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronSharing:
@@ -596,11 +602,13 @@ class NeuronSharing:
     @property
     def is_neuron(self) -> Bool[Tensor, "layer neuron"]:
         """Whether each place is a neuron; False where a layer is narrower than the widest."""
-        return torch.arange(self.d_mlp) < rearrange(torch.tensor(self.widths), "layer -> layer 1")
+        return torch.arange(self.d_mlp, device="cpu") < rearrange(
+            torch.tensor(self.widths, device="cpu"), "layer -> layer 1"
+        )
 
     def _percent(self, chosen: Bool[Tensor, "*batch layer neuron"]) -> Float[Tensor, "*batch layer"]:
         """Percent of each layer's own neurons."""
-        return 100 * chosen.sum(-1).double() / torch.tensor(self.widths)
+        return 100 * chosen.sum(-1).double() / torch.tensor(self.widths, device="cpu")
 
 
 def as_type(type: NeuronType | str) -> NeuronType:

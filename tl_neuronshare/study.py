@@ -235,7 +235,7 @@ class _Ablating:
         self.model, self.evaluation, self.selection, self.protocol = model, evaluation, selection, protocol
         self.layers = models.neuron_layers(model, "post")
         self.edited = layers_to_edit(model, protocol.site, protocol.mode)
-        self.special = torch.tensor(models.special_tokens(model))
+        self.special = torch.tensor(models.special_tokens(model), dtype=torch.long, device="cpu")
         self._references: dict[str, Tensor] = dict(protocol.values) if isinstance(protocol.values, Mapping) else {}
 
     def check(self) -> None:
@@ -255,9 +255,18 @@ class _Ablating:
                     f"Language {language!r}, example {prompts.examples[shortest.example]!r}: the prompt has "
                     f"{len(shortest.before)} token(s), too few for position={how.position}."
                 )
-        values = torch.zeros(1, *shape) if how.mode in ("mean", "resample") else how.values
+        values = (
+            torch.zeros(1, *shape, dtype=torch.float32, device="cpu")
+            if how.mode in ("mean", "resample")
+            else how.values
+        )
         enough = max(1, needed)
-        self.hooks(torch.zeros(1, *shape, dtype=torch.bool), values, enough, torch.zeros(1, enough, dtype=torch.long))
+        self.hooks(
+            torch.zeros(1, *shape, dtype=torch.bool, device="cpu"),
+            values,
+            enough,
+            torch.zeros(1, enough, dtype=torch.long, device="cpu"),
+        )
 
     def hooks(
         self,
@@ -281,7 +290,12 @@ class _Ablating:
     def impact(self, language: str, examples: Sequence[int]) -> Float[Tensor, "row layer neuron"]:
         """Each neuron's generation impact at the last prompt token, of the unablated model; NaN where there is none."""
         rows = [self.evaluation.prompt_tokens[language][example] for example in examples]
-        impact = torch.full((len(rows), self.selection.sharing.n_layers, self.selection.sharing.d_mlp), torch.nan)
+        impact = torch.full(
+            (len(rows), self.selection.sharing.n_layers, self.selection.sharing.d_mlp),
+            torch.nan,
+            dtype=torch.float32,
+            device="cpu",
+        )
         packing = verification.packing(self.model)
         for some in plan_batches([(len(row),) for row in rows], len(rows), packing=packing):
             read = models.values_of(self.model, self.layers, *left_padded([rows[number] for number in some]), -1)
@@ -334,7 +348,7 @@ class _Draws:
     def hooks(self, language: str, examples: Tensor, prompt_tokens: int, tokens: Tensor) -> Hooks:
         """For one batch."""
         unique = sorted(set(examples.tolist()))
-        row = torch.tensor([unique.index(example) for example in examples.tolist()])
+        row = torch.tensor([unique.index(example) for example in examples.tolist()], device="cpu")
         mask = self._draw(language, unique)
         values = self.ablating.values_for(language, unique, self.type, self.seed)
         values = values[row] if isinstance(values, Tensor) and values.ndim == 3 else values

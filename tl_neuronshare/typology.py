@@ -27,6 +27,9 @@ _SETS = {
     "geography": ("geocoord_features.npz", ""),
 }
 _FAMILY = ("family_features.npz", "F_")
+# Codes that have no family in URIEL, and others of the same language, or of one next to it, that do.
+_WITH_FAMILY = {"nob": "nor", "nno": "nor", "lvs": "lav", "ltg": "lav", "ekk": "est", "que": "quz", "twi": "aka"}
+_ISOLATES = ("eu", "eus")  # which have none in truth
 _FEWEST = 4  # languages: three have six orders, so that no p-value could be below 1/6
 _EXACT = 5040  # orders that are all tried: those of seven languages
 _CHUNK = 1 << 22  # numbers at a time
@@ -68,16 +71,23 @@ def typological_similarity(languages: Sequence[str], *, features: Features = "sy
 def same_family(languages: Sequence[str]) -> pd.DataFrame:
     """Whether two languages are of one family (in URIEL, which has Glottolog's families), as 1 or 0.
 
-    Needs lang2vec: `pip install "tl_neuronshare[typology]"`.
+    Needs lang2vec: `pip install "tl_neuronshare[typology]"`. Where URIEL gives a family to one code of a language only
+    (no, and not nb), that one serves.
 
     Raises:
-        NeuronShareError: lang2vec is missing, or an unknown language.
+        NeuronShareError: lang2vec is missing, an unknown language, or one whose family URIEL does not know.
 
     Example:
         >>> same_family(["en", "ru", "th"]).loc["en"].to_dict()
         {'en': 1.0, 'ru': 1.0, 'th': 0.0}
     """
     vectors = _vectors(languages, _FAMILY)
+    for language, known in zip(languages, vectors.any(1), strict=True):
+        if not known and language not in _ISOLATES:
+            raise NeuronShareError(
+                f"URIEL does not say of which family {language!r} is; use another code of the language, or one of its "
+                "varieties, or leave it out."
+            )
     shared = (vectors @ vectors.T > 0).astype(float)
     np.fill_diagonal(shared, 1)  # of an isolate too
     return _square(shared, languages)
@@ -233,7 +243,8 @@ def _vectors(languages: Sequence[str], features: tuple[str, str]) -> NDArray[np.
         known = {language: row for row, language in enumerate(file["langs"].tolist())}
         columns = [column for column, feature in enumerate(file["feats"].tolist()) if feature.startswith(prefix)]
         plain = [language.split("-")[0] for language in languages]  # zh-hans is zh
-        rows = [known.get(codes.get(language, language)) for language in plain]
+        given = [codes.get(language, language) for language in plain]
+        rows = [known.get(_WITH_FAMILY.get(code, code) if features == _FAMILY else code) for code in given]
         if None in rows:
             raise NeuronShareError(
                 f"Language {languages[rows.index(None)]!r} is not in URIEL; use an ISO 639 code such as en, or leave "

@@ -273,7 +273,7 @@ class _Run:
 
     def logits(self, row: Sequence[int]) -> Float[Tensor, "position vocabulary"]:
         """Of one row alone, at all its positions."""
-        return _plain(models.last_logits(self.model, torch.tensor([row]), None, len(row))[0])
+        return _plain(models.last_logits(self.model, torch.tensor([row], device="cpu"), None, len(row))[0])
 
     def expected(self, row: Sequence[int]) -> Float[Tensor, "position vocabulary"]:
         """The same without TransformerLens where that can be had; else the model's own."""
@@ -296,7 +296,7 @@ class _Run:
                 read[number].append(tensor)
 
         with models.reading(self.model, layers, keep):
-            models.run(self.model, torch.tensor([row]), None)
+            models.run(self.model, torch.tensor([row], device="cpu"), None)
         for number, layer in enumerate(layers):
             shapes = [tuple(tensor.shape) for tensor in read[number]]
             if shapes != [(1, len(row), layer.width)]:
@@ -425,7 +425,7 @@ def _written(run: _Run, row: Sequence[int], hooks: models.Hooks) -> float:
                 lambda module, inputs, output, number=number: outputs.update({number: output})
             )
             stack.callback(handle.remove)
-        models.run(run.model, torch.tensor([row]), None)
+        models.run(run.model, torch.tensor([row], device="cpu"), None)
     expected = [
         values[number] @ models.output_weights(run.model, layer.hook) + models.output_bias(run.model, layer.hook)
         for number, layer in enumerate(layers)
@@ -443,7 +443,7 @@ def _check_edit(run: _Run, *, site: Site) -> Outcome:
     """Half of each layer's neurons set to zero, here and where the model computes them."""
     layers = models.neuron_layers(run.model, "up" if site == "up" else "post")  # the gate is edited at `post`
     generator = torch.Generator().manual_seed(0)
-    masks = [torch.rand(layer.width, generator=generator) < 0.5 for layer in layers]
+    masks = [torch.rand(layer.width, generator=generator, dtype=torch.float32, device="cpu") < 0.5 for layer in layers]
 
     def zero(tensor: Tensor, hook: Any, *, mask: Tensor) -> Tensor:
         return tensor.masked_fill(mask.to(tensor.device), 0)
@@ -490,7 +490,7 @@ def _check_unembedding(run: _Run) -> Outcome:
     given, read, logits = (_plain(tensor[0]) for tensor in (seen[last][1], *seen[unembed]))
     if given.shape != read.shape or not _apart(read, given) <= run.bound:
         return Outcome.of(torch.inf, run.bound, "what the unembedding reads is not what the final norm gives")
-    tokens = torch.arange(0, logits.shape[-1], max(1, logits.shape[-1] // 512))
+    tokens = torch.arange(0, logits.shape[-1], max(1, logits.shape[-1] // 512), device="cpu")
     expected = given @ _plain(models.unembedding(run.model, tokens))
     steps = [part - part.roll(1, 0) for part in (logits[:, tokens], expected)] if len(row) > 1 else [logits, expected]
     return Outcome.of(_apart(*steps), run.bound, "logits are not the final norm's output times the unembedding")
@@ -507,7 +507,7 @@ def _check_padding(run: _Run) -> Outcome:
     apart, end = models.last_logits(run.model, tokens, mask, tokens.shape[1]), max(len(before) for before, _ in halves)
     values = []
     for number, row in enumerate(rows):
-        alone = models.values_of(run.model, layers, torch.tensor([row]), None, -1)
+        alone = models.values_of(run.model, layers, torch.tensor([row], device="cpu"), None, -1)
         values.append(_furthest((_plain(layer[number]) for layer in together), (_plain(layer[0]) for layer in alone)))
         expected = run.logits(row)
         values.append(_apart(_plain(logits[number]), expected[-1]))
@@ -521,7 +521,7 @@ def _check_padding(run: _Run) -> Outcome:
 def _check_cache(run: _Run) -> Outcome:
     """The logits of some steps with the cache against those without."""
     rows = run.rows if _passes(run.model, "padding") else run.rows[:1]
-    forced = torch.tensor([run.rows[0][:1] * len(rows), run.rows[0][-1:] * len(rows)])
+    forced = torch.tensor([run.rows[0][:1] * len(rows), run.rows[0][-1:] * len(rows)], device="cpu")
     steps: dict[bool, list[Tensor]] = {}
     for cached in (True, False):
         with decoding.next_logits(run.model, *left_padded(rows), cached=cached) as step:
@@ -563,7 +563,7 @@ def _check_generate(run: _Run) -> Outcome:
 def _n_unlikely(run: _Run, row: Sequence[int], new: Sequence[int]) -> int:
     """How many of the new tokens are not the likeliest after those before them, by more than rounding."""
     logits = run.expected([*row, *new])[len(row) - 1 : -1]
-    chosen = logits.gather(-1, torch.tensor(new)[:, None])[:, 0]
+    chosen = logits.gather(-1, torch.tensor(new, device="cpu")[:, None])[:, 0]
     return int((logits.amax(-1) - chosen > run.bound * logits.abs().max()).sum())
 
 
