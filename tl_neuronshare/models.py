@@ -370,11 +370,11 @@ def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None
     start = [model.tokenizer.bos_token_id]
     rows = [row if row[:1] == start else start + row for row in ids] if bos else ids
     last = max((max(row) for row in rows if row), default=0)
-    if last >= model.cfg.d_vocab:
+    if last >= vocabulary_size(model):
         token = model.tokenizer.convert_ids_to_tokens(last)
         raise NeuronShareError(
             f"The tokenizer of {name_of(model)} gives token {last} ({token!r}), and the model has only "
-            f"{model.cfg.d_vocab}. "
+            f"{vocabulary_size(model)}. "
             + (
                 "TransformerLens adds special tokens to a tokenizer that has none; use prepend_bos=False."
                 if bos and [last] == start
@@ -382,6 +382,12 @@ def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None
             )
         )
     return rows
+
+
+def vocabulary_size(model: LensModel) -> int:
+    """How many tokens the model knows: rows of its embedding, since `cfg.d_vocab` may be the tokenizer's."""
+    embedding = _tensor_of(attribute(model, "embed"), "W_E")
+    return int(model.cfg.d_vocab) if embedding is None else len(embedding)
 
 
 def resolve_prepend_bos(model: LensModel, prepend_bos: bool | None) -> bool:

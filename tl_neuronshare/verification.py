@@ -228,12 +228,13 @@ def _rows(model: LensModel, texts: Sequence[str] | None) -> list[list[int]]:
     if texts is not None and (isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts)):
         raise NeuronShareError(f"texts={texts!r}; give a list of texts.")
     longest = max(1, min(_LONGEST, model.cfg.n_ctx - _N_NEW))
-    if texts is not None:
-        rows = [row[:longest] for row in models.tokenise(model, texts) if row]
-    else:
-        caps = (longest, 3 * longest // 4, longest // 2, longest // 4)
-        rows = [row[: max(1, cap)] for cap, row in zip(caps, models.tokenise(model, TEXTS), strict=True) if row]
-    return rows or [[token % model.cfg.d_vocab for token in range(1, longest + 1)]]
+    try:
+        rows = models.tokenise(model, TEXTS if texts is None else texts)
+    except NeuronShareError:  # a BOS that the model does not have; whoever asks for it is told
+        rows = models.tokenise(model, TEXTS if texts is None else texts, prepend_bos=False)
+    caps = (longest, 3 * longest // 4, longest // 2, longest // 4) if texts is None else [longest] * len(rows)
+    rows = [row[: max(1, cap)] for cap, row in zip(caps, rows, strict=True) if row]
+    return rows or [[token % models.vocabulary_size(model) for token in range(1, longest + 1)]]
 
 
 def _applies(model: LensModel, name: str) -> bool:
