@@ -41,7 +41,7 @@ class Zoo:
     def kind(self, name: str) -> zoo.Kind:
         """What a name stands for: `llama`, or `llama-2-13` for one of two layers of 13 neurons."""
         name, *sizes = name.split("-")
-        return zoo.of_size(name, *map(int, sizes)) if sizes else zoo.KINDS[name]
+        return zoo.of_size(name, *map(int, sizes)) if sizes else (zoo.KINDS | zoo.MORE_KINDS)[name]
 
     def directory(self, name: str) -> Path:
         """Where the model of this name is saved."""

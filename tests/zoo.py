@@ -175,6 +175,21 @@ KINDS = {
 }
 
 
+def _like_llama(model_type: str, **config: Any) -> Kind:
+    return Kind(
+        model_type, {**_LLAMA, **config}, 3, "model.layers.{}.mlp.down_proj", "model.norm", bos=True, hooked=None
+    )
+
+
+# Architectures for what must hold of every decoder; the tests that go through all of KINDS leave them out.
+MORE_KINDS = {
+    "qwen3": _like_llama("qwen3"),
+    "mistral": _like_llama("mistral", sliding_window=6),
+    "phi3": _like_llama("phi3"),
+    "gemma3": _like_llama("gemma3_text", sliding_window=6),
+}
+
+
 CONTEXT = 24  # of the models of drawn size: short, so that prompts as long as it are quickly run
 
 

@@ -154,8 +154,10 @@ def _longer(mask: Int[Tensor, "row position"]) -> Int[Tensor, "row longer"]:
 def _cache_by_its_old_name(model: LensModel) -> Iterator[None]:
     """Hand attention layers their cache by the name that TransformerLens looks for, too.
 
-    Transformers 5.24 calls it `cache`; TransformerLens up to 4.3 reads `past_key_values` only, and so drops it.
+    Transformers 5.24 calls it `cache`; TransformerLens up to 4.3 reads `past_key_values` only, and so drops it. Layers
+    that leave attention to Hugging Face's module take it as it is.
     """
+    from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 
     def rename(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if options.get("cache") is None or "past_key_values" in options:
@@ -164,6 +166,6 @@ def _cache_by_its_old_name(model: LensModel) -> Iterator[None]:
 
     with ExitStack() as stack:
         for module in model.modules():
-            if hasattr(module, "_update_kv_cache"):
+            if isinstance(module, AttentionBridge) and type(module).forward is not AttentionBridge.forward:
                 stack.callback(module.register_forward_pre_hook(rename, with_kwargs=True).remove)
         yield

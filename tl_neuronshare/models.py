@@ -426,9 +426,12 @@ def last_positions_only(model: LensModel, keep: int) -> Iterator[None]:
 
 
 def forward(
-    model: LensModel, tokens: Int[Tensor, "row position"], mask: Int[Tensor, "row position"] | None, **options: Any
+    model: LensModel,
+    tokens: Int[Tensor, "row position"],
+    mask: Int[Tensor, "row position_so_far"] | None,
+    **options: Any,
 ) -> Any:
-    """One forward pass, with whatever else the model's own takes."""
+    """One forward pass, with whatever else the model's own takes; with a cache, `mask` may be of all tokens so far."""
     device = device_of(model)
     masked = {} if mask is None else {"attention_mask": mask.to(device)}
     return model(tokens.to(device), **masked, **options)
