@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 import reference
 import tl_neuronshare as ns
 import zoo
 from test_ablation import SIX, mask_of
 from test_memory import PeakMemory
-from tl_neuronshare import batching, evaluation, models
+from tl_neuronshare import batching, decoding, evaluation, models, verification
 
 # Answers and choices of one to many tokens; "ance" and the like merge with what is before them.
 PROMPTS = {
@@ -144,6 +145,9 @@ def test_what_exact_takes_for_the_same():
         ("Ｐａｒｉｓ", "Paris"),
         ("ÄGYPTEN", "Ägypten"),
         ("a  b", "a b"),
+        ("\u200fباريس\u200e", "باريس"),
+        ("Pa\u00adris\u200b", "Paris"),
+        ("\u2068Paris\u2069.", "Paris"),
     ]
     other = [("-5", "5"), ("5 %", "5"), ("Paris is", "Paris"), ("", "x"), ("C++", "C"), ("C#", "C"), (".5", "5")]
     assert all(evaluation.normalised(a) == evaluation.normalised(b) for a, b in same)
@@ -184,6 +188,105 @@ def test_exact_is_cut_at_stop_and_at_a_number_of_tokens(animals):
     first = ns.evaluate(model, prompts, scoring="exact", max_new_tokens=1)
     assert whole.startswith(first["prediction"][0])
     assert not first["correct"].any()
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The rows that were decoded, in the order in which they were."""
+    rows = []
+    greedy = decoding.greedy
+
+    def spy(model, of_batch, *args, **options):
+        rows.extend(map(tuple, of_batch))
+        return greedy(model, of_batch, *args, **options)
+
+    monkeypatch.setattr(decoding, "greedy", spy)
+    return rows
+
+
+@pytest.mark.parametrize("scoring", ["exact", "number"])
+def test_what_scoring_has_proved_is_not_decoded(animals, backend, decoded, scoring):
+    """And what is decoded in its place is the same: a hook that nobody knows, and edits nothing, has all decoded."""
+    model = animals.lens("demo", backend)
+    facts = ns.tasks.world_facts(relations=["sum"], languages=["en", "zh"], limit=20)
+    mask = ns.categorise(model, facts).mask("all-shared")
+    verification.require(model, "decoding")  # which decodes too
+    decoded.clear()
+    for fwd_hooks in (None, lambda language, examples: ns.ablation_hooks(model, mask[examples])):
+        few = ns.evaluate(model, facts, scoring=scoring, fwd_hooks=fwd_hooks)
+        n_few = len(decoded)
+        decoded.clear()
+        with model.hooks(fwd_hooks=[("blocks.0.mlp.hook_post", lambda tensor, hook: None)]):
+            everything = ns.evaluate(model, facts, scoring=scoring, fwd_hooks=fwd_hooks)
+        assert few.equals(everything)
+        assert len(decoded) == 40
+        assert n_few < 40
+        if scoring == "exact":  # a right answer is proved, and a wrong one may be by its first tokens
+            assert n_few <= (~few["correct"]).sum()
+        decoded.clear()
+
+
+def test_what_is_not_proved_is_decoded(animals, decoded, monkeypatch):
+    model = animals.lens("demo", "bridge")
+    facts = ns.demo.prompts()[:6].select(["en", "de"])
+    verification.require(model, "decoding")
+    decoded.clear()
+    expected = ns.evaluate(model, facts, scoring="exact")
+    assert expected["correct"].all()
+    assert not decoded
+    edits = ns.ablation_hooks(model, torch.zeros(4, 512, dtype=torch.bool), mode=lambda tensor: tensor.cumsum(1))
+    assert ns.evaluate(model, facts, scoring="exact", fwd_hooks=edits).equals(expected)
+    assert len(decoded) == 12  # what the user's function does to one token may depend on others
+    decoded.clear()
+    monkeypatch.setattr(verification, "noise", lambda model: 10.0)  # no margin is as large
+    assert ns.evaluate(model, facts, scoring="exact").equals(expected)
+    assert len(decoded) == 12
+
+
+def test_an_answer_that_merges_with_its_prompt_is_decoded(animals, decoded):
+    """Its tokens are not those that would follow the prompt."""
+    model = animals.lens("bloom", "bridge")
+    verification.require(model, "decoding")
+    decoded.clear()
+    table = ns.evaluate(model, QUIZ, scoring="exact", max_new_tokens=1)
+    assert table["merged"].any()
+    merged = [row for row in table.itertuples() if row.merged]
+    prompts = {tuple(models.tokenise(model, [PROMPTS[row.language][row.example]])[0]) for row in merged}
+    assert prompts <= set(decoded)
+
+
+def test_an_answer_ends_at_every_end_token_that_the_model_names(animals, tmp_path):
+    """As Gemma's end of turn, which its tokenizer does not know for an end."""
+    model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
+    prompts = ns.ParallelPrompts(
+        {la: PROMPTS[la][:2] for la in ("en", "de")}, {la: [" x", " y"] for la in ("en", "de")}
+    )
+    free = ns.evaluate(model, prompts, scoring="exact", max_new_tokens=6)
+    ids = [model.tokenizer(text, add_special_tokens=False).input_ids for text in free["prediction"]]
+    third = ids[0][2]
+    model.original_model.generation_config.eos_token_id = [0, third]
+    assert models.end_tokens(model) == [0, third]
+    ended = ns.evaluate(model, prompts, scoring="exact", max_new_tokens=6)
+    for row, whole in zip(ended["prediction"], ids, strict=True):
+        assert row == model.tokenizer.decode(whole[: whole.index(third)] if third in whole else whole)
+    assert ended["prediction"][0] != free["prediction"][0]
+
+
+def test_choices_that_are_the_same_tokens_are_refused(animals, tmp_path):
+    """To a tokenizer that lowers its letters; the first would always win, and the accuracy be 0."""
+    model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
+    tokenizer = model.tokenizer.backend_tokenizer
+    tokenizer.normalizer = normalizers.Lowercase()
+    quiz = ns.ParallelPrompts(
+        {"en": ["A chair"], "de": ["Ein Stuhl"]},
+        {"en": [" Polish"], "de": [" Po"]},
+        {"en": [[" polish", " Polish"]], "de": [[" Po", " x"]]},
+    )
+    with pytest.raises(
+        ns.NeuronShareError, match="'en', example 0: the choices ' polish' and ' Polish' are the same tok"
+    ):
+        ns.evaluate(model, quiz)
+    assert len(ns.evaluate(model, quiz, scoring="exact")) == 2  # which chooses nothing
 
 
 # Hooks.

@@ -97,3 +97,25 @@ def test_a_norm_of_another_kind_is_refused(animals, as_users_run_it, monkeypatch
     monkeypatch.setitem(model.ln_final._modules, "_original_component", Strange())
     with pytest.raises(ns.NeuronShareError, match=r"a Strange, is neither a LayerNorm nor an RMSNorm; use norm"):
         models.final_norm(model)
+
+
+def test_all_layers_at_once_are_each_layer_alone(animals, backend):
+    """`model.W_out` [layer, neuron, d_model] with values [row, layer, neuron], as the contract has it."""
+    model = animals.lens("bloom", backend)
+    W_out = torch.stack([models.output_weights(model, f"blocks.{layer}.mlp.hook_post") for layer in range(3)])  # noqa: N806
+    assert torch.equal(model.W_out, W_out)
+    post, tokens = torch.randn(5, 3, 128), torch.randn(5, 32)
+    for whole, of_layer in (
+        (ns.generation_impact(post, W_out), lambda layer: ns.generation_impact(post[:, layer], W_out[layer])),
+        (ns.generation_impact(post[0], W_out)[None], lambda layer: ns.generation_impact(post[:1, layer], W_out[layer])),
+        (
+            ns.correctness_impact(post, W_out, tokens[:, None]),
+            lambda layer: ns.correctness_impact(post[:, layer], W_out[layer], tokens),
+        ),
+        (
+            ns.correctness_impact(post, W_out, tokens[0]),
+            lambda layer: ns.correctness_impact(post[:, layer], W_out[layer], tokens[0]),
+        ),
+    ):
+        for layer in range(3):
+            torch.testing.assert_close(whole[:, layer], of_layer(layer))

@@ -1,6 +1,6 @@
 """The invariants of the design, by number: on the zoo, and under hypothesis on models and prompts of any size.
 
-The fifth is about ablation, which is not there yet; pure parts of the first are in test_sharing.py too.
+Pure parts of the first are in test_sharing.py too; the fifth is in test_ablation.py.
 """
 
 from __future__ import annotations
@@ -402,3 +402,65 @@ def test_invariant_9_plotting_changes_no_global_style(bloom, prompts):
     sharing = ns.categorise(bloom, prompts)
     ns.plots.patterns(sharing.summary(), sharing.by_language())
     assert dict(matplotlib.rcParams) == before
+
+
+# 9: it works under the user's own default dtype, default device, inference mode and deterministic algorithms.
+
+
+@contextmanager
+def under(setting):
+    """A setting of the user's; the device `meta` holds no numbers, so that a tensor made there is seen at once."""
+    try:
+        torch.set_default_dtype({"bfloat16": torch.bfloat16, "float64": torch.float64}.get(setting, torch.float32))
+        torch.set_default_device("meta" if setting == "another device" else None)
+        torch.use_deterministic_algorithms(setting == "deterministic")
+        with torch.inference_mode(setting == "inference mode"):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.use_deterministic_algorithms(False)
+
+
+def everything(model, prompts):
+    """What every public function that runs a model gives, and some that do not."""
+    quiet = {"progress": False}
+    few = {**quiet, "seeds": [0], "types": ["all-shared"], "n_resamples": 20}
+    sharing = ns.categorise(model, prompts, position="any", **quiet)
+    masks = sharing.mask("all-shared")
+    texts = {"en": ["Country code of Peru → PE"]}
+    tokens = torch.tensor(models.tokenise(model, [prompts.prompts["en"][0]]), device="cpu")
+    cache = model.run_with_cache(tokens)[1]
+    yield sharing
+    yield ns.categorise_caches({"en": cache, "de": cache})
+    yield ns.activation_rates(model, texts, **quiet)
+    yield from ns.reference_values(model, prompts, position="all", **quiet).values()
+    yield ns.evaluate(model, prompts, **quiet)
+    hooks = lambda language, examples: ns.ablation_hooks(model, masks[examples])  # noqa: E731
+    yield ns.evaluate(model, prompts, scoring="exact", fwd_hooks=hooks, **quiet)
+    yield ns.perplexity(model, texts, **quiet)
+    yield ns.ablation_study(model, prompts, sharing, mode="mean", scoring="exact", **few)
+    yield ns.ablation_study(model, prompts, sharing, mode="resample", position="last", equal_size=True, **few)
+    for norm in ("frozen", "full"):
+        yield ns.attribute(model, prompts, sharing, norm=norm, answer="all", n_resamples=20, **quiet)
+    yield ns.top_neurons(model, prompts, sharing, **quiet)
+    yield ns.random_like(masks, generator=torch.Generator().manual_seed(0))
+    yield from (sharing.summary(), sharing.by_language(), sharing.persistence(), sharing.overlap())
+    yield ns.mask_from_frame(ns.mask_to_frame(masks[0]), n_layers=4, d_mlp=512)
+
+
+@pytest.mark.parametrize("setting", ["bfloat16", "float64", "another device", "inference mode", "deterministic"])
+def test_invariant_9_the_user_s_settings_change_nothing(animals, backend, setting):
+    model, prompts = animals.lens("demo", backend), ns.demo.prompts()[:4].select(["en", "de", "ru"])
+    expected = list(everything(model, prompts))
+    with under(setting):
+        ns.verify(model)
+        found = list(everything(model, prompts))
+    for one, other in zip(expected, found, strict=True):
+        if isinstance(one, torch.Tensor):
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+        elif isinstance(one, ns.NeuronSharing):
+            assert one == other
+        else:
+            assert one.equals(other)

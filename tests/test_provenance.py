@@ -189,3 +189,39 @@ def test_a_processed_bridge_is_known(animals):
     assert provenance.describe(model)["weights"] == "not folded"
     model.enable_compatibility_mode(disable_warnings=True)
     assert provenance.describe(model)["weights"] == "folded"
+
+
+class LowRank(torch.nn.Module):
+    """A linear map with an adapter beside it, as LoRA has it."""
+
+    def __init__(self, linear, rank=2):
+        super().__init__()
+        self.linear = linear
+        self.down = torch.nn.Parameter(torch.randn(rank, linear.in_features))
+        self.up = torch.nn.Parameter(torch.randn(linear.out_features, rank))
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("linear"), name)
+
+    def forward(self, inputs):
+        return self.linear(inputs) + inputs @ self.down.T @ self.up.T
+
+
+def test_an_adapter_makes_another_model_of_it(animals, prompts):
+    """The weights that TransformerLens names stay as they are, and the activations do not."""
+    model = ns.load_model(animals.directory("llama"), backend="bridge", device="cpu")
+    before = ns.categorise(model, prompts)
+    weights = fingerprint_of_weights(model)
+    query = model.blocks[0].attn.q
+    query.add_module("_original_component", LowRank(query.original_component))
+    after = ns.categorise(model, prompts)
+    assert after.activated().ne(before.activated()).any()
+    assert fingerprint_of_weights(model) != weights
+    with pytest.raises(ns.NeuronShareError, match="Result 1 has .*concatenate results that measured the same"):
+        ns.NeuronSharing.concatenate([before, after])
+    with torch.no_grad():
+        query.original_component.up[0, 0] += 1
+    assert fingerprint_of_weights(model) not in (weights, after.metadata["fingerprint"].split("-")[0])

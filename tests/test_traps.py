@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+import reference
 import tl_neuronshare as ns
 import zoo
 from tl_neuronshare import batching, models
@@ -169,3 +171,48 @@ def test_prompts_that_to_tokens_would_cut_off(animals, backend):
     assert model.to_tokens(text).shape[1] == model.cfg.n_ctx  # the trap
     with pytest.raises(ns.NeuronShareError, match="'de', example 0: the prompt has 40[01] tokens"):
         ns.categorise(model, ns.ParallelPrompts({"en": ["a"], "de": [text]}))
+
+
+@pytest.fixture
+def long_rope(tmp_path):
+    """A Phi-3 that computes texts of more than 12 tokens with other rotary frequencies, a whole batch at a time."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 4.0, 16.0, 32.0],
+        "original_max_position_embeddings": 12,
+    }
+    config = zoo.MORE_KINDS["phi3"].config | {"rope_parameters": rope, "original_max_position_embeddings": 12}
+    return zoo.save_model("phi3", config, tmp_path)
+
+
+def test_long_rope_in_a_batch(long_rope, uneven):
+    """One long row changes the short ones beside it; those on either side of the boundary never share a batch."""
+    model = ns.load_model(long_rope, backend="bridge", device="cpu")
+    rows = models.tokenise(model, uneven_rows(uneven))
+    assert min(map(len, rows)) < 12 < max(map(len, rows))
+    short = [row for row in rows if len(row) <= 12]
+    tokens, mask = batching.left_padded([*short, max(rows, key=len)])
+    beside = activated_last(model, tokens, mask)[:-1]
+    alone = torch.cat([activated_last(model, torch.tensor([row]), None) for row in short])
+    assert (beside != alone).sum() > 10  # the trap
+    for position in ("last", "any"):
+        assert ns.categorise(model, uneven, position=position) == one_by_one(model, uneven, position=position)
+    assert ns.verify(model)["passed"].drop(index=11).all()
+
+
+def test_long_rope_in_decoding(long_rope):
+    """A text that grows beyond the boundary is computed anew from its first token, which a cache cannot do."""
+    model = ns.load_model(long_rope, backend="bridge", device="cpu")
+    hugging_face = AutoModelForCausalLM.from_pretrained(long_rope, attn_implementation="eager").eval()
+    prompts = ns.ParallelPrompts(TEXTS, {la: [" x"] * 2 for la in TEXTS})
+    table = ns.evaluate(model, prompts, scoring="exact", max_new_tokens=9, stop=[])
+    crossed = 0
+    for row in table.itertuples():
+        (prompt,) = models.tokenise(model, [TEXTS[row.language][row.example]])
+        crossed += len(prompt) <= 12 < len(prompt) + 9
+        new = reference.greedy(hugging_face, prompt, 9)[len(prompt) :]
+        new = new[: new.index(0)] if 0 in new else new
+        assert row.prediction == model.tokenizer.decode(new)
+    assert crossed

@@ -214,3 +214,17 @@ def test_without_lang2vec_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(typology, "distribution", missing)
     with pytest.raises(ns.NeuronShareError, match=r'pip install "tl_neuronshare\[typology\]"'):
         typology.same_family(["en", "de"])
+
+
+def test_languages_whose_code_has_no_family_in_uriel():
+    """Their row is all zeros; they were of no family at all, and are of that of another code of the same language."""
+    languages = ["en", "nb", "no", "nn", "lvs", "lv", "ekk", "et", "fi", "qu", "eu"]
+    found = ns.same_family(languages)
+    indo_european = ["en", "nb", "no", "nn", "lvs", "lv"]
+    families = {**dict.fromkeys(indo_european, "Indo-European"), **dict.fromkeys(["ekk", "et", "fi"], "Uralic")}
+    for one in languages:
+        for other in languages:
+            expected = families.get(one, one) == families.get(other, other)  # Quechua and Basque are alone here
+            assert found.loc[one, other] == expected, (one, other)
+    with pytest.raises(ns.NeuronShareError, match="does not say of which family 'vo' is"):
+        ns.same_family(["en", "vo"])

@@ -110,6 +110,7 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         >>> list(table["check"])[:4]
         ['logits', 'post', 'gate', 'edit post']
     """
+    models.check_model(model)
     found = _KNOWN[model] = _Found(_state_of(model), _rows(model, texts))
     _UNVERIFIED.discard(model)
     rows = [
@@ -227,7 +228,9 @@ def _rows(model: LensModel, texts: Sequence[str] | None) -> list[list[int]]:
     models.check_model(model)
     if texts is not None and (isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts)):
         raise NeuronShareError(f"texts={texts!r}; give a list of texts.")
-    longest = max(1, min(_LONGEST, model.cfg.n_ctx - _N_NEW))
+    # Within the lengths that a batch may have, also when it is decoded.
+    most = min(model.cfg.n_ctx, models.rope_boundary(model) or model.cfg.n_ctx)
+    longest = max(1, min(_LONGEST, most - _N_NEW))
     try:
         rows = models.tokenise(model, TEXTS if texts is None else texts)
     except NeuronShareError:  # a BOS that the model does not have; whoever asks for it is told
