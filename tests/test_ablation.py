@@ -359,18 +359,14 @@ def test_reference_values_are_means_and_single_values(bloom, prompts):
 
 def test_layers_of_different_width(animals):
     """A narrower layer takes its own columns of a mask, and refuses neurons beyond them."""
-    model = ns.load_model(animals.directory("gpt2"), backend="bridge", device="cpu")
-    narrow = models.neuron_layers(model, "post")
-    monkey = [layer if number != 1 else models.NeuronLayer(layer.hook, 100) for number, layer in enumerate(narrow)]
-    mask = mask_of(model)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "neuron_layers", lambda model, site: monkey)
-        with pytest.raises(ns.NeuronShareError, match="Layer 1 has 100 neurons, and the mask has some beyond"):
-            ns.ablation_hooks(model, mask)
-        mask[1, 100:] = False
-        hook = ns.ablation_hooks(model, mask)[1][1]
-        edited = hook(torch.ones(1, 2, 100), hook=None)
-    assert torch.equal(edited[0, 0] == 0, mask[1, :100])
+    model = animals.narrowed_llama()
+    mask = torch.rand(3, 96) < 0.4
+    with pytest.raises(ns.NeuronShareError, match="Layer 1 has 40 neurons, and the mask has some beyond"):
+        ns.ablation_hooks(model, mask)
+    mask[1, 40:] = False
+    hook = ns.ablation_hooks(model, mask)[1][1]
+    edited = hook(torch.ones(1, 2, 40), hook=None)
+    assert torch.equal(edited[0, 0] == 0, mask[1, :40])
 
 
 # Bad input.

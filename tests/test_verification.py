@@ -122,7 +122,7 @@ def test_values_that_are_not_what_the_model_computes_with(fresh, name):
 
 
 def test_a_hook_that_is_not_called(fresh):
-    with pytest.raises(ns.NeuronShareError, match="blocks.1.mlp.hook_post should fire once .* it gave none"):
+    with pytest.raises(ns.NeuronShareError, match="blocks.1.mlp.hook_post did not fire"):
         ns.verify(with_point(fresh(), Silent))
 
 

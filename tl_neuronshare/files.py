@@ -22,7 +22,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, header: Mappi
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     write_tensors({"one": torch.ones(1)}, f"{folder}/one.safetensors", {"format": "mine"})
-        ...     os.listdir(folder)
+        ...     [path.name for path in Path(folder).iterdir()]
         ['one.safetensors']
     """
     existed = Path(path).exists()

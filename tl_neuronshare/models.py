@@ -150,11 +150,10 @@ def _has_hidden_gate(model: LensModel, block: str, width: int) -> bool:
 
     The maps into an MLP without a gate have as many outputs as it has neurons.
     """
-    mlp = block_of(model, block).mlp
-    weights = {id(weight): weight for weight in mlp.parameters() if weight.ndim == 2}
-    d_model = model.cfg.d_model
-    numbers = sum(weight.numel() // d_model for weight in weights.values() if d_model in weight.shape)
-    return is_bridge(model) and numbers > 2 * width  # the map into the neurons and the one out of them
+    parts = getattr(attribute(block_of(model, block).mlp, "original_component"), "_modules", {}).values()
+    weights = [weight for part in parts if (weight := _tensor_of(part, "weight")) is not None and weight.ndim == 2]
+    numbers = sum(weight.numel() // model.cfg.d_model for weight in weights)
+    return numbers > 2 * width  # of the map into the neurons and of the one out of them
 
 
 def check_model(model: object) -> None:
@@ -656,6 +655,22 @@ def is_processed(model: LensModel) -> bool:
     if is_bridge(model):
         return bool(getattr(model, "compatibility_mode", False) or getattr(model, "_weights_processed", False))
     return str(model.cfg.normalization_type).endswith("Pre")
+
+
+def is_edited(model: LensModel) -> bool:
+    """Whether a bridge's attention weights were changed after it was made.
+
+    It keeps copies of fused ones, split into query, key and value, so that the Hugging Face module does not change.
+    """
+    for module in model.modules():
+        split = getattr(module, "split_qkv_matrix", None)
+        original = attribute(module, "original_component")
+        if split is not None and original is not None:
+            with loaded(module):
+                for name, part in zip("qkv", split(original), strict=True):
+                    if not torch.equal(part.weight, getattr(module, name).weight):
+                        return True
+    return False
 
 
 def small_twin(model: LensModel) -> tuple[LensModel, torch.nn.Module]:

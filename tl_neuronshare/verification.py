@@ -107,8 +107,8 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         >>> table = verify(model)
         >>> bool(table["passed"].all())
         True
-        >>> list(table["check"])[:4]
-        ['logits', 'post', 'gate', 'edit post']
+        >>> list(table["check"])[:4]  # without a gate, and so without its checks
+        ['logits', 'post', 'edit post', 'unembedding']
     """
     models.check_model(model)
     found = _KNOWN[model] = _Found(_state_of(model), _rows(model, texts))
@@ -271,8 +271,8 @@ class _Run:
 
     def __init__(self, model: LensModel, rows: list[list[int]], reference: nn.Module | None) -> None:
         self.model, self.rows, self.reference = model, rows, reference
-        # Processing does not reach all of the Hugging Face modules inside.
-        self.unwraps = models.is_bridge(model) and not models.is_processed(model)
+        # What changes a bridge's weights does not reach all of the Hugging Face modules inside.
+        self.unwraps = models.is_bridge(model) and not (models.is_processed(model) or models.is_edited(model))
         self.bound = _BOUNDS.get(models.dtype_of(model), max(_BOUNDS.values()))
 
     def logits(self, row: Sequence[int]) -> Float[Tensor, "position vocabulary"]:
@@ -302,12 +302,17 @@ class _Run:
         with models.reading(self.model, layers, keep):
             models.run(self.model, torch.tensor([row], device="cpu"), None)
         for number, layer in enumerate(layers):
-            shapes = [tuple(tensor.shape) for tensor in read[number]]
-            if shapes != [(1, len(row), layer.width)]:
+            expected = (1, len(row), layer.width)
+            if len(read[number]) != 1:
+                times = f"fired {len(read[number])} times in a forward pass" if read[number] else "did not fire"
                 raise NeuronShareError(
-                    f"{layer.hook} should fire once in a run of one row of {len(row)} tokens, with a tensor of shape "
-                    f"{(1, len(row), layer.width)}; it gave {shapes or 'none'}. {models.name_of(self.model)} cannot be "
-                    "read there."
+                    f"{layer.hook} {times}, so that the neurons of {models.name_of(self.model)} cannot be read there; "
+                    "is its MLP replaced or shared between layers?"
+                )
+            if tuple(read[number][0].shape) != expected:
+                raise NeuronShareError(
+                    f"{layer.hook} gave a tensor of shape {tuple(read[number][0].shape)}, not {expected} (row, "
+                    "position, neuron); does another hook change it?"
                 )
         return [_plain(layers[number].values(tensors[0])[0]) for number, tensors in read.items()]
 
@@ -323,8 +328,10 @@ def _logits_of(hugging_face: nn.Module, row: Sequence[int]) -> Float[Tensor, "po
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, relative to the largest number that is expected; NaN where a number is."""
-    return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12)).item()
+    """The largest difference, relative to the largest number that is expected; NaN where only one of them is one."""
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())  # whoever gets such numbers is told elsewhere
+    largest = theirs.nan_to_num(0, 0, 0).abs().max().clamp(min=1e-12)
+    return ((ours - theirs).masked_fill(same, 0).abs().max() / largest).item()
 
 
 def _centred(logits: Tensor) -> Tensor:
@@ -344,17 +351,18 @@ def _check_logits(run: _Run) -> Outcome:
             expected = [_logits_of(hugging_face, row) for row in run.rows]
         pairs = [(run.logits(row), theirs) for row, theirs in zip(run.rows, expected, strict=True)]
     value = max(_apart(_centred(ours), _centred(theirs)) for ours, theirs in pairs)
-    if run.reference is None and not value <= run.bound and models.is_processed(run.model):
-        note = "processing changes the logits of a small model of this architecture"
-        return Outcome.of(_apart_when_processed(run), run.bound, note)
+    if run.reference is None and not value <= run.bound and not run.unwraps:
+        note = "the logits of a small random model of this architecture differ from the Hugging Face model's"
+        return Outcome.of(_apart_of_twin(run), run.bound, note)
     return Outcome.of(value, run.bound, "the logits differ from the Hugging Face model's")
 
 
-def _apart_when_processed(run: _Run) -> float:
-    """How far processing moves the logits of a small model of the same architecture."""
+def _apart_of_twin(run: _Run) -> float:
+    """How far a small model of the same architecture is from its Hugging Face model, processed where this one is."""
     twin, hugging_face = models.small_twin(run.model)
     expected = [_centred(_logits_of(hugging_face, row)) for row in run.rows]
-    twin.enable_compatibility_mode(disable_warnings=True)
+    if models.is_processed(run.model):
+        twin.enable_compatibility_mode(disable_warnings=True)
     run = _Run(twin, run.rows, None)
     return max(_apart(_centred(run.logits(row)), theirs) for row, theirs in zip(run.rows, expected, strict=True))
 
@@ -419,22 +427,28 @@ def _written(run: _Run, row: Sequence[int], hooks: models.Hooks) -> float:
     """How far each MLP's output is from what its neurons write, under hooks."""
     layers = models.neuron_layers(run.model, "post")
     values: dict[int, Tensor] = {}
-    outputs: dict[int, Tensor] = {}
+    outputs: dict[tuple[int, str], Tensor] = {}
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor, *, number: int, name: str) -> None:
+        outputs[number, name] = output
+
     with ExitStack() as stack:
         stack.enter_context(models.hooked(run.model, hooks))
         stack.enter_context(models.reading(run.model, layers, lambda number, tensor: values.update({number: tensor})))
         for number, layer in enumerate(layers):
             mlp = models.block_of(run.model, layer.hook).mlp
-            handle = mlp.register_forward_hook(
-                lambda module, inputs, output, number=number: outputs.update({number: output})
-            )
-            stack.callback(handle.remove)
+            for name, module in (("mlp", mlp), ("down", models.attribute(mlp, "out"))):
+                if isinstance(module, nn.Module):
+                    hook = partial(keep, number=number, name=name)
+                    stack.callback(module.register_forward_hook(hook).remove)
         models.run(run.model, torch.tensor([row], device="cpu"), None)
+    # The down projection's where it is run as a module, since BLOOM's MLP adds the residual stream.
+    ours = [outputs.get((number, "down"), outputs[number, "mlp"]) for number in range(len(layers))]
     expected = [
         values[number] @ models.output_weights(run.model, layer.hook) + models.output_bias(run.model, layer.hook)
         for number, layer in enumerate(layers)
     ]
-    return _furthest([_plain(outputs[number]) for number in range(len(layers))], map(_plain, expected))
+    return _furthest(map(_plain, ours), map(_plain, expected))
 
 
 def _furthest(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
