@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ from tl_neuronshare.models import has_hooked_transformer
 BACKENDS = ["bridge", "hooked"] if has_hooked_transformer() else ["bridge"]
 logging.getLogger("transformer_lens").setLevel(logging.ERROR)
 torch.set_grad_enabled(True)
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes, and for those that they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 # No deadline, since nothing here tests times; and the same examples every time, so that a failure can be had again.
 settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

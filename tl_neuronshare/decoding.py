@@ -99,7 +99,8 @@ class _Anew:
         self.model, self.tokens, self.mask = model, tokens, mask
 
     def __call__(self) -> Float[Tensor, "row vocabulary"]:
-        return models.forward(self.model, self.tokens, self.mask)[:, -1]
+        logits: Tensor = models.forward(self.model, self.tokens, self.mask)
+        return logits[:, -1]
 
     def append(self, new: Int[Tensor, " row"]) -> None:
         self.tokens = torch.cat([self.tokens, new[:, None]], dim=1)
@@ -119,7 +120,8 @@ class _HookedCache:
         self.cache = TransformerLensKeyValueCache.init_cache(model.cfg, models.device_of(model), len(tokens))
 
     def __call__(self) -> Float[Tensor, "row vocabulary"]:
-        return models.forward(self.model, self.tokens, self.mask, past_kv_cache=self.cache)[:, -1]
+        logits: Tensor = models.forward(self.model, self.tokens, self.mask, past_kv_cache=self.cache)
+        return logits[:, -1]
 
     def append(self, new: Int[Tensor, " row"]) -> None:
         self.tokens = new[:, None]
@@ -139,7 +141,8 @@ class _BridgeCache:
         self.options = {name: DynamicCache(config=hugging_face.config.get_text_config()), "use_cache": True}
 
     def __call__(self) -> Float[Tensor, "row vocabulary"]:
-        return models.forward(self.model, self.tokens, self.mask, **self.options)[:, -1]
+        logits: Tensor = models.forward(self.model, self.tokens, self.mask, **self.options)
+        return logits[:, -1]
 
     def append(self, new: Int[Tensor, " row"]) -> None:
         self.tokens = new[:, None]

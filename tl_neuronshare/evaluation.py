@@ -67,19 +67,20 @@ def evaluate(
         model: a HookedTransformer or TransformerBridge.
         prompts: with answers; for `choice` with choices too.
         scoring: `choice`: the choice with the highest log-probability, summed over its tokens, is the prediction.
-            `exact`: greedy decoding, right if it is the answer, whatever its case, its width, and
-                the space, quotes and end of a sentence around it.
+            `exact`: greedy decoding, right if it is the answer, whatever its case, its width, characters that cannot be
+                seen, and the space, quotes and end of a sentence around it.
             `number`: greedy decoding, right if its last number is the answer's, as `numerals.last_number` reads both.
         fwd_hooks: a list of pairs (hook name, function), or a function of (language, examples) that returns one for
             each batch: `examples` holds the index of each row's example, so that `masks[examples]` is one mask a row.
             The rows are padded so that their prompts end at the same token. If the function has parameters of these
             names (or `**options`), it is also given `prompt_tokens`, the length of the padded prompts, and `tokens`,
             the prompts (while scoring: up to where an answer merges with them). With greedy decoding it is called
-            twice: to score the answer, and to generate. The unembedding sees only the positions that are scored.
+            again for the examples that are decoded: those whose answer scoring has not proved. The unembedding sees
+            only the positions that are scored.
         length_normalised: choose by the mean over a choice's tokens rather than their sum.
         max_new_tokens: of greedy decoding; by default as many as the longest answer of the language has, and one for
             the end; for `number` eight more, since there are longer ways to write one.
-        stop: where greedy decoding is cut off, besides the end token.
+        stop: where greedy decoding is cut off, besides the end tokens of the tokenizer and the model.
         batch_size: rows in one forward pass; choices that differ only in their last token share a row.
         prepend_bos: as in `categorise`.
         progress: whether to show a progress bar where it takes more than two seconds.
@@ -89,7 +90,8 @@ def evaluate(
         in nats, summed over its tokens), prediction, merged (whether tokens of prompt and answer merge).
 
     Raises:
-        NeuronShareError: no answers or choices; an answer that tokenises to nothing, is longer than the context, holds
+        NeuronShareError: no answers or choices; choices that are the same tokens; a check of `verify` that the model
+            fails; an answer that tokenises to nothing, is longer than the context, holds
             a text of `stop`, or merges with the whole prompt where that begins with no BOS; an unknown option or hook;
             a hook that does not fire; log-probabilities that are NaN.
 
@@ -301,9 +303,10 @@ def _picked(
 
 def _surely_likeliest(logits: Float[Tensor, "*row vocabulary"], noise: float) -> Int[Tensor, "*row"]:
     """The likeliest token, or -1 where the next one is so near that rounding might have chosen."""
-    (first, second), tokens = (part.unbind(-1) if part.is_floating_point() else part[..., 0] for part in logits.topk(2))
+    values, tokens = logits.topk(2)
+    first, second = values.unbind(-1)
     largest = torch.maximum(first.abs(), logits.amin(-1).abs())
-    return tokens.where(first - second > noise * largest, -1)
+    return tokens[..., 0].where(first - second > noise * largest, -1)
 
 
 def _hooks_for(
@@ -454,8 +457,8 @@ class Evaluation:
         """
         model, rows, n_new = self.model, self.prompt_tokens[language], self._n_new[language]
         found: dict[int, str] = {}
-        for example, (new, merged) in enumerate(zip(begun, self.merged[language], strict=True)):
-            text = None if merged else self._finished(new[:n_new], n_new)
+        for example, (known, merged) in enumerate(zip(begun, self.merged[language], strict=True)):
+            text = None if merged else self._finished(known[:n_new], n_new)
             if text is not None:
                 found[example] = text
         left = [example for example in range(len(rows)) if example not in found]

@@ -152,7 +152,7 @@ def _has_hidden_gate(model: LensModel, block: str, width: int) -> bool:
     """
     parts = getattr(attribute(block_of(model, block).mlp, "original_component"), "_modules", {}).values()
     weights = [weight for part in parts if (weight := _tensor_of(part, "weight")) is not None and weight.ndim == 2]
-    numbers = sum(weight.numel() // model.cfg.d_model for weight in weights)
+    numbers: int = sum(weight.numel() // model.cfg.d_model for weight in weights)
     return numbers > 2 * width  # of the map into the neurons and of the one out of them
 
 
@@ -537,11 +537,10 @@ def all_firing(model: LensModel, fwd_hooks: Hooks) -> Iterator[None]:
 
 @contextmanager
 def without_hooks(model: LensModel) -> Iterator[None]:
-    """Take the user's hooks off for as long as the context lasts; a bridge's own (permanent) ones stay."""
+    """Take the user's TransformerLens hooks off for as long as the context lasts."""
     taken = []
     for point in {id(point): point for point in model.hook_dict.values()}.values():
-        permanent = {handle.hook.id for handle in point.fwd_hooks if handle.is_permanent}
-        kept = OrderedDict((key, hook) for key, hook in point._forward_hooks.items() if key in permanent)
+        kept = OrderedDict((key, point._forward_hooks[key]) for key in _own_hooks(point))
         if len(kept) < len(point._forward_hooks):
             taken.append((point, point._forward_hooks))
             point._forward_hooks = kept
@@ -554,11 +553,18 @@ def without_hooks(model: LensModel) -> Iterator[None]:
 
 def has_hooks(model: LensModel) -> bool:
     """Whether somebody's hooks are on the model: TransformerLens's, or torch's on any of its modules."""
-    for module in model.modules():
-        permanent = {handle.hook.id for handle in getattr(module, "fwd_hooks", ()) if handle.is_permanent}
-        if module._forward_pre_hooks or module._forward_hooks.keys() - permanent:
-            return True
-    return False
+    return any(
+        module._forward_pre_hooks or len(module._forward_hooks) > len(_own_hooks(module)) for module in model.modules()
+    )
+
+
+def _own_hooks(module: Any) -> list[int]:
+    """The keys of a module's forward hooks that are TransformerLens's own: some bridges mirror hook points by them."""
+    return [
+        handle.hook.id
+        for handle in getattr(module, "fwd_hooks", ())
+        if str(getattr(getattr(handle, "user_hook", None), "__module__", "")).startswith("transformer_lens.")
+    ]
 
 
 @contextmanager

