@@ -426,7 +426,7 @@ def under(setting):
 def everything(model, prompts):
     """What every public function that runs a model gives, and some that do not."""
     quiet = {"progress": False}
-    few = {**quiet, "seeds": [0], "types": ["all-shared"], "n_resamples": 20}
+    few = {**quiet, "seeds": [0], "types": ["all-shared"], "controls": ["random", "magnitude"], "n_resamples": 20}
     sharing = ns.categorise(model, prompts, position="any", **quiet)
     masks = sharing.mask("all-shared")
     texts = {"en": ["Country code of Peru → PE"]}

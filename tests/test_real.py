@@ -64,10 +64,10 @@ def gemma(gguf):
 
 @pytest.fixture(scope="module")
 def facts():
-    """Capitals in eight languages, with four choices."""
+    """Capitals in nine languages, with four choices."""
     if not P36.is_dir():
         pytest.skip("mParaRel is not beside the checkout")
-    return ns.tasks.fact_probing(P36, relations="P36", limit=25, progress=False)
+    return ns.tasks.fact_probing(P36, relations="P36", limit=25)
 
 
 def zeroed(model, mask):
@@ -84,7 +84,7 @@ def test_it_passes_every_check(gemma, hugging_face):
 
 @pytest.mark.parametrize("site", ["post", "gate"])
 def test_types_are_those_of_the_plain_model(gemma, hugging_face, facts, site):
-    few = facts[:3].select(["en", "de", "ru", "zh-hans"])
+    few = facts[:3].select(["en", "de", "ru", "zh"])
     sharing = ns.categorise(gemma, few, site=site)
     active = reference.active_neurons(
         *hugging_face,
@@ -129,16 +129,17 @@ def test_greedy_answers_are_those_of_the_plain_model(gemma, hugging_face):
         (masks[:1].expand_as(masks), ns.ablation_hooks(gemma, masks[0])),
         (masks, ns.ablation_hooks(gemma, masks)),
     ):
+        expected = []
+        for row, mask in zip(rows, of_rows, strict=True):
+            with zeroed(hugging_face[0], mask):
+                expected.append(reference.greedy(hugging_face[0], row, 4)[len(row) :])
         for cached in (True, False):
             with models.left_as_found(gemma), models.all_firing(gemma, hooks):
-                found = decoding.greedy(gemma, rows, 4, cached=cached)
-            for row, mask, new in zip(rows, of_rows, found, strict=True):
-                with zeroed(hugging_face[0], mask):
-                    assert [*row, *new] == reference.greedy(hugging_face[0], row, 4)
+                assert decoding.greedy(gemma, rows, 4, cached=cached) == expected
 
 
 def test_answers_and_scores_are_those_of_the_plain_model(gemma, hugging_face, facts):
-    few = facts[:3].select(["en", "de", "ru"])
+    few = facts[:2].select(["en", "de", "ru"])
     mask = ns.categorise(gemma, few).mask("all-shared")
     for hooks in (None, lambda language, examples: ns.ablation_hooks(gemma, mask[examples])):
         table = ns.evaluate(gemma, few, scoring="exact", max_new_tokens=4, fwd_hooks=hooks)
@@ -158,5 +159,7 @@ def test_it_knows_facts_in_every_language(gemma, facts):
     """Four choices: a quarter by chance. A model whose answers were decoded or scored wrongly would be near that."""
     table = ns.evaluate(gemma, facts)
     assert len(table) == len(facts) * len(facts.languages) >= 200
-    assert table["correct"].mean() > 0.5
-    assert (table.groupby("language")["correct"].mean() > 0.3).all()
+    of_languages = table.groupby("language")["correct"].mean()
+    assert of_languages.mean() > 0.55
+    assert of_languages["en"] > 0.85
+    assert (of_languages > 0.4).sum() >= 7

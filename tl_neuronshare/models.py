@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from operator import attrgetter
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,10 +39,12 @@ class LensModel(Protocol):
     tokenizer: Any
     blocks: Any
 
-    @property
-    def hook_dict(self) -> Mapping[str, Any]:
-        """Every hook point by name."""
-        ...
+    if TYPE_CHECKING:  # TransformerLens 3's bridge makes it anew each time, and so for each check of a type too
+
+        @property
+        def hook_dict(self) -> Mapping[str, Any]:
+            """Every hook point by name."""
+            ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A forward pass."""
