@@ -204,6 +204,23 @@ def decoded(monkeypatch):
     return rows
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "gpt2", "bloom"])
+def test_it_is_proved_on_every_architecture(animals, backend, decoded, name):
+    """The right answer made of what a model says: nothing is left to decode. Libraries' own hooks do not count."""
+    model = animals.lens(name, backend)
+    rows = models.tokenise(model, PROMPTS["zh"])
+    verification.require(model, "decoding")
+    new = decoding.greedy(model, rows, 1, cached=True)
+    decoded.clear()
+    prompts = ns.ParallelPrompts({"a": PROMPTS["zh"], "b": PROMPTS["zh"]}, {la: [" x"] * 3 for la in "ab"})
+    table = ns.evaluate(model, prompts, scoring="exact", max_new_tokens=1)
+    assert not table["merged"].any()
+    assert not decoded
+    ends = models.end_tokens(model)
+    texts = [model.tokenizer.decode([token for token in tokens if token not in ends]) for tokens in new]
+    assert table["prediction"].tolist() == [text.split("\n")[0] for text in texts] * 2
+
+
 @pytest.mark.parametrize("scoring", ["exact", "number"])
 def test_what_scoring_has_proved_is_not_decoded(animals, backend, decoded, scoring):
     """And what is decoded in its place is the same: a hook that nobody knows, and edits nothing, has all decoded."""

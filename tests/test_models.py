@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,24 @@ def test_batches_hold_every_prompt_once_and_pad_little():
         lengths[index] for batch in batching.plan_batches(lengths, 3, packing=batching.Packing()) for index in batch
     ]
     assert order == sorted(lengths)
+
+
+def test_plans_cost_least():
+    """Against every way to cut the sorted lengths into batches."""
+    generator = torch.Generator().manual_seed(0)
+    for packing in (batching.Packing(tokens_a_pass=9), batching.Packing(tokens_a_pass=30)):
+        for _ in range(20):
+            lengths = torch.randint(1, 20, (8,), generator=generator).tolist()
+            batches = batching.plan_batches([(length,) for length in lengths], "auto", packing=packing)
+            assert sorted(row for batch in batches for row in batch) == list(range(8))
+
+            def cost(parts, packing=packing):
+                return sum(packing.tokens_a_pass + len(part) * max(part) for part in parts)
+
+            ordered = sorted(lengths)
+            cuts = [[place for place in range(1, 8) if bits >> place & 1] for bits in range(0, 256, 2)]
+            every = [[ordered[start:stop] for start, stop in itertools.pairwise([0, *cut, 8])] for cut in cuts]
+            assert cost([[lengths[row] for row in batch] for batch in batches]) == min(map(cost, every))
 
 
 def test_automatic_batches_shrink_as_prompts_grow():

@@ -61,6 +61,9 @@ WRITTEN = {
     "0.05": ["5 × 10⁻²", "5e-2"],
     "3.5": ["3½", "3 ½", "٣٫٥"],
     "2.125": ["2⅛", "٢٫١٢٥"],  # never two thousand
+    "1000.5": ["1,000½", "1 000½", "1.000½", "1 000٫5"],
+    "250": ["①250", "① 250"],
+    "5": ["3 apples costing R$5", "between 3 and US$5", "3 for HK$5"],
     "1": ["[1]", "m1", "\u200f1"],  # where there is no other
     "12": ["in 2020 12", "1,200 and 12", "5, 12", "5 12"],
     "2020": ["12.05.2020", "31,12,2020"],
@@ -75,6 +78,11 @@ def test_a_number_is_the_same_however_it_is_written(number, text):
 @pytest.mark.parametrize("text", ["", "eighteen", "x", ".", "-", "一"])
 def test_texts_without_a_number(text):
     assert last_number(text) is None
+
+
+@pytest.mark.parametrize("text", ["9" * 20_000 + "^99", "1" * 100_000, "1 " * 50_000, "½" * 50_000, "1," * 50_000])
+def test_long_texts_are_read_in_good_time(text):
+    assert last_number(text) is not None
 
 
 @given(

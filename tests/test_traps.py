@@ -199,7 +199,24 @@ def test_long_rope_in_a_batch(long_rope, uneven):
     assert (beside != alone).sum() > 10  # the trap
     for position in ("last", "any"):
         assert ns.categorise(model, uneven, position=position) == one_by_one(model, uneven, position=position)
-    assert ns.verify(model)["passed"].drop(index=11).all()
+    assert ns.verify(model).set_index("check")["passed"].drop("generate").all()
+
+
+def test_long_rope_in_scoring(long_rope):
+    """Answers that end at, before and beyond the boundary: in one batch as alone, in both ways to score."""
+    model = ns.load_model(long_rope, backend="bridge", device="cpu")
+    answer = " abab"
+    cut = {la: [f"x{la}" + "z" * place for place in range(12)] for la in ("q", "w")}
+    quiz = ns.ParallelPrompts(cut, {la: [answer] * 12 for la in cut}, {la: [[answer, " c"]] * 12 for la in cut})
+    rows = models.tokenise(model, [text + answer for text in cut["q"]])
+    assert {11, 12, 13, 14} <= set(map(len, rows))
+    tables = {
+        (scoring, size): ns.evaluate(model, quiz, scoring=scoring, batch_size=size)["log_prob"]
+        for scoring in ("choice", "exact")
+        for size in ("auto", 1, 100)
+    }
+    alone = tables["choice", 1]
+    assert all((table - alone).abs().max() < 1e-4 for table in tables.values())
 
 
 def test_long_rope_in_decoding(long_rope):

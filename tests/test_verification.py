@@ -7,6 +7,9 @@ import weakref
 
 import pytest
 import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
 
 import reference
 import tl_neuronshare as ns
@@ -173,8 +176,13 @@ def test_a_forward_pass_that_computes_something_else(fresh, animals, backend):
         assert failed(model) == set()
         model.blocks[1].mlp.W_out.data *= 1.01
     else:
-        model.blocks[1].mlp.register_forward_hook(lambda module, inputs, output: 1.01 * output)
+        mlp = model.blocks[1].mlp  # of TransformerLens's component alone, not of the module inside
+        forward = type(mlp).forward
+        mlp.__class__ = type(
+            "Off", (type(mlp),), {"forward": lambda *given, **options: 1.01 * forward(*given, **options)}
+        )
     assert "logits" in failed(model, reference=reference_model)
+    assert "logits" in failed(model)  # which forgets nothing that was found with a reference
     calls = [
         lambda: ns.categorise(model, PROMPTS),
         lambda: ns.evaluate(model, PROMPTS),
@@ -188,12 +196,18 @@ def test_a_forward_pass_that_computes_something_else(fresh, animals, backend):
 def test_a_model_is_verified_once_and_found_again(fresh):
     model = fresh("llama")
     passes = []
-    model.blocks[0].register_forward_hook(lambda *given: passes.append(1))
+    forward = model.forward
+
+    def counting(*given, **options):
+        passes.append(1)
+        return forward(*given, **options)
+
+    model.forward = counting
     ns.categorise(model, PROMPTS)
     first = len(passes)
     ns.categorise(model, PROMPTS)
     assert len(passes) - first == 1 < first  # the batch
-    assert ns.verify(model)["passed"].drop(index=11).all()
+    assert ns.verify(model).set_index("check")["passed"].drop("generate").dropna().all()
     passes.clear()
     ns.ablation_hooks(model, torch.zeros(3, 96, dtype=torch.bool))
     ns.evaluate(model, PROMPTS)
@@ -226,11 +240,15 @@ def test_hooks_on_the_model_take_no_part_and_stay(fresh):
     assert failed(model) <= {"generate"}
     assert not seen
     assert models.has_hooks(model)
+    handle = model.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: 2 * output)  # torch's own
+    assert failed(model) <= {"generate"}
+    handle.remove()
 
 
 def test_a_fresh_model_has_no_hooks(animals, backend):
     """TransformerLens 4's bridge of OPT mirrors hook points by hooks of its own."""
     model = ns.load_model(animals.directory("opt"), backend=backend, device="cpu")
+    model(torch.tensor([[5, 6]]))  # which makes the libraries hang some of their own
     assert not models.has_hooks(model)
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda tensor, hook: None)]):
         assert models.has_hooks(model)
@@ -329,8 +347,57 @@ def test_a_hooked_transformer_is_compared_with_the_directory_it_is_made_of(tmp_p
 def test_texts_of_one_s_own_and_bad_ones(animals, backend):
     model = animals.lens("bloom", backend)
     assert ns.verify(model, texts=["Cats", "The sky is blue and"])["passed"].dropna().all()
-    for texts in ("Cats", [], [1]):
+    for texts in ("Cats", [], [1], 5, ["x"] * 33):
         with pytest.raises(ns.NeuronShareError, match="give a list of texts"):
             ns.verify(model, texts=texts)
     with pytest.raises(ns.NeuronShareError, match="is no TransformerLens model"):
         ns.verify(torch.nn.Linear(1, 1))
+    for reference_model in ("x", torch.nn.Linear(1, 1), model):
+        with pytest.raises(ns.NeuronShareError, match="reference is a .*give a Hugging Face language model"):
+            ns.verify(model, reference=reference_model)
+    with pytest.raises(ns.NeuronShareError, match="reference is another model: it knows 4000 tokens"):
+        ns.verify(model, reference=animals.hugging_face("demo")[0])
+
+
+def test_what_has_no_neurons_to_read_answers_all_the_same(tmp_path):
+    """A mixture of experts, whose neurons are refused."""
+    model = made(tmp_path, "mixtral", head_dim=None, num_local_experts=4, num_experts_per_tok=2)
+    assert len(ns.evaluate(model, PROMPTS)) == len(ns.evaluate(model, PROMPTS, scoring="exact")) == 4
+    assert len(ns.perplexity(model, zoo.LONGER)) == 5
+    with pytest.raises(ns.NeuronShareError, match="mixture of experts"):
+        ns.categorise(model, PROMPTS)
+
+
+@pytest.mark.parametrize("context", [3, 24])
+def test_a_tokenizer_that_cannot_read_our_texts_and_a_short_context(tmp_path, context):
+    config = {"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": context}
+    model = ns.load_model(zoo.save_model("gpt2", config, tmp_path), backend="bridge", device="cpu")
+    digits = Tokenizer(tokenizer_models.WordLevel({char: place for place, char in enumerate("0123456789a")}))
+    digits.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=digits)
+    with pytest.raises(Exception, match="UNK"):
+        models.tokenise(model, verification.TEXTS)
+    prompts = ns.ParallelPrompts({"a": ["12"], "b": ["34"]}, {"a": ["5"], "b": ["6"]})
+    assert ns.categorise(model, prompts, prepend_bos=False).n_examples == 1
+    assert len(ns.evaluate(model, prompts, scoring="exact", max_new_tokens=1, prepend_bos=False)) == 2
+
+
+@pytest.mark.parametrize("check", ["post", "edit post", "cache"])
+def test_ctrl_c_in_a_check_leaves_the_model_as_found(animals, backend, check, monkeypatch):
+    model = ns.load_model(animals.directory("bloom"), backend=backend, device="cpu")
+    model.train()
+    modules, hooks = list(model.modules()), []
+    with model.hooks(fwd_hooks=[("blocks.1.mlp.hook_post", lambda tensor, hook: hooks.append(1))]):
+        with monkeypatch.context() as patch:
+
+            def stop(*given):
+                raise KeyboardInterrupt
+
+            patch.setattr(verification, "_apart", stop)
+            with pytest.raises(KeyboardInterrupt):
+                verification._outcome(model, check, verification._found(model))
+        assert [id(module) for module in model.modules()] == [id(module) for module in modules]
+        assert all(module.training for module in modules)
+        model(torch.tensor([[5, 6]]))
+        assert hooks
+    assert ns.verify(model)["passed"].dropna().all()

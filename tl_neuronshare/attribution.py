@@ -291,7 +291,7 @@ class Impacts:
             self._batches[language] = plan_batches(
                 [(len(one.before), len(one.scored)) for one in self.places[language]],
                 batch_size,
-                packing=verification.packing(model),
+                packing=verification.packing(model).counting_one_more(),
                 n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
                 per_token=sum(self.widths),
             )

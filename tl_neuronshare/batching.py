@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil
 from numbers import Integral
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -37,7 +37,11 @@ class Packing:
 
     pads: bool = True
     boundary: int | None = None
-    tokens_a_pass: int = 1 << 40  # as few batches as possible
+    tokens_a_pass: int = 128
+
+    def counting_one_more(self) -> Packing:
+        """The same for sizes that count one token which is not run."""
+        return replace(self, boundary=None if self.boundary is None else self.boundary + 1)
 
     def are_long(self, n_tokens: int) -> bool:
         """Whether so many tokens are beyond the boundary."""
@@ -123,34 +127,53 @@ def plan_batches(
     """
     order = sorted(range(len(sizes)), key=lambda row: sizes[row][::-1])
     alike = [(size, list(rows)) for size, rows in groupby(order, key=sizes.__getitem__)]
-    pass_cost = packing.tokens_a_pass if batch_size == "auto" else Packing.tokens_a_pass
-    # For the first so many sizes: the least cost, where their last stretch begins, and how many rows a batch of it has.
-    best = [(0, 0, 0)]
-    for stop in range(1, len(alike) + 1):
-        n_rows, widest, fewest = 0, alike[stop - 1][0], sum(alike[stop - 1][0])
-        found: list[tuple[int, int, int]] = []
+    # The best plan of the first so many sizes, as what it costs, where its last stretch begins and its rows a batch.
+    best = [_Stretch(0, 0, 1)]
+    n_tokens = 0  # of the first so many sizes, without padding
+    for stop, (last, last_rows) in enumerate(alike, 1):
+        n_tokens += sum(last) * len(last_rows)
+        n_rows, own, widest, fewest = 0, 0, last, sum(last)
+        found: _Stretch | None = None
         for start in reversed(range(stop)):
             size, rows = alike[start]
-            n_rows, widest, fewest = n_rows + len(rows), tuple(map(max, widest, size)), min(fewest, sum(size))
+            n_rows, own = n_rows + len(rows), own + sum(size) * len(rows)
+            widest, fewest = tuple(map(max, widest, size)), min(fewest, sum(size))
             width = sum(widest)
             fits = (
                 packing.pads
                 and (packing.are_long(fewest) or not packing.are_long(width))
                 and (n_ctx is None or width <= n_ctx)
             )
-            if start < stop - 1 and (not fits or n_rows * width > min(found)[0]):
-                break  # further stretches are longer still
+            if start < stop - 1 and not fits:
+                break
             room = _room(widest, batch_size, per_token)
-            found.append((best[start][0] + ceil(n_rows / room) * pass_cost + n_rows * width, start, room))
-        best.append(min(found))
+            if batch_size != "auto":  # as few as possible: one stretch, as far back as it fits
+                found = _Stretch(0, start, room)
+                continue
+            # Whatever comes before, all tokens are run, and this padding; which only grows further back.
+            if found is not None and n_tokens + n_rows * width - own + packing.tokens_a_pass > found.cost:
+                break
+            cost = best[start].cost + ceil(n_rows / room) * packing.tokens_a_pass + n_rows * width
+            if found is None or cost < found.cost:
+                found = _Stretch(cost, start, room)
+        assert found is not None
+        best.append(found)
     batches: list[list[int]] = []
     stop = len(alike)
     while stop:
-        _, start, room = best[stop]
-        rows = [row for _, of_size in alike[start:stop] for row in of_size]
-        batches[:0] = [rows[place : place + room] for place in range(0, len(rows), room)]
-        stop = start
+        stretch = best[stop]
+        rows = [row for _, of_size in alike[stretch.start : stop] for row in of_size]
+        batches[:0] = [rows[place : place + stretch.room] for place in range(0, len(rows), stretch.room)]
+        stop = stretch.start
     return batches
+
+
+class _Stretch(NamedTuple):
+    """Sizes that are padded alike, and cut into batches of so many rows."""
+
+    cost: int
+    start: int
+    room: int
 
 
 def _room(size: tuple[int, ...], batch_size: BatchSize, per_token: int) -> int:

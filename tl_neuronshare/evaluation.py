@@ -177,7 +177,9 @@ def perplexity(
                 "texts": len(all_tokens),
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs["verified"] = verification.is_verified(model)
+    return table
 
 
 @dataclass(frozen=True)
@@ -206,15 +208,17 @@ class Scorer:
     ) -> None:
         self.model, self.language, self.continuations, self.likeliest = model, language, each, likeliest
         rows: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
+        self._packing = verification.packing(model)
         for number, one in enumerate(each):
-            rows.setdefault((one.example, one.before, one.scored if likeliest else one.scored[:-1]), []).append(number)
+            # Its last token would be one too many where the text gets beyond long RoPE's boundary with it.
+            seen_last = likeliest and not self._packing.crosses(len(one.before) + len(one.scored) - 1, 1)
+            rows.setdefault((one.example, one.before, one.scored if seen_last else one.scored[:-1]), []).append(number)
         self._rows = list(rows)
         self._numbers = list(rows.values())
-        self._packing = verification.packing(model)
         self.batches = plan_batches(
             [(len(before), len(seen) + 1) for _, before, seen in self._rows],
             batch_size,
-            packing=self._packing,
+            packing=self._packing.counting_one_more(),
             n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
             per_token=model.cfg.d_vocab,
         )
@@ -432,7 +436,9 @@ class Evaluation:
                             "merged": self.merged[language][index],
                         }
                     )
-        return pd.DataFrame(rows)
+        table = pd.DataFrame(rows)
+        table.attrs["verified"] = verification.is_verified(self.model)
+        return table
 
     def _best(self, scores: Sequence[float], continuations: Sequence[Continuation]) -> int:
         """Which choice is the likeliest; of equal ones the first."""
@@ -559,5 +565,5 @@ def normalised(text: str) -> str:
     """
     text = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
     text = " ".join(text.casefold().split())
-    quotes = "".join(char for char in set(text) if unicodedata.category(char) in ("Ps", "Pe", "Pi", "Pf")) + "\"' "
-    return text.lstrip(quotes + "¿¡").rstrip(quotes + _SENTENCE_ENDS) or text
+    around = "".join(char for char in set(text) if unicodedata.category(char) in ("Ps", "Pe", "Pi", "Pf")) + "\"' "
+    return text.lstrip(around + "¿¡").rstrip(around + _SENTENCE_ENDS) or text

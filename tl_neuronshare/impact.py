@@ -42,9 +42,10 @@ def correctness_impact(
 ) -> Float[Tensor, "*batch neuron"]:
     """How much each neuron pushes one token: m times (its row of W_out . the token's column of the unembedding).
 
-    In units of that token's logit, if there were no final norm; at least in float32. One token for all, or one for each
-    of the batch. W_out is one layer's, or has leading axes that fit those of `post`. Use raw weights. To take the final
-    norm into account, give a direction of `FinalNorm` in its place.
+    In units of that token's logit, if there were no final norm; at least in float32. The token is one for all, or one
+    for each of the batch ([row, 1, d_model] where `post` is [row, layer, neuron]). W_out is one layer's, or has leading
+    axes that fit those of `post`. Use raw weights. To take the final norm into account, give a direction of `FinalNorm`
+    in the unembedding's place.
 
     Source: the paper's effective score (arXiv 2406.09265v1).
 

@@ -35,7 +35,7 @@ def load_model(
         dtype: of the weights; float32 by default.
         verify: whether what runs this model first asks for the checks of `verify` that it depends on. A
             HookedTransformer that is made from a directory is compared with the Hugging Face model at once. False
-            takes the model as it is, at your own risk; results then say `verified: False`.
+            takes the model as it is, at your own risk; the metadata of results then says `verified: False`.
 
     Raises:
         NeuronShareError: an unknown backend, `hooked` on TransformerLens 4 or for a file, nothing to load there, or a
@@ -48,8 +48,14 @@ def load_model(
     """
     if backend not in get_args(Backend):
         raise NeuronShareError(f"backend={backend!r} is unknown; use one of {', '.join(get_args(Backend))}.")
-    path = Path(name_or_path)
-    is_file = path.suffix == ".gguf"
+    if not isinstance(name_or_path, str | Path) or not str(name_or_path):
+        raise NeuronShareError(f"name_or_path={name_or_path!r}; give a name on the hub, a directory or a .gguf file.")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise NeuronShareError(f"dtype={dtype!r} is unknown; give one of torch's, such as torch.bfloat16.")
+    path = Path(name_or_path).expanduser()
+    is_file = path.suffix.lower() == ".gguf" and not path.is_dir()
+    if is_file and not path.is_file():
+        raise NeuronShareError(f"There is no file {str(path)!r}; check the path.")
     if backend == "hooked" and (is_file or not has_hooked_transformer()):
         raise NeuronShareError(
             f'{path.name} is a GGUF file, of which only a TransformerBridge can be made; use backend="bridge".'
@@ -57,7 +63,8 @@ def load_model(
             else f"TransformerLens {version_of_transformer_lens()} has no HookedTransformer any more; "
             'use backend="bridge", or install "transformer_lens>=3.9,<4".'
         )
-    name, dtype = str(name_or_path), dtype or torch.float32
+    name = str(path if path.exists() else name_or_path)
+    dtype = dtype or torch.float32
     source: Any = None  # the Hugging Face model that a HookedTransformer was made from
     try:
         if is_file:

@@ -27,6 +27,8 @@ from tl_neuronshare.impact import FinalNorm
 
 Site = Literal["post", "gate", "up"]
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
+# Whose hooks on a model are part of it.
+_LIBRARIES = ("transformers", "transformer_lens", "accelerate")
 # What Hugging Face's gated MLPs and TransformerLens's own call their activation function.
 _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 
@@ -391,6 +393,12 @@ def vocabulary_size(model: LensModel) -> int:
     return int(model.cfg.d_vocab) if embedding is None else len(embedding)
 
 
+def knows_bos(model: LensModel) -> bool:
+    """Whether the tokenizer has a BOS token that the model has too."""
+    bos = model.tokenizer.bos_token_id
+    return bos is not None and bos < vocabulary_size(model)
+
+
 def resolve_prepend_bos(model: LensModel, prepend_bos: bool | None) -> bool:
     """What prepend_bos=None means for this model."""
     return bool(model.cfg.default_prepend_bos) if prepend_bos is None else prepend_bos
@@ -539,34 +547,43 @@ def all_firing(model: LensModel, fwd_hooks: Hooks) -> Iterator[None]:
 
 @contextmanager
 def without_hooks(model: LensModel) -> Iterator[None]:
-    """Take the user's TransformerLens hooks off for as long as the context lasts."""
+    """Take the user's hooks off for as long as the context lasts: TransformerLens's, and torch's on any module."""
     taken = []
-    for point in {id(point): point for point in model.hook_dict.values()}.values():
-        kept = OrderedDict((key, point._forward_hooks[key]) for key in _own_hooks(point))
-        if len(kept) < len(point._forward_hooks):
-            taken.append((point, point._forward_hooks))
-            point._forward_hooks = kept
+    for module in model.modules():
+        for kind in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = getattr(module, kind)
+            if theirs := _hooks_of_the_user(module, kind):
+                taken.append((module, kind, hooks))
+                setattr(module, kind, OrderedDict((key, hooks[key]) for key in hooks if key not in theirs))
     try:
         yield
     finally:
-        for point, hooks in taken:
-            point._forward_hooks = hooks
+        for module, kind, hooks in taken:
+            setattr(module, kind, hooks)
 
 
 def has_hooks(model: LensModel) -> bool:
     """Whether somebody's hooks are on the model: TransformerLens's, or torch's on any of its modules."""
     return any(
-        module._forward_pre_hooks or len(module._forward_hooks) > len(_own_hooks(module)) for module in model.modules()
+        _hooks_of_the_user(module, kind)
+        for module in model.modules()
+        for kind in ("_forward_pre_hooks", "_forward_hooks")
     )
 
 
-def _own_hooks(module: Any) -> list[int]:
-    """The keys of a module's forward hooks that are TransformerLens's own: some bridges mirror hook points by them."""
-    return [
-        handle.hook.id
-        for handle in getattr(module, "fwd_hooks", ())
-        if str(getattr(getattr(handle, "user_hook", None), "__module__", "")).startswith("transformer_lens.")
-    ]
+def _hooks_of_the_user(module: Any, kind: str) -> set[int]:
+    """The keys of a module's hooks that the libraries have not put there themselves, as they do to capture outputs."""
+    hooks = getattr(module, kind)
+    if not hooks:
+        return set()
+    # A hook point calls the user's function from one of its own.
+    given = {handle.hook.id: handle.user_hook for handle in getattr(module, "fwd_hooks", ())}
+    functions = {key: given.get(key, hook) for key, hook in hooks.items()}
+    return {
+        key
+        for key, function in functions.items()
+        if str(getattr(getattr(function, "func", function), "__module__", "")).split(".")[0] not in _LIBRARIES
+    }
 
 
 @contextmanager
@@ -640,7 +657,7 @@ def loaded(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def left_as_found(model: LensModel) -> Iterator[None]:
+def left_as_found(model: LensModel | torch.nn.Module) -> Iterator[None]:
     """Run without gradients and dropout, and put every module's training mode back, whatever happens."""
     training = [module for module in model.modules() if module.training]
     for module in training:

@@ -7,15 +7,16 @@ import unicodedata
 from decimal import Decimal
 
 _SIGN = r"(?:(?<!\w)[-\u2212\u2013](?=[$€£¥]?\d))?[$€£¥]?"
-_DIGITS = r"\d{1,3}(?:[ '\u2019]\d{3}(?!\d))+(?:[.,]\d+)?|\d+(?:[.,٫]\d+)*"
+_DIGITS = r"\d{1,3}(?:[ '\u2019]\d{3}(?!\d))+(?:[.,٫]\d+)?|\d+(?:[.,٫]\d+)*"
 _EXPONENT = r"\^\{?([-\u2212+]?\d{1,2})(?!\d)\}?"
 _NUMBER = re.compile(rf"({_SIGN})({_DIGITS})(?:{_EXPONENT}|\s*[×xX*·⋅]\s*10{_EXPONENT}|[eE]([-+]?\d{{1,2}})(?!\w))?")
+_LONGEST = 30  # digits of a number whose power is taken
 _GROUPED = re.compile(r"[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*|[1-9]\d?(?:([.,])\d{2})(?:\2\d{2})*\2\d{3}")
-_DECIMAL = re.compile(r"(\d+|\d{1,3}(?:\.\d{3})+(?=,)|\d{1,3}(?:,\d{3})+(?=\.))[.,٫](\d+)")
+_DECIMAL = re.compile(r"(\d+|\d{1,3}(?:\.\d{3})+(?=[,٫])|\d{1,3}(?:,\d{3})+(?=[.٫]))[.,٫](\d+)")
 _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
-_FRACTION = re.compile("(\\d*)\\s?([¼-¾⅐-⅞])")
-_CURRENCY = re.compile(r"(?:\b[A-Z]{3}|\bRs|[A-Z]?\$)$")
+_FRACTION = re.compile("((?<=\\d)\\s?)?([¼-¾⅐-⅞])")
+_CURRENCY = re.compile(r"(?:\b[A-Z]{3}|\bRs)$")
 
 
 def last_number(text: str) -> Decimal | None:
@@ -51,16 +52,18 @@ def _plain(text: str) -> str:
     text = "".join(char for char in text if unicodedata.category(char) != "Cf")
     for latex, sign in (("{,}", ","), ("\\,", " "), ("\\times", "×"), ("\\cdot", "·")):
         text = text.replace(latex, sign)
-    text = _FRACTION.sub(lambda match: _decimal_text(match[1], unicodedata.numeric(match[2])), text)
+    text = _FRACTION.sub(lambda match: _decimals(match[2], after=match[1] is not None), text)
     text = _LOWERED.sub("", _RAISED.sub(lambda match: "^" + unicodedata.normalize("NFKC", match[0]), text))
+    # What is left of digits that are no numerals stands alone (①).
+    text = "".join(f"; {char}; " if char.isdigit() and not char.isdecimal() else char for char in text)
     text = unicodedata.normalize("NFKC", text)
     text = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in text)
     return re.sub(r"(?<=\d)٬(?=\d)", "", text)
 
 
-def _decimal_text(whole: str, fraction: float) -> str:
-    """With the one decimal mark that never groups."""
-    return f"{whole or 0}٫{f'{fraction:.10f}'[2:].rstrip('0')}"
+def _decimals(fraction: str, *, after: bool) -> str:
+    """A fraction's value, after a whole number or alone, with the one decimal mark that never groups."""
+    return ("" if after else "0") + "٫" + f"{unicodedata.numeric(fraction):.10f}"[2:].rstrip("0")
 
 
 def _is_free(text: str, match: re.Match[str]) -> bool:
@@ -69,7 +72,8 @@ def _is_free(text: str, match: re.Match[str]) -> bool:
     if before.endswith(("^", "^{")):  # the power of a word, or of what is in brackets
         return False
     # Chinese and Thai put no space before a number; where there are capitals, there is one.
-    if before[-1:].isalpha() and before[-1].swapcase() != before[-1] and not _CURRENCY.search(before):
+    in_word = before[-1:].isalpha() and before[-1].swapcase() != before[-1]
+    if in_word and not (match[1].strip("-\u2212\u2013") or _CURRENCY.search(before)):
         return False
     is_note = before.endswith("[") and after.startswith("]") and before[:-1].rstrip()[-1:] not in ("", "=", ":")
     return not is_note
@@ -85,7 +89,7 @@ def _value(match: re.Match[str]) -> Decimal:
     else:
         number = re.split("[.,٫]", spaced)[-1]
     value = Decimal(number)
-    if power and value:
+    if power and value and len(number) <= _LONGEST:
         value **= _integer(power)
     value = value.scaleb(_integer(power_of_ten or exponent or "0"))
     return value.copy_negate() if sign[:1] in tuple("-−–") else value

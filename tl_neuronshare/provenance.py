@@ -174,7 +174,8 @@ def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
 def _added(model: LensModel) -> Iterator[Tensor]:
     """The weights in modules that neither TransformerLens nor Transformers made, such as a LoRA adapter's."""
     seen: set[int] = set()
-    for module in model.modules():
+    _, *parts = model.modules()  # the model itself may be of the user's own class
+    for module in parts:
         if type(module).__module__.split(".")[0] not in _MAKERS:
             with models.loaded(module):
                 for parameter in module.parameters():

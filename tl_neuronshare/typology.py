@@ -29,7 +29,7 @@ _SETS = {
 _FAMILY = ("family_features.npz", "F_")
 # Codes that have no family in URIEL, and others of the same language, or of one next to it, that do.
 _WITH_FAMILY = {"nob": "nor", "nno": "nor", "lvs": "lav", "ltg": "lav", "ekk": "est", "que": "quz", "twi": "aka"}
-_ISOLATES = ("eu", "eus")  # which have none in truth
+_ISOLATES = ("eu", "eus", "bsk", "ain")  # which have none in truth
 _FEWEST = 4  # languages: three have six orders, so that no p-value could be below 1/6
 _EXACT = 5040  # orders that are all tried: those of seven languages
 _CHUNK = 1 << 22  # numbers at a time

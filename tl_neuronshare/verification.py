@@ -77,12 +77,13 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
     """Show on this model that what is read, edited and decoded here is what the model does.
 
     The functions that run a model do this by themselves, as far as they depend on it, and refuse a model that fails;
-    this shows the numbers. The model is left as found; hooks that are on it do not take part.
+    this shows the numbers, and makes the checks anew. The model is left as found; hooks that are on it do not take
+    part. A model that was loaded with `verify=False` is from then on checked like any other.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        texts: what to run, up to 16 tokens of each; by default four short texts in four languages. What other
-            functions rely on are the checks with the default.
+        texts: what to run, up to 32 texts and 16 tokens of each; by default four short texts in four languages. What
+            other functions rely on are the checks with the default.
         reference: a Hugging Face model of the same weights, loaded with `attn_implementation="eager"`, to compare the
             logits with. A HookedTransformer holds none; for a bridge the default is the one inside it.
 
@@ -102,7 +103,8 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         text for every token. Any other that fails refuses what depends on it.
 
     Raises:
-        NeuronShareError: no TransformerLens model, or one whose neurons cannot be read at all.
+        NeuronShareError: no TransformerLens model, or one whose neurons cannot be read at all; texts or a reference
+            that are not what is asked for.
 
     Example:
         >>> table = verify(model)
@@ -112,7 +114,11 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         ['logits', 'post', 'edit post', 'unembedding']
     """
     models.check_model(model)
+    _check_reference(reference)
     found = _Found(_state_of(model), _rows(model, texts))
+    before = _KNOWN.get(model)
+    if reference is None and before is not None and before.state == found.state and before.has_reference:
+        found.outcomes["logits"], found.has_reference = before.outcomes["logits"], True
     _UNVERIFIED.discard(model)
     if texts is None:  # a user's own texts may be too few to rely on
         _KNOWN[model] = found
@@ -123,7 +129,8 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         for outcome in [_outcome(model, name, found, reference)]
     ]
     if reference is not None:
-        _found(model).outcomes["logits"] = found.outcomes["logits"]
+        known = _found(model)
+        known.outcomes["logits"], known.has_reference = found.outcomes["logits"], True
     table = pd.DataFrame(rows).astype({"passed": "boolean"})
     table.attrs.update(model=models.name_of(model), model_class=type(model).__name__, versions=_versions())
     return table
@@ -146,7 +153,7 @@ def require(model: LensModel, *names: str) -> None:
             raise NeuronShareError(
                 f"{models.name_of(model)} ({type(model).__name__}, {_versions()}) fails the check {name!r}, on which "
                 f"this depends: {outcome.note} ({outcome.value:.2g}; the bound is {outcome.bound:.2g}). "
-                "tl_neuronshare.verify(model) shows all checks; what does not depend on this one works. Another "
+                "tl_neuronshare.verify(model) shows all checks. If you edited the model, load it anew; else another "
                 "version of TransformerLens or transformers may be right."
             )
 
@@ -188,7 +195,7 @@ def compare_with_its_source(model: LensModel, source: nn.Module) -> None:
     Raises:
         NeuronShareError: they differ.
     """
-    found = _KNOWN[model] = _Found(_state_of(model), _rows(model, None))
+    found = _KNOWN[model] = _Found(_state_of(model), _rows(model, None), has_reference=True)
     _outcome(model, "logits", found, source)
     require(model, "logits")
 
@@ -200,6 +207,8 @@ class _Found:
     state: tuple[Any, ...]
     rows: list[list[int]]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    has_reference: bool = False  # whether the logits were compared with a model that was given
+    unwraps: bool | None = None  # whether the Hugging Face model inside has the same weights; None: not known yet
 
 
 # For each model as long as it lives.
@@ -215,7 +224,7 @@ def _found(model: LensModel) -> _Found:
 
 
 def _state_of(model: LensModel) -> tuple[Any, ...]:
-    """What makes another model of it when it changes: its modules, dtype, device, and whether weights are processed."""
+    """Where one of these changes, the checks are made anew: modules, dtype, device, whether weights are processed."""
     kinds = tuple(type(module).__name__ for module in model.modules())
     return hash(kinds), models.dtype_of(model), models.device_of(model), models.is_processed(model)
 
@@ -231,18 +240,40 @@ def _versions() -> str:
 def _rows(model: LensModel, texts: Sequence[str] | None) -> list[list[int]]:
     """The tokens of some texts, of different lengths; any tokens at all where the tokenizer can read none."""
     models.check_model(model)
-    if texts is not None and (isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts)):
-        raise NeuronShareError(f"texts={texts!r}; give a list of texts.")
-    # Within the lengths that a batch may have, also when it is decoded.
-    most = min(model.cfg.n_ctx, models.rope_boundary(model) or model.cfg.n_ctx)
-    longest = max(1, min(_LONGEST, most - _N_NEW))
+    given = TEXTS if texts is None else texts
+    if not isinstance(given, list | tuple) or not 0 < len(given) <= 32 or not all(isinstance(t, str) for t in given):
+        raise NeuronShareError(f"texts={texts!r}; give a list of texts, 32 at most.")
+    longest = max(1, min(_LONGEST, _most_tokens(model) - _N_NEW))
+    caps = (longest, 3 * longest // 4, longest // 2, longest // 4) if texts is None else [longest] * len(given)
+    rows = [_tokens(model, text)[: max(1, cap)] for text, cap in zip(given, caps, strict=True)]
+    any_tokens = [token % models.vocabulary_size(model) for token in range(1, longest + 1)]
+    return [row for row in rows if row] or [any_tokens, any_tokens[: max(1, longest // 2)]]
+
+
+def _most_tokens(model: LensModel) -> int:
+    """How many a batch may have that is decoded."""
+    return min(int(model.cfg.n_ctx), models.rope_boundary(model) or int(model.cfg.n_ctx))
+
+
+def _tokens(model: LensModel, text: str) -> list[int]:
+    """Of one text; none where the tokenizer cannot read it."""
+    bos = models.resolve_prepend_bos(model, None) and models.knows_bos(model)
     try:
-        rows = models.tokenise(model, TEXTS if texts is None else texts)
-    except NeuronShareError:  # a BOS that the model does not have; whoever asks for it is told
-        rows = models.tokenise(model, TEXTS if texts is None else texts, prepend_bos=False)
-    caps = (longest, 3 * longest // 4, longest // 2, longest // 4) if texts is None else [longest] * len(rows)
-    rows = [row[: max(1, cap)] for cap, row in zip(caps, rows, strict=True) if row]
-    return rows or [[token % models.vocabulary_size(model) for token in range(1, longest + 1)]]
+        return models.tokenise(model, [text], prepend_bos=bos)[0]
+    except Exception:  # noqa: BLE001: tokenizers raise whatever they like
+        return []
+
+
+def _check_reference(reference: Any) -> None:
+    if reference is not None and (
+        not isinstance(reference, nn.Module)
+        or not hasattr(reference, "get_output_embeddings")
+        or hasattr(reference, "original_model")
+    ):
+        raise NeuronShareError(
+            f"reference is a {type(reference).__name__}; give a Hugging Face language model, such as "
+            "AutoModelForCausalLM.from_pretrained(name, attn_implementation='eager')."
+        )
 
 
 def _applies(model: LensModel, name: str) -> bool:
@@ -255,12 +286,14 @@ def _outcome(model: LensModel, name: str, found: _Found, reference: nn.Module | 
     if not _applies(model, name):  # without a gate, `gate` is `post`
         name = name.replace("gate", "post")
     if name not in found.outcomes:
-        run = _Run(model, found.rows, reference)
+        if found.unwraps is None:
+            found.unwraps = _unwraps(model)
+        run = _Run(model, found.rows, found.unwraps, reference)
         with models.left_as_found(model), models.without_hooks(model):
             try:
                 found.outcomes[name] = _CHECKS[name](run)
             except NeuronShareError as error:
-                if name.split()[-1] not in ("gate", "up"):
+                if name not in _ADVISORY and name.rsplit(maxsplit=1)[-1] not in ("gate", "up"):
                     raise
                 found.outcomes[name] = Outcome.of(torch.inf, run.bound, str(error))
             except Exception as error:
@@ -274,10 +307,11 @@ def _outcome(model: LensModel, name: str, found: _Found, reference: nn.Module | 
 class _Run:
     """A model, the rows to run, and what to compare it with."""
 
-    def __init__(self, model: LensModel, rows: list[list[int]], reference: nn.Module | None) -> None:
-        self.model, self.rows, self.reference = model, rows, reference
-        # What changes a bridge's weights does not reach all of the Hugging Face modules inside.
-        self.unwraps = models.is_bridge(model) and not (models.is_processed(model) or models.is_edited(model))
+    def __init__(
+        self, model: LensModel, rows: list[list[int]], unwraps: bool, reference: nn.Module | None = None
+    ) -> None:
+        self.model, self.rows, self.unwraps, self.reference = model, rows, unwraps, reference
+        self.n_new = min(_N_NEW, max(0, _most_tokens(model) - max(map(len, rows))))
         self.bound = _BOUNDS.get(models.dtype_of(model), max(_BOUNDS.values()))
 
     def logits(self, row: Sequence[int]) -> Float[Tensor, "position vocabulary"]:
@@ -322,6 +356,11 @@ class _Run:
         return [_plain(layers[number].values(tensors[0])[0]) for number, tensors in read.items()]
 
 
+def _unwraps(model: LensModel) -> bool:
+    """Whether a bridge's Hugging Face model has its weights: what changes them does not reach all modules inside."""
+    return models.is_bridge(model) and not (models.is_processed(model) or models.is_edited(model))
+
+
 def _plain(tensor: Tensor) -> Tensor:
     """On the CPU, in at least single precision."""
     return tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32))
@@ -349,8 +388,13 @@ def _check_logits(run: _Run) -> Outcome:
         note = "a HookedTransformer holds no Hugging Face model to compare with; give reference="
         return Outcome(torch.nan, run.bound, note)
     if run.reference is not None:
-        with torch.no_grad():
+        with models.left_as_found(run.reference):
             pairs = [(run.logits(row), _logits_of(run.reference, row)) for row in run.rows]
+        if any(ours.shape != theirs.shape for ours, theirs in pairs):
+            raise NeuronShareError(
+                f"reference is another model: it knows {pairs[0][1].shape[-1]} tokens, "
+                f"{models.name_of(run.model)} {pairs[0][0].shape[-1]}."
+            )
     else:
         with models.unwrapped(run.model) as hugging_face:
             expected = [_logits_of(hugging_face, row) for row in run.rows]
@@ -369,7 +413,7 @@ def _apart_of_twin(run: _Run) -> float:
     expected = [_centred(_logits_of(hugging_face, row)) for row in run.rows]
     if models.is_processed(run.model):
         twin.enable_compatibility_mode(disable_warnings=True)
-    run = _Run(twin, run.rows, None)
+    run = _Run(twin, run.rows, unwraps=False)
     return max(_apart(_centred(run.logits(row)), theirs) for row, theirs in zip(run.rows, expected, strict=True))
 
 
@@ -522,7 +566,10 @@ def _check_unembedding(run: _Run) -> Outcome:
 
 def _check_padding(run: _Run) -> Outcome:
     """Rows of different length in one batch, padded on either side, against each alone: values and logits."""
-    layers = models.neuron_layers(run.model, "post")
+    try:
+        layers = models.neuron_layers(run.model, "post")
+    except NeuronShareError:  # a model without neurons that can be read answers all the same
+        layers = []
     rows = run.rows
     together = models.values_of(run.model, layers, *left_padded(rows), -1)
     logits = models.last_logits(run.model, *left_padded(rows), 1)[:, -1]
@@ -532,9 +579,9 @@ def _check_padding(run: _Run) -> Outcome:
     values = []
     for number, row in enumerate(rows):
         alone = models.values_of(run.model, layers, torch.tensor([row], device="cpu"), None, -1)
-        values.append(_furthest((_plain(layer[number]) for layer in together), (_plain(layer[0]) for layer in alone)))
         expected = run.logits(row)
-        values.append(_apart(_plain(logits[number]), expected[-1]))
+        ours = [logits[number], *(layer[number] for layer in together)]
+        values.append(_furthest(map(_plain, ours), map(_plain, [expected[-1], *(layer[0] for layer in alone)])))
         n_before, n_after = (len(half) for half in halves[number])
         values.append(_apart(_plain(apart[number, end - n_before : end + n_after]), expected))
     note = "prompts are changed by longer ones beside them; batches are of one length"
@@ -562,7 +609,7 @@ def _check_decoding(run: _Run) -> Outcome:
     """Our greedy tokens against the likeliest ones of a run without cache, padding and TransformerLens."""
     cached = _passes(run.model, "cache")
     batches = [run.rows] if _passes(run.model, "padding") else [[row] for row in run.rows]
-    new = [one for rows in batches for one in decoding.greedy(run.model, rows, _N_NEW, cached=cached)]
+    new = [one for rows in batches for one in decoding.greedy(run.model, rows, run.n_new, cached=cached)]
     wrong = sum(_n_unlikely(run, row, tokens) for row, tokens in zip(run.rows, new, strict=True))
     return Outcome.of(float(wrong), 0.0, "tokens that are decoded are not the likeliest ones")
 
@@ -574,7 +621,7 @@ def _check_generate(run: _Run) -> Outcome:
     def n_wrong(**options: Any) -> int:
         whole = run.model.generate(
             torch.tensor([row], device=models.device_of(run.model)),
-            max_new_tokens=_N_NEW,
+            max_new_tokens=run.n_new,
             do_sample=False,
             stop_at_eos=False,
             prepend_bos=models.resolve_prepend_bos(run.model, None),
