@@ -10,6 +10,7 @@ They are made once for each model, without the hooks that are on it.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -619,16 +620,18 @@ def _check_generate(run: _Run) -> Outcome:
     row = run.rows[0]
 
     def n_wrong(**options: Any) -> int:
-        whole = run.model.generate(
-            torch.tensor([row], device=models.device_of(run.model)),
-            max_new_tokens=run.n_new,
-            do_sample=False,
-            stop_at_eos=False,
-            prepend_bos=models.resolve_prepend_bos(run.model, None),
-            return_type="tokens",
-            verbose=False,
-            **options,
-        )
+        with warnings.catch_warnings():  # of names that TransformerLens uses and Transformers renamed
+            warnings.simplefilter("ignore")
+            whole = run.model.generate(
+                torch.tensor([row], device=models.device_of(run.model)),
+                max_new_tokens=run.n_new,
+                do_sample=False,
+                stop_at_eos=False,
+                prepend_bos=models.resolve_prepend_bos(run.model, None),
+                return_type="tokens",
+                verbose=False,
+                **options,
+            )
         return _n_unlikely(run, row, whole[0, len(row) :].tolist())
 
     wrong = n_wrong()
