@@ -419,7 +419,7 @@ def start(experiment: str, args: argparse.Namespace) -> tuple[Run, ns.ParallelPr
 
 def short_name(model: str) -> str:
     """A model's name in figures: of a directory the last part."""
-    return Path(model).name if Path(model).is_dir() else model
+    return Path(model).name if Path(model).exists() else model
 
 
 def title_of(sharing: ns.NeuronSharing, *, prompts: str = "", examples: str = "", how: str = "") -> str:

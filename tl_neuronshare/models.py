@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -548,32 +547,33 @@ def all_firing(model: LensModel, fwd_hooks: Hooks) -> Iterator[None]:
 @contextmanager
 def without_hooks(model: LensModel) -> Iterator[None]:
     """Take the user's hooks off for as long as the context lasts: TransformerLens's, and torch's on any module."""
-    taken = []
+    taken: list[tuple[dict[int, Any], dict[int, Any]]] = []
     for module in model.modules():
-        for kind in ("_forward_pre_hooks", "_forward_hooks"):
-            hooks = getattr(module, kind)
-            if theirs := _hooks_of_the_user(module, kind):
-                taken.append((module, kind, hooks))
-                setattr(module, kind, OrderedDict((key, hooks[key]) for key in hooks if key not in theirs))
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            if theirs := _hooks_of_the_user(module, hooks):
+                taken.append((hooks, dict(hooks)))
+                for key in theirs:
+                    del hooks[key]
     try:
         yield
     finally:
-        for module, kind, hooks in taken:
-            setattr(module, kind, hooks)
+        for hooks, before in taken:  # in their order; after them what the libraries have put there meanwhile
+            meanwhile = {key: hook for key, hook in hooks.items() if key not in before}
+            hooks.clear()
+            hooks.update(before | meanwhile)
 
 
 def has_hooks(model: LensModel) -> bool:
     """Whether somebody's hooks are on the model: TransformerLens's, or torch's on any of its modules."""
     return any(
-        _hooks_of_the_user(module, kind)
+        _hooks_of_the_user(module, hooks)
         for module in model.modules()
-        for kind in ("_forward_pre_hooks", "_forward_hooks")
+        for hooks in (module._forward_pre_hooks, module._forward_hooks)
     )
 
 
-def _hooks_of_the_user(module: Any, kind: str) -> set[int]:
+def _hooks_of_the_user(module: Any, hooks: Mapping[int, Any]) -> set[int]:
     """The keys of a module's hooks that the libraries have not put there themselves, as they do to capture outputs."""
-    hooks = getattr(module, kind)
     if not hooks:
         return set()
     # A hook point calls the user's function from one of its own.
