@@ -103,6 +103,7 @@ class _Anew:
         return logits[:, -1]
 
     def append(self, new: Int[Tensor, " row"]) -> None:
+        """Each row's next token, to be run with all before it."""
         self.tokens = torch.cat([self.tokens, new[:, None]], dim=1)
         if self.mask is not None:
             self.mask = _longer(self.mask)
@@ -124,6 +125,7 @@ class _HookedCache:
         return logits[:, -1]
 
     def append(self, new: Int[Tensor, " row"]) -> None:
+        """Each row's next token, to be run alone."""
         self.tokens = new[:, None]
         self.mask = torch.ones_like(self.tokens)
 
@@ -145,6 +147,7 @@ class _BridgeCache:
         return logits[:, -1]
 
     def append(self, new: Int[Tensor, " row"]) -> None:
+        """Each row's next token, to be run alone."""
         self.tokens = new[:, None]
         self.mask = _longer(self.mask)
 
