@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GenerationConfig
 
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import batching, models, provenance
+from tl_neuronshare import batching, loading, models, provenance
 
 DENSE = [*zoo.KINDS, "demo"]
 
@@ -184,3 +186,41 @@ def test_processed_weights_are_recorded(animals, prompts):
     bridge = ns.load_model(animals.directory("gpt2"), backend="bridge", device="cpu")
     bridge.enable_compatibility_mode()
     assert ns.categorise(bridge, prompts).metadata["weights"] == "folded"
+
+
+def test_end_tokens_are_those_of_the_directory_too(animals, backend, tmp_path):
+    """`generation_config.json` may name several; a HookedTransformer knows nothing of them by itself."""
+    directory = tmp_path / "bloom"
+    shutil.copytree(animals.directory("bloom"), directory)
+    GenerationConfig(eos_token_id=[7, 106]).save_pretrained(directory)
+    model = ns.load_model(directory, backend=backend, device="cpu")
+    assert models.end_tokens(model) == [0, 7, 106]  # 0 is the tokenizer's
+
+
+@pytest.mark.skipif(not models.has_hooked_transformer(), reason="TransformerLens 4 loads no model by its own names")
+def test_end_tokens_of_a_name_are_those_of_its_place_on_the_hub(animals, tmp_path, monkeypatch):
+    GenerationConfig(eos_token_id=[7, 106]).save_pretrained(tmp_path)
+    monkeypatch.setattr("transformer_lens.loading_from_pretrained.get_official_model_name", lambda name: str(tmp_path))
+    assert loading._generation_config("gpt2").eos_token_id == [7, 106]
+    (tmp_path / "generation_config.json").unlink()
+    assert loading._generation_config("gpt2") is None
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_odd_things_to_load(tmp_path):
+    (tmp_path / "x.gguf").mkdir()
+    for given, message in (
+        (None, "name_or_path=None; give a name on the hub, a directory or a .gguf file"),
+        ("", "name_or_path=''; give"),
+        (tmp_path / "none.gguf", "There is no file '.*none.gguf'"),
+        (tmp_path / "x.gguf", "The directory '.*x.gguf' could not be loaded"),
+    ):
+        with pytest.raises(ns.NeuronShareError, match=message):
+            ns.load_model(given)
+    with pytest.raises(ns.NeuronShareError, match="dtype='float16' is unknown; give one of torch's"):
+        ns.load_model(tmp_path, dtype="float16")
+    (tmp_path / "empty.GGUF").touch()
+    with pytest.raises(ns.NeuronShareError, match="The file '.*empty.GGUF' could not be loaded"):
+        ns.load_model(tmp_path / "empty.GGUF")
+    with pytest.raises(ns.NeuronShareError, match="is a GGUF file, of which only a TransformerBridge"):
+        ns.load_model(tmp_path / "empty.GGUF", backend="hooked")

@@ -112,7 +112,9 @@ def _load_hooked(
     from transformer_lens import HookedTransformer
 
     if not local:
-        return HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype), None
+        hooked = HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
+        hooked.generation_config = _generation_config(name)
+        return hooked, None
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -131,8 +133,19 @@ def _load_hooked(
     hooked.load_and_process_state_dict(
         weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
-    hooked.generation_config = hugging_face.generation_config  # names the tokens that end an answer
+    hooked.generation_config = hugging_face.generation_config
     return hooked, hugging_face
+
+
+def _generation_config(name: str) -> Any:
+    """How the hub says that a model generates, with the tokens that end an answer; None where it does not say."""
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(get_official_model_name(name))
+    except OSError:
+        return None
 
 
 def _from_gguf(path: Path, *, device: str | torch.device | None, dtype: torch.dtype) -> LensModel:
