@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import ceil
+from math import ceil, inf
 from numbers import Integral
 from typing import Literal, NamedTuple
 
@@ -127,53 +127,69 @@ def plan_batches(
     """
     order = sorted(range(len(sizes)), key=lambda row: sizes[row][::-1])
     alike = [(size, list(rows)) for size, rows in groupby(order, key=sizes.__getitem__)]
-    # The best plan of the first so many sizes, as what it costs, where its last stretch begins and its rows a batch.
-    best = [_Stretch(0, 0, 1)]
-    n_tokens = 0  # of the first so many sizes, without padding
-    for stop, (last, last_rows) in enumerate(alike, 1):
-        n_tokens += sum(last) * len(last_rows)
-        n_rows, own, widest, fewest = 0, 0, last, sum(last)
-        found: _Stretch | None = None
-        for start in reversed(range(stop)):
-            size, rows = alike[start]
-            n_rows, own = n_rows + len(rows), own + sum(size) * len(rows)
-            widest, fewest = tuple(map(max, widest, size)), min(fewest, sum(size))
-            width = sum(widest)
-            fits = (
-                packing.pads
-                and (packing.are_long(fewest) or not packing.are_long(width))
-                and (n_ctx is None or width <= n_ctx)
-            )
-            if start < stop - 1 and not fits:
-                break
-            room = _room(widest, batch_size, per_token)
-            if batch_size != "auto":  # as few as possible: one stretch, as far back as it fits
-                found = _Stretch(0, start, room)
-                continue
-            # Whatever comes before, all tokens are run, and this padding; which only grows further back.
-            if found is not None and n_tokens + n_rows * width - own + packing.tokens_a_pass > found.cost:
-                break
-            cost = best[start].cost + ceil(n_rows / room) * packing.tokens_a_pass + n_rows * width
-            if found is None or cost < found.cost:
-                found = _Stretch(cost, start, room)
-        assert found is not None
-        best.append(found)
+    cheapest = _cheapest(alike, packing, n_ctx, per_token) if batch_size == "auto" else None
     batches: list[list[int]] = []
     stop = len(alike)
     while stop:
-        stretch = best[stop]
+        # For as few batches as possible the longest stretch is right.
+        stretch = cheapest[stop] if cheapest else list(_stretches(alike, stop, packing, n_ctx))[-1]
         rows = [row for _, of_size in alike[stretch.start : stop] for row in of_size]
-        batches[:0] = [rows[place : place + stretch.room] for place in range(0, len(rows), stretch.room)]
+        room = _room(stretch.widest, batch_size, per_token)
+        batches[:0] = [rows[place : place + room] for place in range(0, len(rows), room)]
         stop = stretch.start
     return batches
 
 
 class _Stretch(NamedTuple):
-    """Sizes that are padded alike, and cut into batches of so many rows."""
+    """Sizes in a row that are padded alike, to be cut into batches."""
 
-    cost: int
     start: int
-    room: int
+    n_rows: int
+    n_tokens: int  # without padding
+    widest: tuple[int, ...]
+
+
+def _stretches(
+    alike: Sequence[tuple[tuple[int, ...], list[int]]], stop: int, packing: Packing, n_ctx: int | None
+) -> Iterator[_Stretch]:
+    """Those that end before `stop`, from the shortest to the longest that may share a batch."""
+    last, _ = alike[stop - 1]
+    n_rows, n_tokens, widest, fewest = 0, 0, last, sum(last)
+    for start in reversed(range(stop)):
+        size, rows = alike[start]
+        n_rows, n_tokens = n_rows + len(rows), n_tokens + sum(size) * len(rows)
+        widest, fewest = tuple(map(max, widest, size)), min(fewest, sum(size))
+        fits = (
+            packing.pads
+            and (packing.are_long(fewest) or not packing.are_long(sum(widest)))
+            and (n_ctx is None or sum(widest) <= n_ctx)
+        )
+        if start < stop - 1 and not fits:
+            return
+        yield _Stretch(start, n_rows, n_tokens, widest)
+
+
+def _cheapest(
+    alike: Sequence[tuple[tuple[int, ...], list[int]]], packing: Packing, n_ctx: int | None, per_token: int
+) -> list[_Stretch]:
+    """For the first so many sizes the last stretch of the plan that costs least; for none of them an empty one."""
+    best, costs = [_Stretch(0, 0, 0, ())], [0]
+    n_tokens = 0  # of the first so many sizes, without padding
+    for stop, (last, last_rows) in enumerate(alike, 1):
+        n_tokens += sum(last) * len(last_rows)
+        found, least = best[0], inf
+        for one in _stretches(alike, stop, packing, n_ctx):
+            padded = one.n_rows * sum(one.widest)
+            # Whatever comes before, all tokens are run, and this padding; which only grows further back.
+            if n_tokens + padded - one.n_tokens + packing.tokens_a_pass > least:
+                break
+            passes = ceil(one.n_rows / _room(one.widest, "auto", per_token))
+            cost = costs[one.start] + passes * packing.tokens_a_pass + padded
+            if cost < least:
+                found, least = one, cost
+        best.append(found)
+        costs.append(int(least))
+    return best
 
 
 def _room(size: tuple[int, ...], batch_size: BatchSize, per_token: int) -> int:
