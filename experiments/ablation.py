@@ -20,8 +20,8 @@ import pandas as pd
 
 import arguments
 import tl_neuronshare as ns
-from tl_neuronshare.controls import CONTROLS
-from tl_neuronshare.evaluation import Scoring
+from tl_neuronshare.ablation.controls import CONTROLS
+from tl_neuronshare.evaluation.evaluating import Scoring
 
 TYPES = [type.label for type in ns.NeuronType][::-1]
 MODES = ("zero", "mean", "resample", "scale")

@@ -26,11 +26,12 @@ import torch
 from matplotlib.figure import Figure
 
 import tl_neuronshare as ns
-from tl_neuronshare.activation import Position, as_position
-from tl_neuronshare.loading import Backend
-from tl_neuronshare.models import LensModel, Site
+from tl_neuronshare.maths.activation import Position, as_position
+from tl_neuronshare.models.fingerprint import fingerprint_of_weights
+from tl_neuronshare.models.layers import Site
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.models.loading import Backend
 from tl_neuronshare.prompts import short_hash
-from tl_neuronshare.provenance import fingerprint_of_weights
 
 DEMO = "demo"
 RECORD = "run.json"

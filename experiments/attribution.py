@@ -17,7 +17,7 @@ import pandas as pd
 
 import arguments
 import tl_neuronshare as ns
-from tl_neuronshare.attribution import TOP_K, Answer, Norm
+from tl_neuronshare.attribution.impacts import TOP_K, Answer, Norm
 
 TYPES = [type.label for type in ns.NeuronType][::-1]
 SHOWN = 10  # of the top neurons

@@ -27,10 +27,10 @@ from tqdm.auto import tqdm
 import arguments
 import tl_neuronshare as ns
 from tl_neuronshare import models
-from tl_neuronshare.attribution import Impacts, Norm
-from tl_neuronshare.batching import AUTO_NUMBERS
-from tl_neuronshare.bootstrap import Bootstrap
-from tl_neuronshare.models import LensModel
+from tl_neuronshare.attribution.impacts import Impacts, Norm
+from tl_neuronshare.maths.bootstrap import Bootstrap
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.running.plan import AUTO_NUMBERS
 
 LOST = ("logit", "log_prob")
 SAID = {

@@ -16,7 +16,7 @@ import pandas as pd
 
 import arguments
 import tl_neuronshare as ns
-from tl_neuronshare.typology import Features
+from tl_neuronshare.results.typology import Features
 
 RELIABLE = 0.5
 HELD = {"nothing": (), "script": ("script",), "family": ("family",), "script and family": ("script", "family")}

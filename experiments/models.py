@@ -14,8 +14,8 @@ import torch
 
 import arguments
 import tl_neuronshare as ns
-from tl_neuronshare.models import LensModel
-from tl_neuronshare.provenance import fingerprint_of_weights
+from tl_neuronshare.models.fingerprint import fingerprint_of_weights
+from tl_neuronshare.models.lens import LensModel
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 
 import arguments
 import tl_neuronshare as ns
-from tl_neuronshare.bootstrap import FEWEST
+from tl_neuronshare.maths.bootstrap import FEWEST
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ from typing import Any
 import arguments
 import report
 import tl_neuronshare as ns
-from tl_neuronshare.models import LensModel
-from tl_neuronshare.provenance import fingerprint_of_weights
+from tl_neuronshare.models.fingerprint import fingerprint_of_weights
+from tl_neuronshare.models.lens import LensModel
 
 HERE = Path(__file__).parent
 # In the order of the page; with what an experiment must be told whatever was said for all.

@@ -16,7 +16,8 @@ import pandas as pd
 
 import arguments
 import tl_neuronshare as ns
-from tl_neuronshare.models import LensModel, neuron_layers
+from tl_neuronshare.models.layers import neuron_layers
+from tl_neuronshare.models.lens import LensModel
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import arguments
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare.models import has_hooked_transformer
+from tl_neuronshare.models.lens import has_hooked_transformer
 
 BACKENDS = ["bridge", "hooked"] if has_hooked_transformer() else ["bridge"]
 logging.getLogger("transformer_lens").setLevel(logging.ERROR)

@@ -10,7 +10,7 @@ import torch
 import reference
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import batching, models
+from tl_neuronshare import models
 
 SIX = ["bloom", "gpt2", "llama", "opt", "qwen2", "gemma2"]
 POST = "blocks.{}.mlp.hook_post"
@@ -218,7 +218,7 @@ def test_on_another_device_than_the_masks(bloom):
 
 def test_each_row_has_its_own_mask_in_a_left_padded_batch(bloom, prompts):
     rows = models.tokenise(bloom, prompts.prompts["ru"])
-    tokens, attention = batching.left_padded(rows)
+    tokens, attention = models.left_padded(rows)
     assert attention is not None
     masks = mask_of(bloom, rows=(len(rows),))
     together = bloom.run_with_hooks(tokens, attention_mask=attention, fwd_hooks=ns.ablation_hooks(bloom, masks))

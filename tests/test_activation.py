@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tl_neuronshare as ns
-from tl_neuronshare.activation import (
+from tl_neuronshare.maths.activation import (
     as_position,
     at_index,
     count_borderline,

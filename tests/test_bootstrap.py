@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tl_neuronshare import bootstrap
-from tl_neuronshare.bootstrap import Bootstrap
+from tl_neuronshare.maths import bootstrap
+from tl_neuronshare.maths.bootstrap import Bootstrap
 
 
 def by_hand(numerators, denominators=None, n_resamples=20_000):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tl_neuronshare as ns
-from tl_neuronshare.chance import expected_intersection, jaccard
+from tl_neuronshare.maths.chance import expected_intersection, jaccard
 
 NAN = float("nan")
 

@@ -11,7 +11,7 @@ import torch
 
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import batching, models
+from tl_neuronshare import models
 
 LANGUAGES = list(zoo.LONGER)
 POSITIONS = ["last", "any", "all", -2]
@@ -78,7 +78,7 @@ def test_recorder_caches_and_categorise_agree(animals, name, site, position, bac
 def test_one_batch_may_hold_several_languages(bloom, longer):
     """As `categorise` does it: here the very same batch, and so the same bits in whatever precision."""
     rows = [ids for language in LANGUAGES for ids in models.tokenise(bloom, longer.prompts[language])]
-    tokens, mask = batching.left_padded(rows)
+    tokens, mask = models.left_padded(rows)
     recorder = ns.SharingRecorder(bloom, LANGUAGES, 3, position="any")
     languages = [language for language in LANGUAGES for _ in range(3)]
     hooks = recorder.fwd_hooks(languages, [0, 1, 2] * 5, mask, tokens=tokens)
@@ -362,7 +362,7 @@ def test_a_run_that_stops_half_way_is_not_taken_for_recorded_and_can_be_made_aga
 
 def test_results_wait_for_the_last_layer_where_fetching_them_would_stop_the_model(bloom, longer, monkeypatch):
     """As on a GPU, which is not had here: bits are held until all layers have fired."""
-    from tl_neuronshare import recording
+    from tl_neuronshare.running import recording
 
     expected = ns.categorise(bloom, longer, position="any", threshold=[0.0, 0.1])
     stored = []

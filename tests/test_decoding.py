@@ -10,7 +10,8 @@ import torch
 import reference
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import decoding, models, verification
+from tl_neuronshare import models
+from tl_neuronshare.models import decoding, verification
 
 # Five lengths; one row begins with the BOS, end and padding token, one is that token alone.
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [0, 12, 13], [0], [0, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29], [30, 31]]

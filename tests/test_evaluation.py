@@ -13,7 +13,9 @@ import tl_neuronshare as ns
 import zoo
 from test_ablation import SIX, mask_of
 from test_memory import PeakMemory
-from tl_neuronshare import batching, decoding, evaluation, models, verification
+from tl_neuronshare import evaluation, models
+from tl_neuronshare.models import decoding, verification
+from tl_neuronshare.running import plan
 
 # Answers and choices of one to many tokens; "ance" and the like merge with what is before them.
 PROMPTS = {
@@ -97,7 +99,7 @@ def test_choice_under_ablation_equals_the_loop_under_plain_hooks(animals, backen
 def test_batches_and_pieces_change_nothing(animals, backend, quiz, batch_size, monkeypatch):
     model = animals.lens("bloom", backend)
     expected = ns.evaluate(model, quiz)
-    for logits in (batching.AUTO_NUMBERS, 1):  # 1: the columns one by one
+    for logits in (plan.AUTO_NUMBERS, 1):  # 1: the columns one by one
         monkeypatch.setattr(evaluation, "AUTO_NUMBERS", logits)
         found = ns.evaluate(model, quiz, batch_size=batch_size)
         assert (found["log_prob"] - expected["log_prob"]).abs().max() < 1e-4
@@ -421,7 +423,7 @@ def test_perplexity_is_that_of_hugging_face_s_loss(animals, name, backend, monke
             total += reference.log_prob(hugging_face, ids[:1], ids[1:])
             count += len(ids) - 1
         expected[language] = total / count, count
-    for logits in (batching.AUTO_NUMBERS, 1000):
+    for logits in (plan.AUTO_NUMBERS, 1000):
         monkeypatch.setattr(evaluation, "AUTO_NUMBERS", logits)
         table = ns.perplexity(animals.lens(name, backend), texts).set_index("language")
         for language, (mean, count) in expected.items():

@@ -36,7 +36,9 @@ def test_results_are_those_of_the_golden_files(found, expected, name):
     assert len(ours) == len(theirs)
     for column in ours:
         if theirs[column].dtype != np.float64:
-            pd.testing.assert_series_equal(ours[column], theirs[column])  # types, masks, counts, predictions: to the bit
+            pd.testing.assert_series_equal(
+                ours[column], theirs[column]
+            )  # types, masks, counts, predictions: to the bit
             continue
         # Numbers that nearly cancel, or are small beside the logits that they come of, are held against 1e-5 of a unit
         # (percent, nat). Which neuron is the nearest by magnitude hangs on rounding where two are equally near.

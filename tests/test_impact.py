@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tl_neuronshare as ns
 import zoo
 from tl_neuronshare import models
-from tl_neuronshare.impact import largest
+from tl_neuronshare.maths.impact import largest
 
 
 def test_both_scores_by_hand():

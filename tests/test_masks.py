@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tl_neuronshare as ns
-from tl_neuronshare import masks
+from tl_neuronshare.results import masks
 
 LAPE = Path(__file__).parents[2] / "shared" / "data" / "lape"
 

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tl_neuronshare as ns
-from tl_neuronshare import batching, models, provenance, recording
+from tl_neuronshare import models
+from tl_neuronshare.running import provenance, recording
 
 
 def storages(tree: Any) -> list[torch.UntypedStorage]:
@@ -74,7 +75,7 @@ def test_memory_is_a_bit_a_neuron_beyond_the_bare_trunk(animals, backend, many, 
 
     def trunk():
         with models.left_as_found(model):
-            models.run(model, *batching.left_padded(longest))
+            models.run(model, *models.left_padded(longest))
 
     ns.categorise(model, many, **options)  # what is made once is made
     extra = peak_of(lambda: ns.categorise(model, many, **options)) - peak_of(trunk)

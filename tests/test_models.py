@@ -13,7 +13,9 @@ from transformers import GenerationConfig
 
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import batching, loading, models, provenance
+from tl_neuronshare import models
+from tl_neuronshare.models import loading
+from tl_neuronshare.running import plan, provenance
 
 DENSE = [*zoo.KINDS, "demo"]
 
@@ -60,7 +62,7 @@ def last_values(model, rows, layers):
     """Each layer's values at the last token of each row."""
     values = {}
     with torch.no_grad(), models.reading(model, layers, lambda layer, tensor: values.update({layer: tensor[:, -1]})):
-        models.run(model, *batching.left_padded(rows))
+        models.run(model, *models.left_padded(rows))
     return [values[layer] for layer in range(len(layers))]
 
 
@@ -116,25 +118,23 @@ def test_batches_hold_every_prompt_once_and_pad_little():
     lengths = [(7,), (3,), (9,), (3,), (3,), (8,), (1,), (7,)]
     for pad in (True, False):
         for batch_size in (1, 3, 100, "auto"):
-            batches = batching.plan_batches(lengths, batch_size, packing=batching.Packing(pad))
+            batches = plan.plan_batches(lengths, batch_size, packing=models.Packing(pad))
             assert sorted(index for batch in batches for index in batch) == list(range(8))
             if not pad:
                 assert all(len({lengths[index] for index in batch}) == 1 for batch in batches)
             if batch_size != "auto":
                 assert max(map(len, batches)) <= batch_size
-    order = [
-        lengths[index] for batch in batching.plan_batches(lengths, 3, packing=batching.Packing()) for index in batch
-    ]
+    order = [lengths[index] for batch in plan.plan_batches(lengths, 3, packing=models.Packing()) for index in batch]
     assert order == sorted(lengths)
 
 
 def test_plans_cost_least():
     """Against every way to cut the sorted lengths into batches."""
     generator = torch.Generator().manual_seed(0)
-    for packing in (batching.Packing(tokens_a_pass=9), batching.Packing(tokens_a_pass=30)):
+    for packing in (models.Packing(tokens_a_pass=9), models.Packing(tokens_a_pass=30)):
         for _ in range(20):
             lengths = torch.randint(1, 20, (8,), generator=generator).tolist()
-            batches = batching.plan_batches([(length,) for length in lengths], "auto", packing=packing)
+            batches = plan.plan_batches([(length,) for length in lengths], "auto", packing=packing)
             assert sorted(row for batch in batches for row in batch) == list(range(8))
 
             def cost(parts, packing=packing):
@@ -147,9 +147,9 @@ def test_plans_cost_least():
 
 
 def test_automatic_batches_shrink_as_prompts_grow():
-    assert len(batching.plan_batches([(10,)] * 300, "auto", packing=batching.Packing())) == 2
-    assert max(map(len, batching.plan_batches([(4096,)] * 5, "auto", packing=batching.Packing()))) == 2
-    assert max(map(len, batching.plan_batches([(100_000,)] * 3, "auto", packing=batching.Packing()))) == 1
+    assert len(plan.plan_batches([(10,)] * 300, "auto", packing=models.Packing())) == 2
+    assert max(map(len, plan.plan_batches([(4096,)] * 5, "auto", packing=models.Packing()))) == 2
+    assert max(map(len, plan.plan_batches([(100_000,)] * 3, "auto", packing=models.Packing()))) == 1
 
 
 def test_hooked_transformer_where_there_is_one(animals):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl_neuronshare.numerals import last_number
+from tl_neuronshare.evaluation.numerals import last_number
 
 WRITTEN = {
     "18": [

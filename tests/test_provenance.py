@@ -8,9 +8,10 @@ from transformers import AutoTokenizer
 
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import models, provenance
+from tl_neuronshare import models
+from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.prompts import hashes_of
-from tl_neuronshare.provenance import fingerprint_of_weights
+from tl_neuronshare.running import provenance
 
 
 def of_weights(model) -> str:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tl_neuronshare as ns
-from tl_neuronshare import rates as module
-from tl_neuronshare.models import special_tokens
+from tl_neuronshare.models.tokens import special_tokens
+from tl_neuronshare.running import rates as module
 
 TEXTS = {"en": ["The sky is blue", "Cats", "One two three four five six seven"], "th": ["ท้องฟ้า", "แมว สุนัข"]}
 

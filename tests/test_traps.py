@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import reference
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import batching, models
+from tl_neuronshare import models
 
 TEXTS = {"en": ["The capital of France is", "Cats"], "de": ["Die", "Zwei und drei sind"]}
 
@@ -41,7 +41,7 @@ def test_padding_is_bos_and_end_token(animals, name, backend, uneven):
     model = animals.lens(name, backend)
     assert model.tokenizer.pad_token_id == model.tokenizer.bos_token_id == 0
     rows = models.tokenise(model, uneven.prompts["en"], prepend_bos=True)
-    tokens, mask = batching.left_padded(rows)
+    tokens, mask = models.left_padded(rows)
     naive = activated_last(model, tokens, (tokens != 0).long())
     assert not torch.equal(naive, activated_last(model, tokens, mask))  # the trap
     alone = one_by_one(model, uneven, prepend_bos=True)
@@ -55,7 +55,7 @@ def test_padding_is_bos_and_end_token(animals, name, backend, uneven):
 def test_left_padding_without_a_mask(animals, name, backend, uneven):
     """Silently wrong in TransformerLens; a mask always goes with padding here."""
     model = animals.lens(name, backend)
-    tokens, mask = batching.left_padded(models.tokenise(model, uneven.prompts["de"]))
+    tokens, mask = models.left_padded(models.tokenise(model, uneven.prompts["de"]))
     assert mask is not None
     assert not torch.equal(activated_last(model, tokens, None), activated_last(model, tokens, mask))  # the trap
     ns.verify(model)  # whose own passes would be counted below
@@ -194,7 +194,7 @@ def test_long_rope_in_a_batch(long_rope, uneven):
     rows = models.tokenise(model, uneven_rows(uneven))
     assert min(map(len, rows)) < 12 < max(map(len, rows))
     short = [row for row in rows if len(row) <= 12]
-    tokens, mask = batching.left_padded([*short, max(rows, key=len)])
+    tokens, mask = models.left_padded([*short, max(rows, key=len)])
     beside = activated_last(model, tokens, mask)[:-1]
     alone = torch.cat([activated_last(model, torch.tensor([row]), None) for row in short])
     assert (beside != alone).sum() > 10  # the trap

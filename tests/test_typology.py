@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import tl_neuronshare as ns
-from tl_neuronshare import typology
+from tl_neuronshare.results import typology
 
 NINE = ["en", "de", "es", "fr", "ru", "th", "tr", "vi", "zh"]
 

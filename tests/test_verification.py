@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 import reference
 import tl_neuronshare as ns
 import zoo
-from tl_neuronshare import models, verification
-from tl_neuronshare.models import has_hooked_transformer
+from tl_neuronshare import models
+from tl_neuronshare.models import verification
+from tl_neuronshare.models.lens import has_hooked_transformer
 
 PROMPTS = ns.ParallelPrompts(
     {"en": ["Cats are", "The sky"], "de": ["Die Katzen", "Der"]},

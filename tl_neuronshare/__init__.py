@@ -3,15 +3,18 @@
 from importlib import import_module
 from types import ModuleType
 
-from tl_neuronshare.ablation import ablation_hooks, reference_values
-from tl_neuronshare.attribution import attribute, top_neurons
-from tl_neuronshare.categorising import categorise, categorise_caches
-from tl_neuronshare.comparison import input_overlap, language_overlap, side_by_side
+from tl_neuronshare.ablation.hooks import ablation_hooks
+from tl_neuronshare.ablation.reference import reference_values
+from tl_neuronshare.ablation.study import ablation_study
+from tl_neuronshare.attribution.attributing import attribute, top_neurons
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.evaluation import evaluate, perplexity
-from tl_neuronshare.impact import correctness_impact, generation_impact
-from tl_neuronshare.loading import load_model
-from tl_neuronshare.masks import (
+from tl_neuronshare.evaluation.evaluating import evaluate, perplexity
+from tl_neuronshare.maths.impact import correctness_impact, generation_impact
+from tl_neuronshare.models.loading import load_model
+from tl_neuronshare.models.verification import verify
+from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.results.comparison import input_overlap, language_overlap, side_by_side
+from tl_neuronshare.results.masks import (
     load_lape_neurons,
     load_masks,
     magnitude_matched_like,
@@ -20,13 +23,11 @@ from tl_neuronshare.masks import (
     random_like,
     save_masks,
 )
-from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.rates import activation_rates
-from tl_neuronshare.recording import SharingRecorder
-from tl_neuronshare.sharing import NeuronSharing, NeuronType, neuron_types
-from tl_neuronshare.study import ablation_study
-from tl_neuronshare.typology import permutation_test, same_family, same_script, typological_similarity
-from tl_neuronshare.verification import verify
+from tl_neuronshare.results.sharing import NeuronSharing, NeuronType, neuron_types
+from tl_neuronshare.results.typology import permutation_test, same_family, same_script, typological_similarity
+from tl_neuronshare.running.categorising import categorise, categorise_caches
+from tl_neuronshare.running.rates import activation_rates
+from tl_neuronshare.running.recording import SharingRecorder
 
 __version__ = "0.1.0"
 __all__ = [

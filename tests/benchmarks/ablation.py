@@ -14,9 +14,9 @@ from typing import Any
 from categorise import arguments, bare_trunk, compare, on_models
 
 import tl_neuronshare as ns
-from tl_neuronshare import study
-from tl_neuronshare.controls import CONTROLS, Selection
-from tl_neuronshare.evaluation import Evaluation
+from tl_neuronshare.ablation import study
+from tl_neuronshare.ablation.controls import CONTROLS, Selection
+from tl_neuronshare.evaluation.evaluating import Evaluation
 
 
 def times(name: str, model: Any, prompts: ns.ParallelPrompts, *, repeats: int) -> None:

@@ -25,7 +25,9 @@ import torch
 from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 import tl_neuronshare as ns
-from tl_neuronshare import batching, models, verification
+from tl_neuronshare import models
+from tl_neuronshare.models import verification
+from tl_neuronshare.running import plan
 
 THRESHOLDS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
 REPEATED = 24  # how often the prompts are repeated where memory is measured, so that what is kept outweighs the rest
@@ -43,10 +45,10 @@ def random_model(directory: Path, *, d_model: int, d_mlp: int) -> Path:
 def bare_trunk(model: Any, prompts: ns.ParallelPrompts) -> None:
     """The same batches as `categorise` makes, and nothing else."""
     rows = [row for language in prompts.languages for row in models.tokenise(model, prompts.prompts[language])]
-    batches = batching.plan_batches([(len(row),) for row in rows], "auto", packing=verification.packing(model))
+    batches = plan.plan_batches([(len(row),) for row in rows], "auto", packing=verification.packing(model))
     with models.left_as_found(model):
         for batch in batches:
-            models.run(model, *batching.left_padded([rows[index] for index in batch]))
+            models.run(model, *models.left_padded([rows[index] for index in batch]))
 
 
 def compare(name: str, jobs: dict[str, Callable[[], object]], *, repeats: int) -> None:

@@ -113,8 +113,7 @@ def write(tables: dict[str, pd.DataFrame], folder: Path) -> None:
 def read(folder: Path = HERE) -> dict[str, pd.DataFrame]:
     """What `write` wrote."""
     return {
-        file.stem: pd.read_csv(file, keep_default_na=False, na_values=[""])
-        for file in sorted(folder.glob("*.csv"))
+        file.stem: pd.read_csv(file, keep_default_na=False, na_values=[""]) for file in sorted(folder.glob("*.csv"))
     }
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from tl_neuronshare import loading, models
-from tl_neuronshare.loading import Backend
-from tl_neuronshare.models import LensModel
+from tl_neuronshare import models
+from tl_neuronshare.models import loading
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.models.loading import Backend
 from tl_neuronshare.prompts import ParallelPrompts
 
 DIRECTORY = Path(__file__).parent / "data"

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tl_neuronshare.bootstrap import FEWEST
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.bootstrap import FEWEST
 from tl_neuronshare.plots.drawing import (
     COLOURS,
     HATCHES,

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.masks import drawn
+from tl_neuronshare.maths.draws import drawn
 from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.sharing import NeuronSharing, NeuronType, first_differing
+from tl_neuronshare.results.sharing import NeuronSharing, NeuronType, first_differing
 
 Control = Literal["random", "random-active", "magnitude", "other-example"]
 CONTROLS: tuple[Control, ...] = get_args(Control)

@@ -7,7 +7,7 @@ the new values in where mask and position say so, into a new tensor: what somebo
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -16,15 +16,14 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from tl_neuronshare import models, verification
-from tl_neuronshare.activation import Number, Position, as_position
-from tl_neuronshare.batching import BatchSize, check_run_options, left_padded, plan_batches, tokenised
+from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.masks import check_mask
-from tl_neuronshare.models import LensModel, NeuronLayer, Site
-from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.maths.activation import Number, Position, as_position
+from tl_neuronshare.models import verification
+from tl_neuronshare.models.layers import NeuronLayer, Site
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.results.masks import check_mask
 
 Mode = Literal["zero", "mean", "resample", "scale"]
 Edit = Callable[[Tensor], Tensor]
@@ -290,19 +289,6 @@ def _other_batch(hook: str, n_rows: int, what: str, n_expected: int) -> str:
     )
 
 
-def takes_another_end(function: object, prompt_tokens: int) -> bool:
-    """Whether this is a hook of `ablation_hooks` that edits tokens of the prompt and takes that to end elsewhere."""
-    if not isinstance(function, _Ablation):
-        return False
-    places = function.places
-    return places.end not in (None, prompt_tokens) or (places.position is not None and places.end is None)
-
-
-def is_local(function: object) -> bool:
-    """Whether this is a hook of `ablation_hooks` whose edit of a token depends on that token alone."""
-    return isinstance(function, _Ablation) and getattr(function.edit, "func", None) is not _of_a_copy
-
-
 class _Ablation:
     """One layer's hook function: new values where mask and position say so."""
 
@@ -313,6 +299,16 @@ class _Ablation:
         self._seen_prompt = False
         self._returned: Callable[[], Tensor | None] = lambda: None
         self._called_as: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the edit of a token depends on that token alone: not known of a user's own function."""
+        return getattr(self.edit, "func", None) is not _of_a_copy
+
+    def ends_at(self, prompt_tokens: int) -> bool:
+        """Whether this hook takes the prompt to have so many tokens, or does not need to know."""
+        places = self.places
+        return places.end == prompt_tokens or (places.end is None and places.position is None)
 
     def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None:
         # A bridge's compatibility mode calls a function once for each name of its hook point.
@@ -344,73 +340,3 @@ class _Ablation:
             )
         if self.mask.ndim == 3 and len(self.mask) != len(tensor):
             raise NeuronShareError(_other_batch(hook, len(tensor), "the masks", len(self.mask)))
-
-
-def reference_values(
-    model: LensModel,
-    prompts: ParallelPrompts | Mapping[str, Sequence[str]],
-    *,
-    each: bool = False,
-    position: Literal["all", "last"] | int = "last",
-    site: Literal["post", "up"] = "post",
-    batch_size: BatchSize = "auto",
-    prepend_bos: bool | None = None,
-    progress: bool = True,
-) -> dict[str, Float[Tensor, "layer neuron"]] | dict[str, Float[Tensor, "example layer neuron"]]:
-    """The neurons' values over prompts, in each language: what `mean` and `resample` put in their place.
-
-    Args:
-        model: a HookedTransformer or TransformerBridge.
-        prompts: what to run: ParallelPrompts, or texts by language, which need not be parallel.
-        each: the values of each prompt, for `resample` (take another example's row), in place of their mean.
-        position: the prompt's `last` token, a negative index, or `all`: the mean over its tokens but special ones.
-        site: `post` or, of gated MLPs, `up`.
-        batch_size: as in `categorise`.
-        prepend_bos: as in `categorise`.
-        progress: whether to show a progress bar where it takes more than two seconds.
-
-    Returns:
-        For each language a float tensor: [layer, neuron], or with `each` [prompt, layer, neuron]; 0 where a layer is
-        narrower than the widest.
-
-    Raises:
-        NeuronShareError: an unsuitable model or option, no texts, or a prompt too short or long.
-
-    Example:
-        >>> means = reference_values(model, {"en": ["Country code of Peru →", "Country code of Chad →"]})
-        >>> hooks = ablation_hooks(model, means["en"] > 1, mode="mean", values=means["en"])
-        >>> means["en"].shape  # layer neuron
-        torch.Size([4, 512])
-    """
-    texts = prompts.prompts if isinstance(prompts, ParallelPrompts) else prompts
-    check_run_options(batch_size, prepend_bos)
-    if not isinstance(texts, Mapping) or not texts or any(isinstance(t, str) or not len(t) for t in texts.values()):
-        raise NeuronShareError("prompts is no ParallelPrompts and no mapping from language to texts; give some texts.")
-    if site not in ("post", "up"):
-        raise NeuronShareError(f"site={site!r} has no values to put there; use post or up.")
-    index = None if position == "all" else _as_index(position)
-    layers = models.neuron_layers(model, site)
-    verification.require(model, "logits", site)
-    special = torch.tensor(models.special_tokens(model), dtype=torch.long, device="cpu")
-    widest = max(layer.width for layer in layers)
-    found = {}
-    for language, of_one in tqdm(texts.items(), desc="reference values", disable=not progress, delay=2):
-        rows = tokenised(model, of_one, language, range(len(of_one)), prepend_bos=prepend_bos)
-        values = torch.zeros(len(rows), len(layers), widest, dtype=torch.float32, device="cpu")
-        for batch in plan_batches([(len(row),) for row in rows], batch_size, packing=verification.packing(model)):
-            tokens, mask = left_padded([rows[row] for row in batch])
-            counted = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
-            if index is not None and counted.sum(1).min() < -index:
-                row = batch[int(counted.sum(1).argmin())]
-                raise NeuronShareError(f"Language {language!r}, text {row}: too short for position={position!r}.")
-            if index is None:
-                counted = counted & ~torch.isin(tokens, special)
-                if not counted.any(1).all():
-                    row = batch[int(counted.any(1).int().argmin())]
-                    raise NeuronShareError(f"Language {language!r}, text {row}: nothing but special tokens.")
-            for number, read in enumerate(
-                models.values_of(model, layers, tokens, mask, counted if index is None else index)
-            ):
-                values[batch, number, : read.shape[-1]] = read.cpu()
-        found[language] = values if each else values.mean(0)
-    return found

@@ -22,19 +22,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_neuronshare import models, provenance, verification
-from tl_neuronshare.ablation import Edit, Mode, hooks_at, layers_to_edit, reference_values
-from tl_neuronshare.activation import Number
-from tl_neuronshare.batching import BatchSize, left_padded, plan_batches
-from tl_neuronshare.bootstrap import FEWEST, Bootstrap
-from tl_neuronshare.controls import CONTROLS, Control, Selection
+from tl_neuronshare import models
+from tl_neuronshare.ablation.controls import CONTROLS, Control, Selection
+from tl_neuronshare.ablation.hooks import Edit, Mode, hooks_at, layers_to_edit
+from tl_neuronshare.ablation.reference import reference_values
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.evaluation import Evaluation, HookMaker, Scoring
-from tl_neuronshare.impact import generation_impact
-from tl_neuronshare.masks import NEAR, drawn, matched
-from tl_neuronshare.models import Hooks, LensModel, Site
+from tl_neuronshare.evaluation.evaluating import Evaluation, Scoring
+from tl_neuronshare.evaluation.scoring import HookMaker
+from tl_neuronshare.maths.activation import Number
+from tl_neuronshare.maths.bootstrap import FEWEST, Bootstrap
+from tl_neuronshare.maths.draws import NEAR, drawn, matched
+from tl_neuronshare.maths.impact import generation_impact
+from tl_neuronshare.models import verification
+from tl_neuronshare.models.hooks import Hooks
+from tl_neuronshare.models.layers import Site
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.models.tokens import left_padded
 from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.sharing import TYPES, NeuronSharing, NeuronType, as_type
+from tl_neuronshare.results.sharing import TYPES, NeuronSharing, NeuronType, as_type
+from tl_neuronshare.running import provenance
+from tl_neuronshare.running.plan import BatchSize, plan_batches
 
 METRICS = ("accuracy", "log_prob")
 _HARDLY_ANY = 0.2  # of the unablated model's answers right: little to lose

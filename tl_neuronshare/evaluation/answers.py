@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from tl_neuronshare import models
-from tl_neuronshare.batching import check_length, tokenised
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import LensModel
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.models.tokens import check_length, tokenised
 from tl_neuronshare.prompts import ParallelPrompts
 
 

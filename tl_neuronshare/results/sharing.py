@@ -23,11 +23,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tl_neuronshare.activation import pack, packed_width, unpack
-from tl_neuronshare.chance import independent_types, jaccard
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.files import write_tensors
+from tl_neuronshare.maths.activation import pack, packed_width, unpack
+from tl_neuronshare.maths.chance import independent_types, jaccard
 from tl_neuronshare.prompts import ParallelPrompts, are_of, hashes_of, short_hash
+from tl_neuronshare.results.files import write_tensors
 
 _FORMAT = "tl_neuronshare.NeuronSharing/1"
 _NO_NEURON = 255  # fills the types of layers that are narrower than the widest

@@ -9,6 +9,7 @@ They are made once for each model, without the hooks that are on it.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -24,10 +25,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tl_neuronshare import decoding, models
-from tl_neuronshare.batching import Packing, left_padded, padded_apart
+from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import LensModel, Site
+from tl_neuronshare.models import decoding
+from tl_neuronshare.models.layers import Site
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.models.packing import Packing
+from tl_neuronshare.models.tokens import left_padded, padded_apart
 
 Check = Literal[
     "logits",
@@ -261,7 +265,7 @@ def _tokens(model: LensModel, text: str) -> list[int]:
     bos = models.resolve_prepend_bos(model, None) and models.knows_bos(model)
     try:
         return models.tokenise(model, [text], prepend_bos=bos)[0]
-    except Exception:  # noqa: BLE001: tokenizers raise whatever they like
+    except Exception:  # tokenizers raise whatever they like
         return []
 
 
@@ -410,7 +414,7 @@ def _check_logits(run: _Run) -> Outcome:
 def _apart_of_twin(run: _Run) -> float:
     """How far a small model of the same architecture is from its Hugging Face model, processed where this one is."""
     twin: Any
-    twin, hugging_face = models.small_twin(run.model)
+    twin, hugging_face = _small_twin(run.model)
     expected = [_centred(_logits_of(hugging_face, row)) for row in run.rows]
     if models.is_processed(run.model):
         twin.enable_compatibility_mode(disable_warnings=True)
@@ -488,7 +492,7 @@ def _written(run: _Run, row: Sequence[int], hooks: models.Hooks) -> float:
         stack.enter_context(models.reading(run.model, layers, lambda number, tensor: values.update({number: tensor})))
         for number, layer in enumerate(layers):
             mlp = models.block_of(run.model, layer.hook).mlp
-            for name, module in (("mlp", mlp), ("down", models.attribute(mlp, "out"))):
+            for name, module in (("mlp", mlp), ("down", models.nested(mlp, "out"))):
                 if isinstance(module, nn.Module):
                     hook = partial(keep, number=number, name=name)
                     stack.callback(module.register_forward_hook(hook).remove)
@@ -542,7 +546,7 @@ def _check_unembedding(run: _Run) -> Outcome:
 
     Two positions are compared, so that biases fall out.
     """
-    norm, unembed = models.attribute(run.model, "ln_final"), models.attribute(run.model, "unembed")
+    norm, unembed = models.nested(run.model, "ln_final"), models.nested(run.model, "unembed")
     if not isinstance(unembed, nn.Module):
         return Outcome.of(torch.inf, run.bound, "it has no unembedding")
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
@@ -658,3 +662,23 @@ _CHECKS: dict[str, Callable[[_Run], Outcome]] = {
     "decoding": _check_decoding,
     "generate": _check_generate,
 }
+
+
+def _small_twin(model: LensModel) -> tuple[LensModel, torch.nn.Module]:
+    """A bridge of the same architecture with two random layers, and its Hugging Face model apart from it."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.original_model.config)  # type: ignore[attr-defined]
+    text = config.get_text_config()
+    text.num_hidden_layers = min(2, text.num_hidden_layers)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hugging_face = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    alone = copy.deepcopy(hugging_face)
+    twin = TransformerBridge.boot_transformers(
+        str(config.name_or_path), hf_model=hugging_face, tokenizer=model.tokenizer, device="cpu", dtype=torch.float32
+    )
+    return twin, alone

@@ -17,8 +17,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from tl_neuronshare import models, provenance, verification
-from tl_neuronshare.activation import (
+from tl_neuronshare import models
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.activation import (
     Number,
     Position,
     as_position,
@@ -30,10 +31,13 @@ from tl_neuronshare.activation import (
     packed_width,
     tokens_needed,
 )
-from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import LensModel, Site
+from tl_neuronshare.models import verification
+from tl_neuronshare.models.fingerprint import fingerprint_of_weights
+from tl_neuronshare.models.layers import Site
+from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of
-from tl_neuronshare.sharing import NeuronSharing, fingerprint, refuse_all
+from tl_neuronshare.results.sharing import NeuronSharing, fingerprint, refuse_all
+from tl_neuronshare.running import provenance
 
 _LARGEST: Any = torch.finfo(torch.float32).max
 _CHUNK = 1 << 20  # values at a time: what is needed for a moment is little beside what the model itself needs
@@ -87,7 +91,7 @@ class SharingRecorder:
         self.model = model
         self.labels: Sequence[Hashable] = range(self.n_examples)
         self._made_from = provenance.describe(model)
-        self._weights = provenance.fingerprint_of_weights(model)
+        self._weights = fingerprint_of_weights(model)
         self._warned: set[str] = set()
         # The axis of prompts is that of examples and, within it, of languages.
         n_prompts, n_layers = self.n_examples * len(self.languages), len(self.layers)

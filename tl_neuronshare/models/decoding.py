@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_neuronshare import models
-from tl_neuronshare.batching import left_padded
-from tl_neuronshare.models import LensModel
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.models.tokens import left_padded
 
 Tokens = Int[Tensor, "row position"]
 

@@ -15,14 +15,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_neuronshare import models, verification
-from tl_neuronshare.activation import Number, Position
-from tl_neuronshare.batching import BatchSize, check_options, left_padded, plan_batches, tokenised
+from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import LensModel, NeuronLayer, Site
+from tl_neuronshare.maths.activation import Number, Position
+from tl_neuronshare.models import verification
+from tl_neuronshare.models.layers import NeuronLayer, Site
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.models.tokens import left_padded, tokenised
 from tl_neuronshare.prompts import ParallelPrompts, as_list
-from tl_neuronshare.recording import Batch, SharingRecorder
-from tl_neuronshare.sharing import NeuronSharing
+from tl_neuronshare.results.sharing import NeuronSharing
+from tl_neuronshare.running.plan import BatchSize, check_options, plan_batches
+from tl_neuronshare.running.recording import Batch, SharingRecorder
 
 
 @overload

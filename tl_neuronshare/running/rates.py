@@ -10,12 +10,15 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_neuronshare import models, verification
-from tl_neuronshare.activation import Number, widened
-from tl_neuronshare.batching import BatchSize, check_run_options, left_padded, plan_batches
+from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import LensModel, NeuronLayer, Site
-from tl_neuronshare.recording import as_threshold
+from tl_neuronshare.maths.activation import Number, widened
+from tl_neuronshare.models import verification
+from tl_neuronshare.models.layers import NeuronLayer, Site
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.models.tokens import left_padded
+from tl_neuronshare.running.plan import BatchSize, check_run_options, plan_batches
+from tl_neuronshare.running.recording import as_threshold
 
 _TEXTS = 256  # tokenised and sorted by length at a time
 

@@ -12,10 +12,10 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from tl_neuronshare.bootstrap import Bootstrap
-from tl_neuronshare.chance import expected_intersection, jaccard
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.sharing import MISMATCHES, NeuronSharing, NeuronType, first_difference
+from tl_neuronshare.maths.bootstrap import Bootstrap
+from tl_neuronshare.maths.chance import expected_intersection, jaccard
+from tl_neuronshare.results.sharing import MISMATCHES, NeuronSharing, NeuronType, first_difference
 
 
 def side_by_side(

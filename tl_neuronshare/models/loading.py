@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from tl_neuronshare import verification
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import LensModel, has_hooked_transformer, version_of_transformer_lens
+from tl_neuronshare.models import verification
+from tl_neuronshare.models.lens import LensModel, has_hooked_transformer, version_of_transformer_lens
 
 Backend = Literal["auto", "hooked", "bridge"]
 

@@ -1,55 +1,21 @@
-"""From prompts to batches of tokens: tokenising with checks, which prompts share a forward pass, padding."""
+"""Which prompts share a forward pass: planned before anything runs."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from math import ceil, inf
 from numbers import Integral
 from typing import Literal, NamedTuple
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import LensModel
+from tl_neuronshare.models.packing import Packing
 from tl_neuronshare.prompts import ParallelPrompts
 
 BatchSize = Literal["auto"] | int
 # What "auto" puts in one batch, padding included: enough to keep a GPU busy, little beside a model's weights.
 _AUTO_TOKENS, _AUTO_PROMPTS = 8192, 256
 AUTO_NUMBERS = 1 << 27  # logits or neurons' values: half a GiB in float32
-
-
-@dataclass(frozen=True)
-class Packing:
-    """Which prompts may share a batch without changing one another, and what a batch costs.
-
-    Attributes:
-        pads: whether prompts may be padded at all; else only those of equal length share a batch.
-        boundary: longer texts than this are computed otherwise, as whole batches, so that those on either side of it
-            never share one; None where there is no such length.
-        tokens_a_pass: a forward pass costs about as much as so many tokens, besides those that it has.
-    """
-
-    pads: bool = True
-    boundary: int | None = None
-    tokens_a_pass: int = 128
-
-    def counting_one_more(self) -> Packing:
-        """The same for sizes that count one token which is not run."""
-        return replace(self, boundary=None if self.boundary is None else self.boundary + 1)
-
-    def are_long(self, n_tokens: int) -> bool:
-        """Whether so many tokens are beyond the boundary."""
-        return self.boundary is not None and n_tokens > self.boundary
-
-    def crosses(self, n_tokens: int, n_more: int) -> bool:
-        """Whether a text gets beyond the boundary by so many more tokens."""
-        return self.are_long(n_tokens + n_more) and not self.are_long(n_tokens)
 
 
 def check_options(prompts: object, batch_size: object, prepend_bos: object) -> None:
@@ -69,36 +35,6 @@ def check_run_options(batch_size: object, prepend_bos: object) -> None:
         raise NeuronShareError(f'batch_size={batch_size!r} is unknown; use "auto" or a number of prompts, at least 1.')
     if not (prepend_bos is None or isinstance(prepend_bos, bool)):
         raise NeuronShareError(f"prepend_bos={prepend_bos!r} is unknown; use True, False, or None for the model's own.")
-
-
-def tokenised(
-    model: LensModel, texts: Sequence[str], language: str, examples: Sequence[Hashable], *, prepend_bos: bool | None
-) -> list[list[int]]:
-    """Each text of one language as tokens, checked against the context; nothing is cut off.
-
-    Raises:
-        NeuronShareError: a text without a token, or with more than the model's context.
-
-    Example:
-        >>> len(tokenised(model, ["Country code of Peru →"], "en", [0], prepend_bos=None)[0])
-        5
-    """
-    rows = models.tokenise(model, texts, prepend_bos=prepend_bos)
-    for example, tokens in zip(examples, rows, strict=True):
-        where = f"Language {language!r}, example {example!r}"
-        if not tokens:
-            raise NeuronShareError(f"{where}: the prompt has no token; write one that the tokenizer can read.")
-        check_length(model, len(tokens), where)
-    return rows
-
-
-def check_length(model: LensModel, n_tokens: int, where: str, what: str = "the prompt") -> None:
-    """Refuse what is longer than the context."""
-    if n_tokens > model.cfg.n_ctx:
-        raise NeuronShareError(
-            f"{where}: {what} has {n_tokens} tokens, the model's context {model.cfg.n_ctx}; "
-            "shorten it or drop that example in every language."
-        )
 
 
 def plan_batches(
@@ -198,47 +134,3 @@ def _room(size: tuple[int, ...], batch_size: BatchSize, per_token: int) -> int:
         return int(batch_size)
     room = AUTO_NUMBERS // max(1, size[-1] * per_token) if per_token else _AUTO_PROMPTS
     return min(_AUTO_PROMPTS, max(1, _AUTO_TOKENS // sum(size)), max(1, room))
-
-
-def left_padded(
-    rows: Sequence[Sequence[int]],
-) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt position"] | None]:
-    """Tokens and their mask; no mask where nothing is padded.
-
-    The mask is made from the lengths: one made from the token ids would hide a prompt's own BOS or end token
-    where that is also the padding.
-
-    Example:
-        >>> left_padded([[5, 6, 7], [8]])
-        (tensor([[5, 6, 7],
-                [0, 0, 8]]), tensor([[1, 1, 1],
-                [0, 0, 1]]))
-    """
-    return padded_apart(rows, [()] * len(rows))
-
-
-def padded_apart(
-    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt position"] | None]:
-    """Prompts padded on the left and answers on the right, so that all prompts end at the same place; and the mask.
-
-    Example:
-        >>> padded_apart([[5, 6], [7]], [[8], [9, 9]])
-        (tensor([[5, 6, 8, 0],
-                [0, 7, 9, 9]]), tensor([[1, 1, 1, 0],
-                [0, 1, 1, 1]]))
-    """
-    end, after = max(map(len, prompts)), max(map(len, answers))
-    # Any token will do: the mask hides it.
-    tokens = torch.tensor(
-        [
-            [0] * (end - len(prompt)) + list(prompt) + list(answer) + [0] * (after - len(answer))
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ],
-        device="cpu",
-    )
-    places = torch.arange(end + after, device="cpu")
-    first = torch.tensor([[end - len(prompt)] for prompt in prompts], device="cpu")
-    last = torch.tensor([[end + len(answer)] for answer in answers], device="cpu")
-    mask = (places >= first) & (places < last)
-    return tokens, None if mask.all() else mask.long()

@@ -1,0 +1,1 @@
+"""Switching neurons off: hooks, reference values, controls and the study."""

@@ -1,0 +1,1 @@
+"""What each type of neuron contributes to the answer."""

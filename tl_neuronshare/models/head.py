@@ -1,0 +1,104 @@
+"""From the residual stream to the logits: the final norm and the unembedding."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.impact import FinalNorm
+from tl_neuronshare.models.layers import neuron_layers, output_weights
+from tl_neuronshare.models.lens import LensModel, device_of, is_bridge, loaded, name_of, nested, tensor_of
+
+
+def unembedding(model: LensModel, tokens: Int[Tensor, " token"] | slice) -> Float[Tensor, "d_model token"]:
+    """The unembedding's column for each of the tokens.
+
+    Raises:
+        NeuronShareError: the model has no unembedding.
+
+    Example:
+        >>> unembedding(model, torch.tensor([7, 8, 9])).shape
+        torch.Size([128, 3])
+    """
+    part = getattr(model, "unembed", None)
+    with loaded(part) if part is not None else nullcontext():
+        weights = tensor_of(part, "W_U")
+        if weights is None:
+            raise NeuronShareError(f"{name_of(model)} has no unembedding W_U; use a language model with its head.")
+        return weights[:, tokens].detach()
+
+
+def check_unembedding(model: LensModel) -> None:
+    """Refuse a model whose unembedding does not read what its MLPs write.
+
+    Raises:
+        NeuronShareError: there is none, or it is of another width.
+    """
+    width = output_weights(model, neuron_layers(model, "post")[0].hook).shape[1]
+    read = len(unembedding(model, slice(1)))
+    if width != read:
+        raise NeuronShareError(
+            f"The MLPs of {name_of(model)} write {width} numbers and its unembedding reads {read}: the map between is "
+            "not known here; use another model."
+        )
+
+
+def changes_mlp_output(model: LensModel) -> str | None:
+    """What the model does to its MLPs' output, before or when it is added to the residual stream; None if nothing."""
+    config = nested(model, "original_model.config") or model.cfg
+    norms = ("ln2_post", "original_component.post_feedforward_layernorm")
+    if any(nested(model.blocks[0], name) is not None for name in norms):
+        return "normalises what its MLPs write before it is added to the residual stream"
+    multipliers = getattr(config, "mlp_multipliers", None) or [1.0]
+    if getattr(config, "residual_multiplier", 1.0) != 1 or multipliers[-1] != 1:  # Granite, Falcon-H1
+        return "multiplies what its MLPs write before it is added to the residual stream"
+    if getattr(config, "model_type", "") == "openai-gpt" or getattr(config, "do_layer_norm_before", True) is False:
+        return "normalises the residual stream after each MLP"
+    return None
+
+
+def final_norm(model: LensModel) -> FinalNorm:
+    """The norm before the unembedding.
+
+    A bridge's configuration does not say reliably what its norm is: that is found by trying which formula gives what
+    the module does.
+
+    Raises:
+        NeuronShareError: it is neither a LayerNorm nor an RMSNorm.
+
+    Example:
+        >>> final_norm(model).centres  # a LayerNorm
+        True
+    """
+    norm = getattr(model, "ln_final", None)
+    module = getattr(norm, "original_component", norm)
+    if module is None or isinstance(module, torch.nn.Identity):
+        return FinalNorm(is_none=True)
+    if not is_bridge(model):
+        return FinalNorm(_as_weight(tensor_of(module, "w")), "RMS" not in type(module).__name__, model.cfg.eps)
+    with loaded(module), torch.no_grad():
+        parameter = next(module.parameters(), torch.zeros((), device=device_of(model), dtype=torch.float32))
+        weight = tensor_of(module, "weight")
+        eps = [getattr(module, name) for name in ("eps", "variance_epsilon") if hasattr(module, name)]
+        probe = 1 + torch.randn(
+            8, model.cfg.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+        )  # of mean 1
+        probe = probe.to(parameter.device, parameter.dtype)
+        expected = (module(probe) - module(torch.zeros_like(probe))).float()
+        for offset in (0.0, 1.0):  # Gemma's weights are their distance from 1
+            for centres in (True, False):
+                candidate = FinalNorm(_as_weight(weight) + offset, centres, *eps[:1])
+                if (candidate(probe.float()) - expected).norm() < 0.02 * expected.norm():
+                    return candidate
+    raise NeuronShareError(
+        f"The final norm of {name_of(model)}, a {type(module).__name__}, is neither a LayerNorm nor an RMSNorm; "
+        'use norm="none".'
+    )
+
+
+def _as_weight(weight: Tensor | None) -> Tensor | float:
+    return 1.0 if weight is None else weight.detach().float()

@@ -1,0 +1,1 @@
+"""What was measured, and tables of it. No model is known here."""
