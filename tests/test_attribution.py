@@ -16,7 +16,9 @@ import zoo
 from test_evaluation import PROMPTS, QUIZ, literal_start
 from test_memory import PeakMemory
 from test_toy import LAST, SETS, toy_directory  # noqa: F401
-from tl_neuronshare import attribution, models
+from tl_neuronshare import models
+from tl_neuronshare.attribution import impacts as impacts_module
+from tl_neuronshare.models import layers, lens
 
 TYPES = [type.label for type in ns.NeuronType][::-1]
 SHARES = ("mean_positive_share", "pooled_positive_share", "mean_absolute_share", "pooled_absolute_share")
@@ -126,7 +128,7 @@ def literal_table(animals, name, prompts, scores):
 def scores_of(model, prompts, sharing, **options):
     """(example, language, layer) -> both scores, as the library has them."""
     given = {"top_k": 1, "answer": "first", "norm": "none", "batch_size": "auto", "prepend_bos": None} | options
-    impacts = attribution.Impacts(model, prompts, sharing, **given)
+    impacts = impacts_module.Impacts(model, prompts, sharing, **given)
     return {
         (example, one.language, one.layer): (wrote, pushed)
         for one in impacts.each(desc="", progress=False)
@@ -444,7 +446,7 @@ def test_hooks_of_the_users_are_seen_and_the_model_is_left_as_found(bloom):
 
 def test_between_layers_the_users_own_code_keeps_its_gradients(bloom):
     assert torch.is_grad_enabled()
-    impacts = attribution.Impacts(bloom, QUIZ, ns.categorise(bloom, QUIZ))
+    impacts = impacts_module.Impacts(bloom, QUIZ, ns.categorise(bloom, QUIZ))
     for one in impacts.each(desc=""):
         assert torch.is_grad_enabled()
         assert not one.correctness.requires_grad
@@ -454,13 +456,13 @@ def test_between_layers_the_users_own_code_keeps_its_gradients(bloom):
 def test_one_forward_pass_a_prompt_no_vocabulary_and_each_token_projected_once(bloom, norm, monkeypatch):
     sharing = ns.categorise(bloom, QUIZ)
     rows, unembedded, directions = [], [], []
-    original = attribution.projected
+    original = impacts_module.projected
 
     def counted(W_out, direction):  # noqa: N803
         directions.append(len(direction))
         return original(W_out, direction)
 
-    monkeypatch.setattr(attribution, "projected", counted)
+    monkeypatch.setattr(impacts_module, "projected", counted)
     hooks = [
         ("blocks.0.mlp.hook_post", lambda tensor, hook: rows.append(len(tensor))),
         ("unembed.hook_in", lambda tensor, hook: unembedded.append(tensor.shape[1])),
@@ -622,7 +624,8 @@ def test_types_of_another_model_are_refused(animals, ready, as_users_run_it):
 
 def test_an_answer_that_adds_no_token(animals, ready, as_users_run_it, monkeypatch):
     model, prompts, sharing = ready
-    monkeypatch.setattr(models, "tokenise", lambda model, texts, **_: [[5, 6]] * len(texts))
+    monkeypatch.setattr(models.tokens, "tokenise", lambda model, texts, **_: [[5, 6]] * len(texts))
+    monkeypatch.setattr(models, "tokenise", models.tokens.tokenise)
     with pytest.raises(ns.NeuronShareError, match=r"Language 'en', example 0: .* adds no token to the prompt"):
         ns.attribute(model, prompts, sharing)
 
@@ -633,7 +636,8 @@ def test_models_without_the_weights_that_are_needed(animals, ready, as_users_run
     monkeypatch.delitem(model._modules, "unembed")
     with pytest.raises(ns.NeuronShareError, match="has no unembedding W_U"):
         ns.attribute(model, prompts, sharing)
-    monkeypatch.setattr(models, "attribute", lambda owner, name: None)
+    monkeypatch.setattr(layers, "nested", lambda owner, name: None)
+    monkeypatch.setattr(lens, "nested", lambda owner, name: None)
     with pytest.raises(ns.NeuronShareError, match=r"The MLP of blocks\.0\.mlp\.hook_post has no W_out of one row"):
         ns.attribute(model, prompts, sharing)
 

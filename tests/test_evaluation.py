@@ -13,7 +13,9 @@ import tl_neuronshare as ns
 import zoo
 from test_ablation import SIX, mask_of
 from test_memory import PeakMemory
-from tl_neuronshare import evaluation, models
+from tl_neuronshare import models
+from tl_neuronshare.evaluation import evaluating
+from tl_neuronshare.evaluation import scoring as scorer_module
 from tl_neuronshare.models import decoding, verification
 from tl_neuronshare.running import plan
 
@@ -100,7 +102,7 @@ def test_batches_and_pieces_change_nothing(animals, backend, quiz, batch_size, m
     model = animals.lens("bloom", backend)
     expected = ns.evaluate(model, quiz)
     for logits in (plan.AUTO_NUMBERS, 1):  # 1: the columns one by one
-        monkeypatch.setattr(evaluation, "AUTO_NUMBERS", logits)
+        monkeypatch.setattr(scorer_module, "AUTO_NUMBERS", logits)
         found = ns.evaluate(model, quiz, batch_size=batch_size)
         assert (found["log_prob"] - expected["log_prob"]).abs().max() < 1e-4
         assert found.drop(columns="log_prob").equals(expected.drop(columns="log_prob"))
@@ -110,7 +112,7 @@ def test_choices_that_differ_in_the_last_token_share_a_row(bloom, quiz):
     rows = []
     with bloom.hooks(fwd_hooks=[("blocks.0.mlp.hook_post", lambda tensor, hook: rows.append(len(tensor)))]):
         ns.evaluate(bloom, ns.demo.prompts()[:1].select(["en", "de"]))
-    task = evaluation.Evaluation(bloom, quiz)
+    task = evaluating.Evaluation(bloom, quiz)
     prefixes = {
         (language, one.example, one.before, one.scored[:-1])
         for language, scorer in task.scorers.items()
@@ -152,8 +154,8 @@ def test_what_exact_takes_for_the_same():
         ("\u2068Paris\u2069.", "Paris"),
     ]
     other = [("-5", "5"), ("5 %", "5"), ("Paris is", "Paris"), ("", "x"), ("C++", "C"), ("C#", "C"), (".5", "5")]
-    assert all(evaluation.normalised(a) == evaluation.normalised(b) for a, b in same)
-    assert all(evaluation.normalised(a) != evaluation.normalised(b) for a, b in other)
+    assert all(evaluating.normalised(a) == evaluating.normalised(b) for a, b in same)
+    assert all(evaluating.normalised(a) != evaluating.normalised(b) for a, b in other)
 
 
 def test_number_asks_for_the_last_number_however_it_is_written(animals, backend):
@@ -424,7 +426,7 @@ def test_perplexity_is_that_of_hugging_face_s_loss(animals, name, backend, monke
             count += len(ids) - 1
         expected[language] = total / count, count
     for logits in (plan.AUTO_NUMBERS, 1000):
-        monkeypatch.setattr(evaluation, "AUTO_NUMBERS", logits)
+        monkeypatch.setattr(scorer_module, "AUTO_NUMBERS", logits)
         table = ns.perplexity(animals.lens(name, backend), texts).set_index("language")
         for language, (mean, count) in expected.items():
             assert table.loc[language, "log_prob"] == pytest.approx(mean, abs=1e-4)

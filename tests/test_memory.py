@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 import tl_neuronshare as ns
 from tl_neuronshare import models
-from tl_neuronshare.running import provenance, recording
+from tl_neuronshare.models import fingerprint
+from tl_neuronshare.running import recording
 
 
 def storages(tree: Any) -> list[torch.UntypedStorage]:
@@ -62,7 +63,7 @@ def peak_of(work: Any) -> int:
 def _chunks_as_small_as_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk is little beside a real model's batch; here, where everything is small, it must be so too."""
     monkeypatch.setattr(recording, "_CHUNK", 1 << 12)
-    monkeypatch.setattr(provenance, "_CHUNK", 1 << 12)
+    monkeypatch.setattr(fingerprint, "_CHUNK", 1 << 12)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 import tl_neuronshare as ns
 import zoo
 from tl_neuronshare import models
+from tl_neuronshare.models import fingerprint
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.prompts import hashes_of
 from tl_neuronshare.running import provenance
@@ -110,17 +111,17 @@ def test_the_chunks_are_as_many_as_they_are(animals, monkeypatch):
     tensor = torch.arange(60.0).reshape(20, 3)
     swapped = tensor[[17, *range(1, 17), 0, 18, 19]]
     for chunk in (3, 7, 1000):
-        monkeypatch.setattr(provenance, "_CHUNK", chunk)
-        assert provenance._checksum(tensor) != provenance._checksum(swapped)
-        assert provenance._checksum(tensor.T.contiguous().T) == provenance._checksum(tensor)
+        monkeypatch.setattr(fingerprint, "_CHUNK", chunk)
+        assert fingerprint._checksum(tensor) != fingerprint._checksum(swapped)
+        assert fingerprint._checksum(tensor.T.contiguous().T) == fingerprint._checksum(tensor)
     square = tensor[:3]
-    assert provenance._checksum(square) != provenance._checksum(square.T)
+    assert fingerprint._checksum(square) != fingerprint._checksum(square.T)
     by_hand = sum(
-        int(bits) * (2 * row + 1) * (4 * column + 3) * provenance._GOLDEN
+        int(bits) * (2 * row + 1) * (4 * column + 3) * fingerprint._GOLDEN
         for row, numbers in enumerate(square.view(torch.int32).tolist())
         for column, bits in enumerate(numbers)
     )
-    assert (provenance._checksum(square) - by_hand) % 2**64 == 0
+    assert (fingerprint._checksum(square) - by_hand) % 2**64 == 0
 
 
 def test_it_is_read_in_half_precision_too(animals, backend):
