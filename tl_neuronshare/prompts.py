@@ -404,3 +404,11 @@ def _texts(texts: Sequence[str], what: str, language: str, example: Callable[[in
         if not text.strip():
             raise NeuronShareError(f"{where}: the {what} is empty; fill it in or drop that example in every language.")
     return tuple(texts)
+
+
+def require_prompts(prompts: object) -> None:
+    """Refuse what is not a ParallelPrompts."""
+    if not isinstance(prompts, ParallelPrompts):
+        raise NeuronShareError(
+            f"prompts is a {type(prompts).__name__}; make it ParallelPrompts({{language: [prompt, ...], ...}})."
+        )

@@ -1,182 +1,236 @@
-"""Which neurons a study ablates: those of a type, and controls of the same size. Pure: no model is known here.
+"""Controls: neurons that are ablated in a mask's place, each kind drawn to answer one objection.
 
-Whatever is random is keyed by seed, type and example, so that it does not depend on batches or on what else is drawn.
+A kind is a class with `drawable` and `draw`; `register` makes its name known to `ablation_study`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.maths.draws import drawn
-from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.results.sharing import NeuronSharing, NeuronType, first_differing
-
-Control = Literal["random", "random-active", "magnitude", "other-example"]
-CONTROLS: tuple[Control, ...] = get_args(Control)
-_MAJORITY = 0.5
+from tl_neuronshare.ablation.targets import Targets
+from tl_neuronshare.checks import distinct
+from tl_neuronshare.maths.draws import NEAR, drawn, matched
 
 
 @dataclass(frozen=True)
 class Drawable:
-    """For which examples something can be ablated, and why not for the others."""
+    """For which examples something can be ablated, in every language, and why not for the others."""
 
     examples: NDArray[np.bool_]
     why_not: str = ""
 
 
-class Selection:
-    """Which neurons a type has, after the options, and from what its controls are drawn. Knows no model."""
+@dataclass(frozen=True)
+class Draw:
+    """What neurons are drawn for: some examples in one language, with one seed.
 
-    def __init__(
-        self,
-        sharing: NeuronSharing,
-        prompts: ParallelPrompts,
-        types: Sequence[NeuronType],
-        *,
-        layers: Sequence[int] | None,
-        consistent: float | None,
-        one_mask: bool,
-        equal_size: bool,
-    ) -> None:
-        self.sharing, self.prompts, self.one_mask, self.equal_size = sharing, prompts, one_mask, equal_size
-        self.layers = _as_layers(layers, sharing)
-        for name, value in (("one_mask", one_mask), ("equal_size", equal_size)):
-            if not isinstance(value, bool):
-                raise NeuronShareError(f"{name}={value!r}; give True or False.")
-        if consistent is not None and not (isinstance(consistent, Real) and 0 < float(consistent) <= 1):
-            raise NeuronShareError(f"consistent={consistent!r}; give a share of the examples, above 0, or None.")
-        known = sharing.prompt_hashes is not None or not one_mask  # one mask may be of other prompts
-        self.same_prompts = known and len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
-        in_layers = torch.zeros(sharing.n_layers, 1, dtype=torch.bool, device="cpu")
-        in_layers[self.layers] = True
-        self._types = sharing.types
-        # Which neurons may count as the type at all; with one mask, which do for every example.
-        self._allowed: dict[NeuronType, Bool[Tensor, "layer neuron"]] = {}
-        for type in types:
-            if one_mask or consistent is not None:
-                share = _share_of_examples(self._types, type)
-                often = share >= (_MAJORITY if consistent is None else consistent)
-            else:
-                often = sharing.is_neuron
-            self._allowed[type] = often & in_layers
-        every = range(len(prompts))
-        self._sizes = {type: self._of_type(type, every).sum(-1) for type in types}
-        smallest = torch.stack(list(self._sizes.values())).amin(0)
-        self.counts = dict.fromkeys(types, smallest) if equal_size else self._sizes
+    Attributes:
+        targets: what is ablated.
+        target: the name of the mask.
+        control: the name of the control.
+        mask: the neurons of the mask itself, for each of the examples.
+        impact: gives each neuron's generation impact at the last prompt token of the unablated model, for each of the
+            examples; NaN where there is no neuron.
+    """
 
-    def _of_type(self, type: NeuronType, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
-        """The type's neurons, before sizes are made equal."""
-        if self.one_mask:
-            return self._allowed[type].expand(len(examples), -1, -1)
-        return (self._types[list(examples)] == type) & self._allowed[type]
+    targets: Targets
+    target: str
+    control: str
+    seed: int
+    language: str
+    examples: list[int]
+    mask: Bool[Tensor, "row layer neuron"]
+    impact: Callable[[], Float[Tensor, "row layer neuron"]]
 
-    def whole_type(self, type: NeuronType, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
-        """All neurons that are of the type, ablated or not; of other prompts than the types' own that is not known."""
-        of_type = self._of_type(type, examples)
-        return of_type | (self._types[list(examples)] == type) if self.same_prompts else of_type
+    def noise(self) -> Float[Tensor, "row layer neuron"]:
+        """Random numbers for each neuron."""
+        return self.targets.noise(self.seed, self.target, self.control, self.examples)
 
-    def drawable(self, type: NeuronType, ablated: str) -> Drawable:
-        """For which examples this can be ablated, in every language."""
-        count, n_examples = self.counts[type], len(self.prompts)
-        none = np.zeros(n_examples, dtype=bool)
-        empty = [one.label for one in ([*self._sizes] if self.equal_size else [type]) if not self._sizes[one].any()]
-        if empty or not count.any():
-            of_these = f" in layers {self.layers}" if len(self.layers) < self.sharing.n_layers else ""
-            return Drawable(none, f"no neuron is {' or '.join(empty) or 'left'}{of_these}")
-        widths = torch.tensor(self.sharing.widths, device="cpu")
-        if ablated == "random-active":
-            if not self.same_prompts:
-                return Drawable(none, "the types are of other prompts: activity is not known")
-            return self._where(count <= self._fewest_active, "fewer neurons are active in some language than needed")
-        if ablated == "magnitude":
-            others = widths - self.whole_type(type, range(n_examples)).sum(-1)
-            return self._where(count <= others, "fewer neurons are outside the type than are ablated")
-        if ablated == "other-example" and (self.one_mask or n_examples == 1):
-            why = "all examples have one mask" if self.one_mask else "there is one example only"
-            return Drawable(none, why)
-        return Drawable(np.ones(n_examples, dtype=bool))
 
-    def _where(self, enough: Bool[Tensor, "example layer"], why_not: str) -> Drawable:
-        short = ~enough
-        if not short.any():
-            return Drawable(np.ones(len(enough), dtype=bool))
-        layer = int(short.sum(0).argmax())
-        why = f"{why_not} (layer {layer}: for {int(short[:, layer].sum())} of {len(enough)} examples)"
-        return Drawable(enough.all(-1).numpy(), why)
+@dataclass(frozen=True)
+class Drawn:
+    """Neurons that were drawn, and what else is to be summed up over them for the note of the control."""
 
-    @cached_property
-    def _fewest_active(self) -> Int[Tensor, "example layer"]:
-        """How many neurons are active, in the language in which the fewest are."""
-        fewest = [self.sharing.activated(language=language).sum(-1)[:, 0] for language in self.prompts.languages]
-        return torch.stack(fewest).amin(0)
+    mask: Bool[Tensor, "row layer neuron"]
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def drawn(self, type: NeuronType, seed: int, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
-        """The type's neurons of some examples; with equal sizes as many of them as the smallest type has."""
-        mask = self._of_type(type, examples)
-        if not self.equal_size:
-            return mask
-        return drawn(self.noise(seed, type, "equal size", examples), self.counts[type][examples], mask)
 
-    def noise(
-        self, seed: int, type: NeuronType, purpose: str, examples: Sequence[int]
-    ) -> Float[Tensor, "row layer neuron"]:
-        """Random numbers for each neuron, keyed by seed, type, purpose and example; with one mask, not by example."""
-        shape = (self.sharing.n_layers, self.sharing.d_mlp)
-        if self.one_mask:
-            one = torch.rand(
-                shape,
-                generator=self._generator(seed, type, purpose, "every example"),
-                dtype=torch.float32,
-                device="cpu",
+class Control(ABC):
+    """A kind of neurons that are ablated in a mask's place."""
+
+    name: ClassVar[str]
+    uses_weights: ClassVar[bool] = False  # so that folded weights change what is drawn
+
+    def drawable(self, targets: Targets, target: str) -> Drawable:
+        """For which examples it can be drawn; all by default."""
+        return everywhere(targets)
+
+    @abstractmethod
+    def draw(self, draw: Draw) -> Drawn:
+        """The neurons for each of the examples, for which it can be drawn."""
+
+    def note(self, sums: Mapping[str, float]) -> str:
+        """What a reader must know of what was drawn, from the sums of `neurons` and of all measures."""
+        return ""
+
+
+class Itself(Control):
+    """The mask itself: not a control, but ablated like one."""
+
+    name = "type"
+
+    def draw(self, draw: Draw) -> Drawn:
+        """The mask's own neurons."""
+        return Drawn(draw.mask)
+
+
+CONTROLS: dict[str, Control] = {}
+
+
+def register(control: type[Control]) -> type[Control]:
+    """Make a kind of control known to `ablation_study` by its name."""
+    CONTROLS[control.name] = control()
+    return control
+
+
+def chosen_controls(names: object) -> list[Control]:
+    """The controls of these names.
+
+    Raises:
+        NeuronShareError: an unknown name, or one that appears twice.
+    """
+    return [CONTROLS[name] for name in distinct("controls", names, known=CONTROLS, least=0)]
+
+
+def drawable(control: Control, targets: Targets, target: str) -> Drawable:
+    """For which examples a control can be drawn; for none where the mask has no neuron."""
+    empty = [
+        name for name in (targets.sizes if targets.choice.equal_size else [target]) if not targets.sizes[name].any()
+    ]
+    if empty or not targets.counts[target].any():
+        where = f" in layers {targets.layers}" if len(targets.layers) < len(targets.widths) else ""
+        return nowhere(targets, f"no neuron is {' or '.join(empty) or 'left'}{where}")
+    return control.drawable(targets, target)
+
+
+def everywhere(targets: Targets) -> Drawable:
+    """Drawable for every example."""
+    return Drawable(np.ones(len(targets.prompts), dtype=bool))
+
+
+def nowhere(targets: Targets, why_not: str) -> Drawable:
+    """Drawable for no example."""
+    return Drawable(np.zeros(len(targets.prompts), dtype=bool), why_not)
+
+
+def where_enough(enough: Bool[Tensor, "example layer"], why_not: str) -> Drawable:
+    """Drawable for the examples that have enough neurons in every layer."""
+    short = ~enough
+    if not short.any():
+        return Drawable(np.ones(len(enough), dtype=bool))
+    layer = int(short.sum(0).argmax())
+    why = f"{why_not} (layer {layer}: for {int(short[:, layer].sum())} of {len(enough)} examples)"
+    return Drawable(enough.all(-1).numpy(), why)
+
+
+@register
+class Random(Control):
+    """As many in each layer and example, from all neurons."""
+
+    name = "random"
+
+    def draw(self, draw: Draw) -> Drawn:
+        """Any neurons."""
+        return Drawn(drawn(draw.noise(), draw.mask.sum(-1), draw.targets.is_neuron))
+
+
+@register
+class RandomActive(Control):
+    """As many, from the neurons that are active for that example in that language."""
+
+    name = "random-active"
+
+    def drawable(self, targets: Targets, target: str) -> Drawable:
+        """Where enough neurons are active in every language."""
+        if targets.active is None:
+            why = (
+                "the types are of other prompts: activity is not known"
+                if not targets.are_of_prompts
+                else ("activity is not known; give active=, the NeuronSharing of these prompts")
             )
-            return one.expand(len(examples), -1, -1)
-        labels = [self.prompts.examples[example] for example in examples]
-        return torch.stack(
-            [
-                torch.rand(
-                    shape, generator=self._generator(seed, type, purpose, label), dtype=torch.float32, device="cpu"
-                )
-                for label in labels
-            ]
+            return nowhere(targets, why)
+        enough = targets.counts[target] <= targets.fewest_active
+        return where_enough(enough, "fewer neurons are active in some language than needed")
+
+    def draw(self, draw: Draw) -> Drawn:
+        """Active neurons."""
+        active = draw.targets.active
+        assert active is not None  # else it is not drawable
+        of_examples = [active.activated(slice(each, each + 1), language=draw.language)[0] for each in draw.examples]
+        return Drawn(drawn(draw.noise(), draw.mask.sum(-1), torch.cat(of_examples)))
+
+
+@register
+class Magnitude(Control):
+    """For each neuron the nearest by generation impact at the last prompt token, outside the mask."""
+
+    name = "magnitude"
+    uses_weights = True
+
+    def drawable(self, targets: Targets, target: str) -> Drawable:
+        """Where enough neurons are outside the mask."""
+        widths = torch.tensor(targets.widths, device="cpu")
+        others = widths - targets.whole(target, range(len(targets.prompts))).sum(-1)
+        return where_enough(targets.counts[target] <= others, "fewer neurons are outside the type than are ablated")
+
+    def draw(self, draw: Draw) -> Drawn:
+        """The matches, and how near they are."""
+        impact = draw.impact()
+        # The mask's neurons that are not ablated (other layers, equal sizes ...) are not matches either.
+        spared = draw.targets.whole(draw.target, draw.examples) & ~draw.mask
+        matches, not_near = matched(draw.noise(), draw.mask, impact.masked_fill(spared, torch.nan))
+        return Drawn(
+            matches,
+            {
+                "not near": not_near,
+                "impact": impact.where(matches, 0),
+                "impact of the mask": impact.where(draw.mask, 0),
+            },
         )
 
-    def _generator(self, seed: int, type: NeuronType, purpose: str, label: Hashable) -> torch.Generator:
-        """A random generator keyed by these."""
-        key = repr((int(seed), type.label, purpose, label))
-        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
-
-    def other_example(self, seed: int, type: NeuronType, purpose: str, example: int) -> int:
-        """Another example than this."""
-        others = [other for other in range(len(self.prompts)) if other != example]
-        generator = self._generator(seed, type, purpose, self.prompts.examples[example])
-        return others[int(torch.randint(len(others), (), generator=generator, device="cpu"))]
+    def note(self, sums: Mapping[str, float]) -> str:
+        """How many matches are not near, and how much all of them write."""
+        if not sums["not near"]:
+            return ""
+        written, by_mask = sums["impact"], sums["impact of the mask"]
+        all_write = f"write {written / by_mask:.0%} of what the type's do" if by_mask else "write; the type's do not"
+        share = sums["not near"] / sums["neurons"]
+        return f"{share:.0%} of its neurons are no near match (impact within {NEAR:.0%}), and all {all_write}"
 
 
-def _share_of_examples(types: UInt8[Tensor, "example layer neuron"], type: NeuronType) -> Float[Tensor, "layer neuron"]:
-    """For how many of the examples each neuron is of the type."""
-    count = torch.zeros(types.shape[1:], dtype=torch.int32, device="cpu")
-    for one in types:  # all at once would be eight bytes a neuron and example
-        count += one == type
-    return count.double() / len(types)
+@register
+class OtherExample(Control):
+    """The same mask's neurons of another example; their number differs."""
 
+    name = "other-example"
 
-def _as_layers(layers: Any, sharing: NeuronSharing) -> list[int]:
-    if layers is None:
-        return list(range(sharing.n_layers))
-    given = list(layers) if isinstance(layers, Iterable) else []
-    found = [int(layer) for layer in given if isinstance(layer, Integral) and layer in range(sharing.n_layers)]
-    if not found or len(set(found)) < len(given) or any(isinstance(layer, bool) for layer in given):
-        raise NeuronShareError(f"layers={layers!r}; give some of 0 to {sharing.n_layers - 1}, each once.")
-    return found
+    def drawable(self, targets: Targets, target: str) -> Drawable:
+        """Where examples have masks of their own, and there is another example."""
+        if targets.is_one_mask(target):
+            return nowhere(targets, "all examples have one mask")
+        return everywhere(targets) if len(targets.prompts) > 1 else nowhere(targets, "there is one example only")
+
+    def draw(self, draw: Draw) -> Drawn:
+        """Each example's other."""
+        targets = draw.targets
+        others = [targets.other_example(draw.seed, draw.target, draw.control, example) for example in draw.examples]
+        return Drawn(targets.ablated(draw.target, draw.seed, others))

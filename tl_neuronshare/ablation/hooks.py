@@ -18,10 +18,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.checks import one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number, Position, as_position
 from tl_neuronshare.models import verification
-from tl_neuronshare.models.layers import NeuronLayer, Site
+from tl_neuronshare.models.layers import NeuronHook, NeuronLayer, Site
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.results.masks import check_mask
 
@@ -85,7 +86,7 @@ def ablation_hooks(
     text = None
     if tokens is not None:
         if not isinstance(tokens, Tensor) or tokens.ndim != 2:
-            raise NeuronShareError(f"tokens is {_said(tokens)}; give the prompt's token ids [batch, position].")
+            raise NeuronShareError(f"tokens is {_described(tokens)}; give the prompt's token ids [batch, position].")
         text = ~torch.isin(tokens.cpu(), torch.tensor(models.special_tokens(model), dtype=torch.long, device="cpu"))
     return hooks_at(
         layers_to_edit(model, site, mode),
@@ -119,21 +120,25 @@ def hooks_at(
     for number, layer in enumerate(layers):
         if mask[..., number, layer.width :].any():
             raise NeuronShareError(f"Layer {number} has {layer.width} neurons, and the mask has some beyond them.")
-    edits = _edits(mode, values, mask)
+    reference = _checked_values(mode, values, mask)
     places = _Places(position, prompt_tokens, text)
     if mask.ndim == 3 and places.n_rows not in (None, len(mask)):
         raise NeuronShareError(f"The mask is of {len(mask)} rows, the tokens or positions of {places.n_rows}.")
-    return [
-        (layer.hook, _Ablation(layer, mask[..., number, : layer.width], edits[number], places))
-        for number, layer in enumerate(layers)
-    ]
+    hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
+    for number, layer in enumerate(layers):
+        masks = layer.split(mask[..., number, :])
+        references = [None] * len(masks) if reference is None else layer.split(reference[..., number, :])
+        for neurons, part, of_part in zip(layer.hooks, masks, references, strict=True):
+            edit = _edit(mode, values) if of_part is None else _Put(of_part)
+            hooks.append((neurons.name, _Ablation(neurons, part, edit, places)))
+    return hooks
 
 
 def layers_to_edit(model: LensModel, site: Site, mode: Mode | Edit) -> list[NeuronLayer]:
     """Where `ablation_hooks` edits. The gate cannot be edited as such: its hook is before the activation function."""
     layers = models.neuron_layers(model, site)
     verification.require(model, "logits", f"edit {site}")
-    if all(layer.activation is None for layer in layers):
+    if all(layer.is_editable for layer in layers):
         return layers
     if mode not in ("zero", "scale"):
         raise NeuronShareError(
@@ -143,23 +148,20 @@ def layers_to_edit(model: LensModel, site: Site, mode: Mode | Edit) -> list[Neur
     return models.neuron_layers(model, "post")
 
 
-def _edits(mode: Any, values: Any, mask: Tensor) -> list[Edit]:
-    """What each layer's tensor is replaced by, a pure function a layer."""
-    n_layers = mask.shape[-2]
+def _checked_values(mode: Any, values: Any, mask: Tensor) -> Tensor | None:
+    """Refuses a mode that is not known and values that do not fit it; gives the values of `mean` and `resample`."""
     if callable(mode) or mode == "zero":
         if values is not None:
             raise NeuronShareError(f"mode={mode!r} takes no values; leave them out, or choose mean, resample or scale.")
-        return [partial(_of_a_copy, function=mode) if callable(mode) else _zero] * n_layers
-    if mode == "scale":
+        return None
+    if one_of("mode", mode, get_args(Mode)) == "scale":
         if not isinstance(values, Real) or isinstance(values, bool):
-            raise NeuronShareError(f"mode='scale' needs a number as values, such as 2.0; got {_said(values)}.")
-        return [partial(torch.mul, other=float(values))] * n_layers
-    if mode not in ("mean", "resample"):
-        raise NeuronShareError(f"mode={mode!r} is unknown; use one of {', '.join(get_args(Mode))}, or a function.")
+            raise NeuronShareError(f"mode='scale' needs a number as values, such as 2.0; got {_described(values)}.")
+        return None
     if not isinstance(values, Tensor) or not values.is_floating_point():
         raise NeuronShareError(
             f"mode={mode!r} needs values, a float tensor [layer, neuron] or [batch, layer, neuron] such as "
-            f"reference_values makes; got {_said(values)}."
+            f"reference_values makes; got {_described(values)}."
         )
     rows = () if mask.ndim == 2 and values.ndim == 2 else ((mask if mask.ndim == 3 else values).shape[0],)
     if tuple(values.shape) not in {tuple(mask.shape[-2:]), (*rows, *mask.shape[-2:])}:
@@ -167,14 +169,21 @@ def _edits(mode: Any, values: Any, mask: Tensor) -> list[Edit]:
             f"values have shape {tuple(values.shape)}, the mask {tuple(mask.shape)}; give one number for each neuron, "
             "or for each neuron of each row."
         )
-    values = values.to(mask.device)
-    if not (values.isfinite() | ~mask).all():
+    reference = values.to(mask.device)
+    if not (reference.isfinite() | ~mask).all():
         raise NeuronShareError("values are NaN or infinite for some of the mask's neurons; give finite ones.")
-    return [_Put(values[..., number, :]) for number in range(n_layers)]
+    return reference
+
+
+def _edit(mode: Any, values: Any) -> Edit:
+    """What the neurons' values are replaced by, as a pure function of them."""
+    if callable(mode):
+        return partial(_of_a_copy, function=mode)
+    return _zero if mode == "zero" else partial(torch.mul, other=float(values))
 
 
 def _of_a_copy(tensor: Tensor, *, function: Edit) -> Any:
-    """What a user's function makes of the tensor, if it should edit in place too."""
+    """Apply the user's function to a copy, in case it edits in place."""
     return function(tensor.clone())
 
 
@@ -182,7 +191,8 @@ def _zero(tensor: Tensor) -> Tensor:
     return tensor.new_zeros(()).expand_as(tensor)
 
 
-def _said(values: Any) -> str:
+def _described(values: Any) -> str:
+    """A value in messages: of a tensor its dtype and shape."""
     if isinstance(values, Tensor):
         return f"{values.dtype} of shape {tuple(values.shape)}"
     return "none" if values is None else repr(values)
@@ -196,10 +206,9 @@ class _Put:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         self.values = self.values.to(tensor.device)
-        values = self.values[..., : tensor.shape[-1]]
-        if values.ndim == 3 and len(values) != len(tensor):
-            raise NeuronShareError(f"The values are for {len(values)} rows, the batch has {len(tensor)}.")
-        return values.to(tensor.dtype).expand_as(tensor)
+        if self.values.ndim == 3 and len(self.values) != len(tensor):
+            raise NeuronShareError(f"The values are for {len(self.values)} rows, the batch has {len(tensor)}.")
+        return self.values.to(tensor.dtype).expand_as(tensor)
 
 
 class _Places:
@@ -212,10 +221,12 @@ class _Places:
         self.position: Any = None
         if isinstance(position, Tensor):
             if position.dtype != torch.bool or position.ndim != 2:
-                raise NeuronShareError(f"position is {_said(position)}; give booleans [batch, position], or a name.")
+                raise NeuronShareError(
+                    f"position is {_described(position)}; give booleans [batch, position], or a name."
+                )
             self.of_prompt = position
         elif not self.after:
-            self.position = _as_index(position)
+            self.position = position_index(position)
         if text is not None:
             if not self.after:
                 raise NeuronShareError('tokens leave special tokens out of position="all"; leave them out for others.')
@@ -234,13 +245,14 @@ class _Places:
         """How many rows the batch must have; None is any number."""
         return None if self.of_prompt is None else len(self.of_prompt)
 
-    def chosen(self, tensor: Tensor, *, is_later: bool, hook: str) -> Bool[Tensor, "#batch position 1"] | None:
-        """Of the positions of this call those to edit; None where there are none.
+    def chosen(
+        self, n_rows: int, length: int, *, is_later: bool, hook: str
+    ) -> Bool[Tensor, "#batch #position 1"] | None:
+        """Of the positions of a call, of so many rows and tokens, those to edit; None where there are none.
 
         `is_later`: this layer has seen the prompt already.
         """
-        length = tensor.shape[1]
-        everywhere = torch.ones(1, 1, 1, dtype=torch.bool, device=tensor.device)
+        everywhere = torch.ones(1, 1, 1, dtype=torch.bool, device="cpu")
         if self.of_prompt is None and self.position is None:
             return everywhere
         end = length if self.end is None else self.end
@@ -257,11 +269,11 @@ class _Places:
             chosen = torch.zeros(1, length, dtype=torch.bool, device="cpu")
             chosen[0, end + self.position] = True
         else:
-            if len(self.of_prompt) != len(tensor):
-                raise NeuronShareError(_other_batch(hook, len(tensor), "tokens or positions", len(self.of_prompt)))
-            later = torch.full((len(tensor), length - end), self.after, device="cpu")
+            if len(self.of_prompt) != n_rows:
+                raise NeuronShareError(_other_batch(hook, n_rows, "tokens or positions", len(self.of_prompt)))
+            later = torch.full((n_rows, length - end), self.after, device="cpu")
             chosen = torch.cat([self.of_prompt.cpu(), later], dim=1)
-        return rearrange(chosen, "batch position -> batch position 1").to(tensor.device)
+        return rearrange(chosen, "batch position -> batch position 1")
 
 
 def _as_count(number: Any) -> int | None:
@@ -274,8 +286,8 @@ def _as_count(number: Any) -> int | None:
     return int(number)
 
 
-def _as_index(position: Any) -> int:
-    """The negative index; "last" is -1."""
+def position_index(position: Any) -> int:
+    """The negative index that a position stands for; "last" is -1."""
     if isinstance(position, str) and position != "last":
         raise NeuronShareError(f"position={position!r} is unknown here; use all, last or a negative index.")
     index: Position = as_position(position)
@@ -290,13 +302,13 @@ def _other_batch(hook: str, n_rows: int, what: str, n_expected: int) -> str:
 
 
 class _Ablation:
-    """One layer's hook function: new values where mask and position say so."""
+    """The function of one hook: new values where mask and position say so."""
 
-    def __init__(self, layer: NeuronLayer, mask: Bool[Tensor, "*batch neuron"], edit: Edit, places: _Places) -> None:
-        self.layer, self.edit, self.places = layer, edit, places
+    def __init__(self, neurons: NeuronHook, mask: Bool[Tensor, "*batch neuron"], edit: Edit, places: _Places) -> None:
+        self.neurons, self.edit, self.places = neurons, edit, places
         self.mask = mask if mask.ndim == 1 else rearrange(mask, "batch neuron -> batch 1 neuron")
         self.is_empty = not mask.any()
-        self._seen_prompt = False
+        self._has_seen_prompt = False
         self._returned: Callable[[], Tensor | None] = lambda: None
         self._called_as: str | None = None
 
@@ -312,31 +324,32 @@ class _Ablation:
 
     def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None:
         # A bridge's compatibility mode calls a function once for each name of its hook point.
-        name = getattr(hook, "name", None)
-        if tensor is self._returned() and name != self._called_as:
+        called_as = getattr(hook, "name", None)
+        if tensor is self._returned() and called_as != self._called_as:
             return None
-        self._check(tensor)
-        chosen = self.places.chosen(tensor, is_later=self._seen_prompt, hook=self.layer.hook)
-        self._seen_prompt = True
+        n_rows, length = self._size(tensor)
+        name = self.neurons.name
+        chosen = self.places.chosen(n_rows, length, is_later=self._has_seen_prompt, hook=name)
+        self._has_seen_prompt = True
         if chosen is None or self.is_empty:
             return None
         self.mask = self.mask.to(tensor.device)
-        new = self.edit(tensor)
-        if not isinstance(new, Tensor) or new.shape != tensor.shape or new.dtype != tensor.dtype:
+        values = self.neurons.read(tensor)
+        new = self.edit(values)
+        if not isinstance(new, Tensor) or new.shape != values.shape or new.dtype != values.dtype:
             raise NeuronShareError(
-                f"{self.layer.hook}: the function given as mode returned {_said(new)} for {_said(tensor)}; "
+                f"{name}: the function given as mode returned {_described(new)} for {_described(values)}; "
                 "it must keep shape and dtype."
             )
-        edited = torch.where(self.mask & chosen, new, tensor)
-        self._returned, self._called_as = weakref.ref(edited), name
+        edited = self.neurons.write(tensor, new, self.mask & chosen.to(tensor.device))
+        self._returned, self._called_as = weakref.ref(edited), called_as
         return edited
 
-    def _check(self, tensor: Tensor) -> None:
-        hook, width = self.layer.hook, self.layer.width
-        if tensor.ndim != 3 or tensor.shape[2] != width:
-            raise NeuronShareError(
-                f"{hook} gave a tensor of shape {tuple(tensor.shape)}, not (batch, position, {width}); "
-                "does another hook change it?"
-            )
-        if self.mask.ndim == 3 and len(self.mask) != len(tensor):
-            raise NeuronShareError(_other_batch(hook, len(tensor), "the masks", len(self.mask)))
+    def _size(self, tensor: Tensor) -> tuple[int, int]:
+        """How many rows and tokens the call has, which must be those that the mask is for."""
+        shape = self.neurons.shape(tensor)
+        if shape is None:
+            raise NeuronShareError(NeuronLayer((self.neurons,)).misfit((tensor,), ("any", "any")))
+        if self.mask.ndim == 3 and len(self.mask) != shape[0]:
+            raise NeuronShareError(_other_batch(self.neurons.name, shape[0], "the masks", len(self.mask)))
+        return shape

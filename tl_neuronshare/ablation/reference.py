@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_neuronshare import models
-from tl_neuronshare.ablation.hooks import _as_index
+from tl_neuronshare.ablation.hooks import position_index
+from tl_neuronshare.checks import texts_by_language
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import verification
-from tl_neuronshare.models.lens import LensModel
-from tl_neuronshare.models.tokens import left_padded, tokenised
+from tl_neuronshare.models import LensModel, verification
 from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.running.plan import BatchSize, check_run_options, plan_batches
+from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, running
 
 
 def reference_values(
@@ -56,35 +54,45 @@ def reference_values(
         >>> means["en"].shape  # layer neuron
         torch.Size([4, 512])
     """
-    texts = prompts.prompts if isinstance(prompts, ParallelPrompts) else prompts
-    check_run_options(batch_size, prepend_bos)
-    if not isinstance(texts, Mapping) or not texts or any(isinstance(t, str) or not len(t) for t in texts.values()):
-        raise NeuronShareError("prompts is no ParallelPrompts and no mapping from language to texts; give some texts.")
+    how = Running(batch_size, prepend_bos).on(model)
+    texts = texts_by_language("prompts", prompts.prompts if isinstance(prompts, ParallelPrompts) else prompts)
     if site not in ("post", "up"):
         raise NeuronShareError(f"site={site!r} has no values to put there; use post or up.")
-    index = None if position == "all" else _as_index(position)
+    index = None if position == "all" else position_index(position)
     layers = models.neuron_layers(model, site)
     verification.require(model, "logits", site)
+    reference = {}
+    with running(model, "reference values", n_rows=sum(map(len, texts.values())), progress=progress) as loop:
+        for language, of_language in texts.items():
+            rows = models.tokenised(model, of_language, language, range(len(of_language)), prepend_bos=how.prepend_bos)
+            values = torch.zeros(
+                len(rows), len(layers), max(layer.width for layer in layers), dtype=torch.float32, device="cpu"
+            )
+
+            def keep(batch: Batch, language: str = language, values: Tensor = values) -> None:
+                places = _places(model, batch, index, language)
+                for number, read in enumerate(models.values_of(model, layers, batch.tokens, batch.mask, places)):
+                    values[batch.rows, number, : read.shape[-1]] = read.cpu()
+
+            loop(Plan(model, rows, batch_size=how.batch_size), keep)
+            reference[language] = values if each else values.mean(0)
+    return reference
+
+
+def _places(model: LensModel, batch: Batch, index: int | None, language: str) -> int | Bool[Tensor, "row position"]:
+    """Where a batch's values are read: at the index from the end, or without one at all tokens but special ones."""
+    counted = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask.bool()
+    if index is not None:
+        if counted.sum(1).min() < -index:
+            row = batch.rows[int(counted.sum(1).argmin())]
+            raise NeuronShareError(
+                f"Language {language!r}, text {row}: it has fewer than {-index} tokens, too few for "
+                f"position={index}; leave it out, or choose a position nearer to the end."
+            )
+        return index
     special = torch.tensor(models.special_tokens(model), dtype=torch.long, device="cpu")
-    widest = max(layer.width for layer in layers)
-    found = {}
-    for language, of_one in tqdm(texts.items(), desc="reference values", disable=not progress, delay=2):
-        rows = tokenised(model, of_one, language, range(len(of_one)), prepend_bos=prepend_bos)
-        values = torch.zeros(len(rows), len(layers), widest, dtype=torch.float32, device="cpu")
-        for batch in plan_batches([(len(row),) for row in rows], batch_size, packing=verification.packing(model)):
-            tokens, mask = left_padded([rows[row] for row in batch])
-            counted = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
-            if index is not None and counted.sum(1).min() < -index:
-                row = batch[int(counted.sum(1).argmin())]
-                raise NeuronShareError(f"Language {language!r}, text {row}: too short for position={position!r}.")
-            if index is None:
-                counted = counted & ~torch.isin(tokens, special)
-                if not counted.any(1).all():
-                    row = batch[int(counted.any(1).int().argmin())]
-                    raise NeuronShareError(f"Language {language!r}, text {row}: nothing but special tokens.")
-            for number, read in enumerate(
-                models.values_of(model, layers, tokens, mask, counted if index is None else index)
-            ):
-                values[batch, number, : read.shape[-1]] = read.cpu()
-        found[language] = values if each else values.mean(0)
-    return found
+    counted = counted & ~torch.isin(batch.tokens, special)
+    if not counted.any(1).all():
+        row = batch.rows[int(counted.any(1).int().argmin())]
+        raise NeuronShareError(f"Language {language!r}, text {row}: nothing but special tokens; leave it out.")
+    return counted

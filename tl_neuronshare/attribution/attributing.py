@@ -6,19 +6,20 @@ those of all layers; they are reduced at once to some numbers for each example a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import product
-from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tl_neuronshare.attribution.impacts import TOP_K, Answer, Impacts, LayerImpacts, Norm
+from tl_neuronshare.checks import is_count, one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number
 from tl_neuronshare.maths.bootstrap import Bootstrap
@@ -102,14 +103,18 @@ def attribute(
     impacts = Impacts(
         model, prompts, sharing, top_k=top_k, answer=answer, norm=norm, batch_size=batch_size, prepend_bos=prepend_bos
     )
+    _warn(impacts)
     bootstrap = Bootstrap(n_resamples)
     shape = (len(prompts), len(prompts.languages), sharing.n_layers, len(TYPES))
     kept = {name: np.zeros(shape) for name in _KEPT}
-    for one in impacts.each(desc="attribute", progress=progress):
-        of_types = _by_type(one, impacts.top_k[one.layer])
-        place = (one.examples, prompts.languages.index(one.language), one.layer)
+
+    def keep(scores: LayerImpacts) -> None:
+        of_types = _by_type(scores, impacts.top_k[scores.layer])
+        place = (scores.examples, prompts.languages.index(scores.language), scores.layer)
         for name, numbers in zip(_KEPT, of_types.double().cpu().numpy(), strict=True):
             kept[name][place] = numbers.T
+
+    impacts.each(keep, task="attribute", progress=progress)
     table = _table(kept, prompts.languages, bootstrap)
     table.attrs.update(impacts.record | {"n_resamples": bootstrap.n_resamples})
     return table
@@ -164,42 +169,60 @@ def top_neurons(
         >>> int(ns.mask_from_frame(table, n_layers=4, d_mlp=512).sum())
         5
     """
-    if score not in get_args(Score):
-        raise NeuronShareError(f"score={score!r} is unknown; use one of {', '.join(get_args(Score))}.")
-    if n is not None and (isinstance(n, bool) or not isinstance(n, Integral) or n < 1):
+    one_of("score", score, get_args(Score))
+    if n is not None and not is_count(n):
         raise NeuronShareError(f"n={n!r}; give a number of neurons, or None for all.")
     impacts = Impacts(
         model, prompts, sharing, top_k=top_k, answer=answer, norm=norm, batch_size=batch_size, prepend_bos=prepend_bos
     )
+    _warn(impacts)
     times = torch.zeros(len(prompts.languages), sharing.n_layers, sharing.d_mlp, dtype=torch.int32, device="cpu")
     total = torch.zeros(sharing.n_layers, sharing.d_mlp, dtype=torch.float64, device="cpu")
-    for one in impacts.each(desc="top neurons", progress=progress):
-        scores = one.generation if score == "generation" else one.correctness
-        counted = largest(scores, impacts.top_k[one.layer]) & (scores > 0)
+
+    def add(impact: LayerImpacts) -> None:
+        scores = impact.generation if score == "generation" else impact.correctness
+        counted = largest(scores, impacts.top_k[impact.layer]) & (scores > 0)
         width = scores.shape[-1]
-        times[prompts.languages.index(one.language), one.layer, :width] += counted.sum(0).cpu()
-        total[one.layer, :width] += scores.double().sum(0).cpu()
+        times[prompts.languages.index(impact.language), impact.layer, :width] += counted.sum(0).cpu()
+        total[impact.layer, :width] += scores.double().sum(0).cpu()
+
+    impacts.each(add, task="top neurons", progress=progress)
+    table = _table_of_neurons(impacts, times, total)[:n]
+    table.attrs.update(impacts.record | {"score": score})
+    return table
+
+
+def _table_of_neurons(
+    impacts: Impacts, times: Int[Tensor, "language layer neuron"], total: Float[Tensor, "layer neuron"]
+) -> pd.DataFrame:
+    """The neurons that are among the top for some prompt, those that are most often first."""
+    languages, n_examples = impacts.prompts.languages, len(impacts.prompts)
     layers, neurons = times.sum(0).nonzero().T
-    often = len(prompts) <= 2 * times[:, layers, neurons].T
-    of_prompts = len(prompts) * len(prompts.languages)
-    of_types = {type.label: (impacts.types == type).sum(0)[layers, neurons] for type in TYPES}
+    often = n_examples <= 2 * times[:, layers, neurons].T
+    n_prompts = n_examples * len(languages)
+    names = [impacts.layers[layer].columns(neurons[layers == layer]) for layer in layers.unique().tolist()]
+    names = names or [impacts.layers[0].columns(neurons)]
     table = pd.DataFrame(
         {
             "layer": layers.numpy(),
-            "neuron": neurons.numpy(),
-            "prompts": 100 * times.sum(0)[layers, neurons].double().numpy() / of_prompts,
-            "score": total[layers, neurons].numpy() / of_prompts,
+            **{column: np.concatenate([of_layer[column] for of_layer in names]) for column in names[0]},
+            "prompts": 100 * times.sum(0)[layers, neurons].double().numpy() / n_prompts,
+            "score": total[layers, neurons].numpy() / n_prompts,
             "languages": [
-                " ".join(language for language, yes in zip(prompts.languages, row, strict=True) if yes)
+                " ".join(language for language, yes in zip(languages, row, strict=True) if yes)
                 for row in often.tolist()
             ],
-            **{label: count.numpy() for label, count in of_types.items()},
+            **{type.label: (impacts.types == type).sum(0)[layers, neurons].numpy() for type in TYPES},
         }
     )
     order = ["prompts", "score", "layer", "neuron"]
-    table = table.sort_values(order, ascending=[False, False, True, True], ignore_index=True)[:n]
-    table.attrs.update(impacts.record | {"score": score})
-    return table
+    return table.sort_values(order, ascending=[False, False, True, True], ignore_index=True)
+
+
+def _warn(impacts: Impacts) -> None:
+    """Warn, at the line that called the public function, of what a user should know of the scores."""
+    for warning in impacts.warnings:
+        warnings.warn(warning, stacklevel=3)
 
 
 def _by_type(one: LayerImpacts, top_k: int) -> Float[Tensor, "kept type row"]:

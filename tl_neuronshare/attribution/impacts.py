@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import floor
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -12,23 +12,78 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_neuronshare import models
+from tl_neuronshare.checks import Options, is_count, one_of, option
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.answers import Continuation, continuations
+from tl_neuronshare.maths.activation import Number
 from tl_neuronshare.maths.impact import FinalNorm, generation_impact, projected
-from tl_neuronshare.models import verification
-from tl_neuronshare.models.lens import LensModel
-from tl_neuronshare.models.tokens import padded_apart
-from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.models import LensModel, verification
+from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running import provenance
-from tl_neuronshare.running.plan import BatchSize, check_options, plan_batches
+from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, running
 
 Answer = Literal["first", "all"]
 Norm = Literal["none", "frozen", "full"]
 TOP_K = 800 / 16384  # the paper's: 800 of 16,384
+
+
+def _as_top_k(name: str, value: Any) -> Number:
+    """A number of neurons, or (a float) a share of the layer's."""
+    if is_count(value):
+        return int(value)
+    is_share = isinstance(value, Real) and not isinstance(value, Integral) and 0 < float(value) <= 1
+    if not is_share:
+        raise NeuronShareError(f"{name}={value!r}; give a number of neurons, at least 1, or a share, above 0.0 to 1.0.")
+    return float(value)
+
+
+def _top_k_argument(text: str) -> Number:
+    return int(text) if text.isdigit() else float(text)
+
+
+@dataclass(frozen=True)
+class ImpactOptions(Options):
+    """Which scores are computed, and which neurons count as a layer's top."""
+
+    top_k: Number = option(
+        TOP_K,
+        _as_top_k,
+        help="how many neurons of a layer count as its top, or (with a point) which share (default: the paper's, 800 "
+        "of 16,384)",
+        type=_top_k_argument,
+        metavar="K",
+    )
+    answer: Answer = option(
+        "first",
+        partial(one_of, known=get_args(Answer)),
+        help="which of its tokens are scored (default: first)",
+        choices=get_args(Answer),
+    )
+    norm: Norm = option(
+        "none",
+        partial(one_of, known=get_args(Norm)),
+        help="how the correctness impact sees the final norm (default: none)",
+        choices=get_args(Norm),
+    )
+
+    def counts(self, widths: Sequence[int]) -> list[int]:
+        """How many neurons are the top of each layer.
+
+        Raises:
+            NeuronShareError: more than a layer has.
+        """
+        counts = []
+        for layer, width in enumerate(widths):
+            is_share = isinstance(self.top_k, float)
+            counts.append(max(1, floor(self.top_k * width + 0.5)) if is_share else int(self.top_k))
+            if counts[-1] > width:
+                raise NeuronShareError(
+                    f"top_k={self.top_k}: layer {layer} has {width} neurons only; give fewer, or a share such as 0.05."
+                )
+        return counts
 
 
 @dataclass(frozen=True)
@@ -54,14 +109,16 @@ class Impacts:
         places: for each language what is run, and which tokens are scored after it, for every example.
         widths: how many neurons each layer has.
         top_k: how many of them count as its top.
-        record: for a result's metadata.
+        record: how they are made, for a result's metadata.
+        warnings: what a user should know of these scores.
 
     Example:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> impacts = Impacts(model, prompts, ns.categorise(model, prompts))
-        >>> one = next(impacts.each(desc="scores"))
-        >>> one.language, sorted(one.examples), one.layer, one.correctness.shape
-        ('en', [0, 1, 2], 0, torch.Size([3, 512]))
+        >>> shapes = []
+        >>> impacts.each(lambda layer: shapes.append((layer.language, layer.correctness.shape)), task="scores")
+        >>> shapes[0]
+        ('en', torch.Size([3, 512]))
     """
 
     def __init__(
@@ -70,121 +127,124 @@ class Impacts:
         prompts: ParallelPrompts,
         sharing: NeuronSharing,
         *,
-        top_k: Any = TOP_K,
+        top_k: Number = TOP_K,
         answer: Answer = "first",
         norm: Norm = "none",
         batch_size: BatchSize = "auto",
         prepend_bos: bool | None = None,
     ) -> None:
-        check_options(prompts, batch_size, prepend_bos)
-        _check_options(prompts, sharing, answer, norm)
-        self.model, self.prompts = model, prompts
-        self.layers = models.neuron_layers(model, "post")
-        self.widths = sharing.widths
+        options = ImpactOptions(top_k, answer, norm)
+        how = Running(batch_size, prepend_bos).on(model)
+        _require_answers(prompts, sharing)
         models.check_unembedding(model)
         verification.require(model, "logits", "post", "unembedding")
-        provenance.check_languages(prompts, sharing)
-        provenance.check_prompts(prompts, sharing)
-        provenance.check_layers(model, sharing)
-        provenance.check_bos(model, sharing, prepend_bos)
+        provenance.require_match(model, prompts, sharing, prepend_bos=how.prepend_bos)
         if not provenance.of_same_weights(model, sharing):
             raise NeuronShareError(
                 f"The types were measured on other weights than those of {models.name_of(model)}; categorise with "
                 "this model, loaded in the same way and dtype."
             )
-        self.top_k = _top_counts(top_k, self.widths)
-        self.types = sharing.types
-        self.norm: Norm = norm
-        self.final_norm = models.final_norm(model) if norm != "none" else None
-        # For each language what is run before each token that is scored.
+        self.model, self.prompts, self.options = model, prompts, options
+        self.layers = models.neuron_layers(model, "post")
+        self.widths, self.types = sharing.widths, sharing.types
+        self.top_k = options.counts(self.widths)
+        self.final_norm = models.final_norm(model) if options.norm != "none" else None
         self.places: dict[str, list[Continuation]] = {}
-        self._others: dict[str, list[tuple[int, ...]]] = {}
-        self._batches: dict[str, list[list[int]]] = {}
-        merged: list[bool] = []
-        for language, answers in (prompts.answers or {}).items():
-            found = continuations(model, prompts, language, [[text] for text in answers], prepend_bos=prepend_bos)
-            merged += found.merged
-            self.places[language] = [
-                Continuation(one.example, one.before, one.scored if answer == "all" else one.scored[:1])
-                for one in found.each
-            ]
-            self._others[language] = _other_answers([one.scored for one in self.places[language]])
-            self._batches[language] = plan_batches(
-                [(len(one.before), len(one.scored)) for one in self.places[language]],
-                batch_size,
-                packing=verification.packing(model).counting_one_more(),
-                n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
-                per_token=sum(self.widths),
-            )
-        self.record = provenance.of_run(model, prompts, sharing) | {
-            "top_k": int(top_k) if isinstance(top_k, Integral) else float(top_k),
+        self._others: dict[str, list[tuple[int, ...]]] = {}  # another example's answer, for each example
+        self._plans: dict[str, Plan] = {}
+        merged = [is_merged for language in prompts.languages for is_merged in self._prepare(language, how)]
+        self.record = {
+            **provenance.of_run(model, prompts, sharing),
+            **options.record,
             "top_k_of_layers": self.top_k,
-            "answer": answer,
-            "norm": norm,
-            "batch_size": batch_size if batch_size == "auto" else int(batch_size),
-            "prepend_bos": models.resolve_prepend_bos(model, prepend_bos),
+            **how.record,
             "merged": sum(merged) / len(merged),
         }
-        provenance.warn_of_processed_weights(self.record["weights"], "the scores", stacklevel=4)
-        if (what := models.changes_mlp_output(model)) is not None:
-            warnings.warn(
-                f"{models.name_of(model)} {what}; the scores are of what the MLPs write, and not of what is added.",
-                stacklevel=3,
+        self.warnings = self._warnings()
+
+    def _prepare(self, language: str, how: Running) -> list[bool]:
+        """Tokenise and plan one language; whether each prompt merges with its answer."""
+        answers = (self.prompts.answers or {})[language]
+        after = continuations(
+            self.model, self.prompts, language, [[text] for text in answers], prepend_bos=how.prepend_bos
+        )
+        self.places[language] = [
+            Continuation(one.example, one.before, one.scored if self.options.answer == "all" else one.scored[:1])
+            for one in after.each
+        ]
+        self._others[language] = _other_answers([one.scored for one in self.places[language]])
+        self._plans[language] = Plan(
+            self.model,
+            [one.before for one in self.places[language]],
+            [one.scored[:-1] for one in self.places[language]],
+            batch_size=how.batch_size,
+            n_more=1,  # the last token of the answer is predicted, and not run
+            per_token=sum(self.widths),
+        )
+        return after.merged
+
+    def _warnings(self) -> list[str]:
+        warnings = [provenance.processed_weights(self.record["weights"], "the scores")]
+        if (what := models.changes_mlp_output(self.model)) is not None:
+            warnings.append(
+                f"{models.name_of(self.model)} {what}; the scores are of what the MLPs write, and not of what is added."
             )
+        return [warning for warning in warnings if warning is not None]
 
-    @torch.no_grad()
-    def each(self, *, desc: str, progress: bool = True) -> Iterator[LayerImpacts]:
-        """Language by language, batch by batch, layer by layer."""
-        n_batches = sum(map(len, self._batches.values()))
-        with tqdm(total=n_batches, desc=desc, disable=not progress, delay=2) as bar:
-            for language, batches in self._batches.items():
+    def each(self, step: Callable[[LayerImpacts], Any], *, task: str, progress: bool = True) -> None:
+        """Give the scores to a function, language by language, batch by batch and layer by layer."""
+        n_rows = sum(map(len, self._plans.values()))
+        with running(self.model, task, n_rows=n_rows, progress=progress) as loop:
+            for language, plan in self._plans.items():
                 tokens = sorted({token for one in self.places[language] for token in one.scored})
-                pushes = _Pushes(self.model, tokens, self.norm, self.final_norm)
-                for batch in batches:
-                    yield from self._of_batch(language, batch, pushes)
-                    bar.update()
+                pushes = _Pushes(self.model, tokens, self.options.norm, self.final_norm)
+                loop(plan, partial(self._score, language=language, pushes=pushes, step=step))
 
-    def _of_batch(self, language: str, batch: list[int], pushes: _Pushes) -> Iterator[LayerImpacts]:
-        of_rows = [self.places[language][number] for number in batch]
-        tokens, mask = padded_apart([one.before for one in of_rows], [one.scored[:-1] for one in of_rows])
-        end = max(len(one.before) for one in of_rows)
+    def _score(self, batch: Batch, *, language: str, pushes: _Pushes, step: Callable[[LayerImpacts], Any]) -> None:
+        """Run one batch; its scores layer by layer."""
+        of_rows = [self.places[language][number] for number in batch.rows]
         # Where each token that is scored is predicted: the row, the position, and the token.
         row, position, token = torch.tensor(
-            [(row, end - 1 + k, token) for row, one in enumerate(of_rows) for k, token in enumerate(one.scored)],
+            [(row, batch.end - 1 + k, token) for row, one in enumerate(of_rows) for k, token in enumerate(one.scored)],
             device="cpu",
         ).T
-        others = [
-            self._others[language][number] or of_one.scored for number, of_one in zip(batch, of_rows, strict=True)
-        ]
+        others = [self._others[language][number] for number in batch.rows]
+        other_answers = [other or one.scored for other, one in zip(others, of_rows, strict=True)]
         other_token = torch.tensor(
-            [others[row][k % len(others[row])] for row, one in enumerate(of_rows) for k in range(len(one.scored))],
+            [
+                other[k % len(other)]
+                for other, one in zip(other_answers, of_rows, strict=True)
+                for k in range(len(one.scored))
+            ],
             device="cpu",
         )
-        has_other = torch.tensor([[bool(self._others[language][number])] for number in batch], device="cpu")
-        read = [*self.layers, models.final_residual(self.model)] if self.final_norm else self.layers
-        values = models.values_of(self.model, read, tokens, mask, (row, position))
+        has_other = torch.tensor([[bool(other)] for other in others], device="cpu")
+        layers = [*self.layers, models.final_residual(self.model)] if self.final_norm else self.layers
+        values = models.values_of(self.model, layers, batch.tokens, batch.mask, (row, position))
         residual = values.pop() if self.final_norm else None
         examples = [one.example for one in of_rows]
         n_tokens = torch.tensor([[len(one.scored)] for one in of_rows], device="cpu")
         for number, (layer, post) in enumerate(zip(self.layers, values, strict=True)):
-            weights = models.output_weights(self.model, layer.hook).to(post.device)
+            weights = layer.W_out().to(post.device)
 
             def mean(scores: Tensor, number: int = number) -> Tensor:
                 """Over the tokens of each answer."""
-                sums = scores.new_zeros(len(batch), scores.shape[-1]).index_add_(0, row.to(scores.device), scores)
+                sums = scores.new_zeros(len(of_rows), scores.shape[-1]).index_add_(0, row.to(scores.device), scores)
                 self._check_finite(sums, language, examples, number)
                 return sums / n_tokens.to(sums.device)
 
-            yield LayerImpacts(
-                language,
-                examples,
-                number,
-                generation=mean(generation_impact(post, weights)),
-                correctness=mean(post * pushes.of(number, weights, token, residual)),
-                other_answer=mean(post * pushes.of(number, weights, other_token, residual)).masked_fill(
-                    ~has_other.to(post.device), torch.nan
-                ),
-                types=self.types[examples, number, : layer.width].to(post.device),
+            step(
+                LayerImpacts(
+                    language,
+                    examples,
+                    number,
+                    generation=mean(generation_impact(post, weights)),
+                    correctness=mean(post * pushes.of(number, weights, token, residual)),
+                    other_answer=mean(post * pushes.of(number, weights, other_token, residual)).masked_fill(
+                        ~has_other.to(post.device), torch.nan
+                    ),
+                    types=self.types[examples, number, : layer.width].to(post.device),
+                )
             )
 
     def _check_finite(self, scores: Tensor, language: str, examples: list[int], layer: int) -> None:
@@ -244,27 +304,10 @@ def _other_answers(answers: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     ]
 
 
-def _top_counts(top_k: Any, widths: Sequence[int]) -> list[int]:
-    """How many neurons are the top of each layer."""
-    is_count = isinstance(top_k, Integral) and not isinstance(top_k, bool) and int(top_k) >= 1
-    is_share = not is_count and isinstance(top_k, Real) and not isinstance(top_k, Integral) and 0 < float(top_k) <= 1
-    if not (is_count or is_share):
-        raise NeuronShareError(f"top_k={top_k!r}; give a number of neurons, at least 1, or a share, above 0.0 to 1.0.")
-    counts = [int(top_k) if is_count else max(1, floor(float(top_k) * width + 0.5)) for width in widths]
-    for layer, (count, width) in enumerate(zip(counts, widths, strict=True)):
-        if count > width:
-            raise NeuronShareError(
-                f"top_k={top_k}: layer {layer} has {width} neurons only; give fewer, or a share such as 0.05."
-            )
-    return counts
-
-
-def _check_options(prompts: ParallelPrompts, sharing: Any, answer: Any, norm: Any) -> None:
+def _require_answers(prompts: ParallelPrompts, sharing: Any) -> None:
+    require_prompts(prompts)
     if not isinstance(sharing, NeuronSharing):
         raise NeuronShareError(f"sharing is a {type(sharing).__name__}; give the NeuronSharing that categorise found.")
-    for name, value, known in (("answer", answer, get_args(Answer)), ("norm", norm, get_args(Norm))):
-        if value not in known:
-            raise NeuronShareError(f"{name}={value!r} is unknown; use one of {', '.join(known)}.")
     if prompts.answers is None:
         raise NeuronShareError(
             f"{prompts!r} has no answers, in none of {', '.join(prompts.languages)}; give "

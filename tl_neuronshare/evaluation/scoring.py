@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,8 +17,7 @@ from tl_neuronshare.evaluation.answers import Continuation
 from tl_neuronshare.models import verification
 from tl_neuronshare.models.hooks import Hooks
 from tl_neuronshare.models.lens import LensModel
-from tl_neuronshare.models.tokens import padded_apart
-from tl_neuronshare.running.plan import AUTO_NUMBERS, BatchSize, plan_batches
+from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Loop, Plan
 
 # (language, the example of each row, and by name what the function asks for) -> hooks for this batch
 HookMaker = Callable[..., Hooks]
@@ -51,53 +49,57 @@ class Scorer:
         likeliest: bool = False,
     ) -> None:
         self.model, self.language, self.continuations, self.likeliest = model, language, each, likeliest
-        rows: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
         self._packing = verification.packing(model)
+        # For each row, an example with what is run of it, the numbers of the continuations that share it.
+        sharing_row: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
         for number, one in enumerate(each):
             # Its last token would be one too many where the text gets beyond long RoPE's boundary with it.
-            seen_last = likeliest and not self._packing.crosses(len(one.before) + len(one.scored) - 1, 1)
-            rows.setdefault((one.example, one.before, one.scored if seen_last else one.scored[:-1]), []).append(number)
-        self._rows = list(rows)
-        self._numbers = list(rows.values())
-        self.batches = plan_batches(
-            [(len(before), len(seen) + 1) for _, before, seen in self._rows],
-            batch_size,
-            packing=self._packing.counting_one_more(),
-            n_ctx=model.cfg.n_ctx + 1,  # the last token of the answer is not run
+            sees_last = likeliest and not self._packing.crosses(len(one.before) + len(one.scored) - 1, 1)
+            run = one.scored if sees_last else one.scored[:-1]
+            sharing_row.setdefault((one.example, one.before, run), []).append(number)
+        self._examples = [example for example, _, _ in sharing_row]
+        self._numbers = list(sharing_row.values())
+        self.plan = Plan(
+            model,
+            [before for _, before, _ in sharing_row],
+            [run for _, _, run in sharing_row],
+            batch_size=batch_size,
+            n_more=1,  # the last token of the answer is predicted, and not run
             per_token=model.cfg.d_vocab,
         )
 
-    def run(self, fwd_hooks: Hooks | HookMaker | None, *, after_batch: Callable[[], Any] = lambda: None) -> Scores:
+    def run(self, fwd_hooks: Hooks | HookMaker | None, loop: Loop) -> Scores:
         """Score every continuation."""
-        sums = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
+        log_probs = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
         greedy: list[list[int]] = [[] for _ in self.continuations]
         noise = verification.noise(self.model) if self.likeliest else torch.inf
         # Hooks of which it is not known what they do to other tokens than they see now prove nothing.
-        foreign = self.likeliest and models.has_hooks(self.model)
-        for batch in self.batches:
-            examples, befores, seens = zip(*(self._rows[row] for row in batch), strict=True)
-            tokens, mask = padded_apart(befores, seens)
-            end = max(map(len, befores))
+        can_prove = self.likeliest and not models.has_hooks(self.model)
+
+        def score(batch: Batch) -> None:
             # Where each scored token's logit is: row, column, token; and whose it is.
-            wanted = [
-                (place, column, token, number)
-                for place, row in enumerate(batch)
-                for number in self._numbers[row]
-                for column, token in enumerate(self.continuations[number].scored)
-            ]
-            place, column, token, number = torch.tensor(wanted, device="cpu").T
-            hooks = hooks_for(fwd_hooks, self.language, examples, tokens[:, :end])
-            proves = (
-                self.likeliest and not foreign and all(getattr(function, "is_local", False) for _, function in hooks)
-            )
+            row, column, token, number = torch.tensor(
+                [
+                    (place, column, token, number)
+                    for place, row in enumerate(batch.rows)
+                    for number in self._numbers[row]
+                    for column, token in enumerate(self.continuations[number].scored)
+                ],
+                device="cpu",
+            ).T
+            examples = [self._examples[row] for row in batch.rows]
+            hooks = hooks_for(fwd_hooks, self.language, examples, batch.tokens[:, : batch.end])
+            proves = can_prove and all(getattr(function, "is_local", False) for _, function in hooks)
             with models.all_firing(self.model, hooks):
-                found = _picked(self.model, tokens, mask, end, (place, column, token), noise=noise if proves else None)
-            sums.index_add_(0, number, found.log_probs.double())
-            for row, before, seen, surely in zip(batch, befores, seens, found.surely.tolist(), strict=True):
-                if proves and not self._packing.crosses(len(before), len(seen)):
-                    greedy[self._numbers[row][0]] = _as_far_as(seen, surely)
-            after_batch()
-        return Scores(sums, greedy)
+                picked = _picked(self.model, batch, (row, column, token), noise=noise if proves else None)
+            log_probs.index_add_(0, number, picked.log_probs.double())
+            for place, surely in zip(batch.rows, picked.surely.tolist(), strict=True) if proves else ():
+                run = self.plan.answers[place] if self.plan.answers is not None else ()
+                if not self._packing.crosses(len(self.plan.prompts[place]), len(run)):
+                    greedy[self._numbers[place][0]] = _as_far_as(run, surely)
+
+        loop(self.plan, score)
+        return Scores(log_probs, greedy)
 
 
 def _as_far_as(given: Sequence[int], surely: Sequence[int]) -> list[int]:
@@ -120,35 +122,34 @@ class _Picked:
 
 def _picked(
     model: LensModel,
-    tokens: Int[Tensor, "row position"],
-    mask: Int[Tensor, "row position"] | None,
-    end: int,
+    batch: Batch,
     wanted: tuple[Tensor, Tensor, Tensor],
     *,
     noise: float | None,
 ) -> _Picked:
-    """Log-probabilities of (row, column after the prompt's end, token), computed a few columns at a time.
+    """Log-probabilities of the wanted (row, column after the prompt's end, token), a few columns at a time.
 
     Mostly one piece does; where it would be too many logits, the model is run again on a longer prefix for each. With
     `noise`, how far logits must be apart relative to the largest, also the likeliest token of each column.
     """
-    place, column, token = wanted
+    row, column, token = wanted
+    tokens, mask, end = batch.tokens, batch.mask, batch.end
     n_columns = tokens.shape[1] - end + 1
     step = max(1, AUTO_NUMBERS // (len(tokens) * model.cfg.d_vocab))
-    found = torch.zeros(len(token), dtype=torch.float32, device="cpu")
+    log_probs = torch.zeros(len(token), dtype=torch.float32, device="cpu")
     surely = torch.full((len(tokens), n_columns), -1, device="cpu")
     for start in range(0, n_columns, step):
         stop = min(start + step, n_columns)
         width = end - 1 + stop
         logits = models.last_logits(model, tokens[:, :width], None if mask is None else mask[:, :width], stop - start)
         here = (column >= start) & (column < stop)
-        rows, columns, chosen = (part[here].to(logits.device) for part in (place, column - start, token))
+        rows, columns, chosen = (part[here].to(logits.device) for part in (row, column - start, token))
         parts = torch.split(logits, max(1, _CHUNK // logits[0].numel()))
         total = torch.cat([part.float().logsumexp(-1) for part in parts])
-        found[here] = (logits[rows, columns, chosen].float() - total[rows, columns]).cpu()
+        log_probs[here] = (logits[rows, columns, chosen].float() - total[rows, columns]).cpu()
         if noise is not None:
             surely[:, start:stop] = torch.cat([_surely_likeliest(part, noise) for part in parts]).cpu()
-    return _Picked(found, surely)
+    return _Picked(log_probs, surely)
 
 
 def _surely_likeliest(logits: Float[Tensor, "*row vocabulary"], noise: float) -> Int[Tensor, "*row"]:

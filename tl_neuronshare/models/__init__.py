@@ -1,21 +1,27 @@
 """All that is known of TransformerLens and of Hugging Face's modules; here are the names that the other folders use."""
 
-from tl_neuronshare.models.forward import forward, last_logits, last_positions_only, reading, run, values_of
+from tl_neuronshare.models.forward import (
+    forward,
+    last_logits,
+    last_positions_only,
+    layer_hooks,
+    reading,
+    run,
+    values_of,
+)
 from tl_neuronshare.models.head import changes_mlp_output, check_unembedding, final_norm, unembedding
 from tl_neuronshare.models.hooks import Hooks, all_firing, has_hooks, hooked, unwrapped, without_hooks
 from tl_neuronshare.models.layers import (
+    NeuronHook,
     NeuronLayer,
+    Places,
     Site,
     final_residual,
-    hugging_face_place,
     is_gated,
     neuron_layers,
-    output_bias,
-    output_weights,
 )
 from tl_neuronshare.models.lens import (
     LensModel,
-    block_of,
     check_model,
     device_of,
     dtype_of,
@@ -46,11 +52,12 @@ from tl_neuronshare.models.tokens import (
 __all__ = [
     "Hooks",
     "LensModel",
+    "NeuronHook",
     "NeuronLayer",
     "Packing",
+    "Places",
     "Site",
     "all_firing",
-    "block_of",
     "changes_mlp_output",
     "check_length",
     "check_model",
@@ -64,7 +71,6 @@ __all__ = [
     "has_hooked_transformer",
     "has_hooks",
     "hooked",
-    "hugging_face_place",
     "is_bridge",
     "is_edited",
     "is_gated",
@@ -72,14 +78,13 @@ __all__ = [
     "knows_bos",
     "last_logits",
     "last_positions_only",
+    "layer_hooks",
     "left_as_found",
     "left_padded",
     "loaded",
     "name_of",
     "nested",
     "neuron_layers",
-    "output_bias",
-    "output_weights",
     "padded_apart",
     "reading",
     "resolve_prepend_bos",

@@ -17,8 +17,10 @@ from tl_neuronshare.models.hooks import hooked
 from tl_neuronshare.models.layers import NeuronLayer
 from tl_neuronshare.models.lens import LensModel, device_of, is_bridge, left_as_found
 
+Tokens = Int[Tensor, "prompt position"]
 
-def run(model: LensModel, tokens: Int[Tensor, "prompt position"], mask: Int[Tensor, "prompt position"] | None) -> None:
+
+def run(model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
     """One forward pass without the vocabulary, for what the hooks see of it."""
     forward(model, tokens, mask, **_without_vocabulary(model))
 
@@ -68,49 +70,91 @@ def _without_vocabulary(model: LensModel) -> dict[str, Any]:
     return {"logits_to_keep": 1} if "logits_to_keep" in forward.parameters else {}
 
 
+def layer_hooks(
+    layers: Sequence[NeuronLayer], read: Callable[[int, tuple[Tensor, ...]], None]
+) -> list[tuple[str, Callable[..., None]]]:
+    """Hooks that hand each layer's number and the tensors of its hooks to `read`, as soon as the last of them fires."""
+
+    def collector(number: int, n_tensors: int) -> Callable[..., None]:
+        tensors: dict[int, Tensor] = {}
+
+        def collect(tensor: Tensor, hook: Any, *, place: int) -> None:
+            if place == 0:  # a forward pass that stopped half-way may have left some
+                tensors.clear()
+            tensors[place] = tensor
+            if len(tensors) == n_tensors:
+                complete = tuple(tensors[place] for place in range(n_tensors))
+                tensors.clear()
+                read(number, complete)
+
+        return collect
+
+    return [
+        (hook.name, partial(collect, place=place))
+        for number, layer in enumerate(layers)
+        for collect in [collector(number, len(layer.hooks))]
+        for place, hook in enumerate(layer.hooks)
+    ]
+
+
 @contextmanager
-def reading(model: LensModel, layers: Sequence[NeuronLayer], read: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Hand each layer's number and tensor to `read` in every forward pass, for as long as the context lasts."""
+def reading(
+    model: LensModel, layers: Sequence[NeuronLayer], read: Callable[[int, tuple[Tensor, ...]], None]
+) -> Iterator[Callable[[Tokens, Tokens | None], None]]:
+    """Hand each layer's number and the tensors of its hooks to `read`, for as long as the context lasts.
 
-    def hand_over(tensor: Tensor, hook: Any, *, number: int) -> None:
-        read(number, tensor)
+    Gives a function that runs one forward pass on tokens and their mask, without the vocabulary.
 
-    with hooked(model, [(layer.hook, partial(hand_over, number=number)) for number, layer in enumerate(layers)]):
-        yield
+    Raises:
+        NeuronShareError: a layer was not read in that pass.
+    """
+    seen: set[int] = set()
+
+    def hand_over(number: int, tensors: tuple[Tensor, ...]) -> None:
+        seen.add(number)
+        read(number, tensors)
+
+    def run_once(tokens: Tokens, mask: Tokens | None) -> None:
+        seen.clear()
+        run(model, tokens, mask)
+        for number, layer in enumerate(layers):
+            if number not in seen:
+                raise NeuronShareError(
+                    f"{layer.name} did not fire; do hooks or settings of yours replace the MLP, or does this model "
+                    "skip it? Remove these, or use another site."
+                )
+
+    with hooked(model, layer_hooks(layers, hand_over)):
+        yield run_once
 
 
 def values_of(
     model: LensModel,
     layers: Sequence[NeuronLayer],
-    tokens: Int[Tensor, "prompt position"],
-    mask: Int[Tensor, "prompt position"] | None,
+    tokens: Tokens,
+    mask: Tokens | None,
     position: int | Bool[Tensor, "prompt position"] | tuple[Tensor, Tensor],
 ) -> list[Float[Tensor, "value neuron"]]:
     """Each layer's values in one forward pass without the vocabulary, in at least float32.
 
-    Of each prompt: at an index from the end, or the mean over the chosen positions; or at places (prompt, position).
+    They are read of each prompt at an index from the end; or their mean over the positions that a mask chooses; or at
+    single places, given as a pair of tensors (prompt, position).
 
     Raises:
         NeuronShareError: a layer's hook has not fired.
     """
-    read: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
 
-    def keep(layer: int, tensor: Tensor) -> None:
-        dtype = torch.promote_types(tensor.dtype, torch.float32)
-        if isinstance(position, int):
-            read[layer] = tensor[:, position].to(dtype)
-        elif isinstance(position, tuple):
-            read[layer] = tensor[position].to(dtype)
+    def keep(number: int, tensors: tuple[Tensor, ...]) -> None:
+        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+        if isinstance(position, Tensor):
+            chosen = position.to(tensors[0].device)
+            summed = layers[number].read(tensors).to(dtype).masked_fill(~chosen[..., None], 0).sum(1)
+            values[number] = summed / chosen.sum(1, keepdim=True)
         else:
-            chosen = position.to(tensor.device)
-            summed = tensor.to(dtype).masked_fill(~chosen[..., None], 0).sum(1)
-            read[layer] = summed / chosen.sum(1, keepdim=True)
+            places = (slice(None), position) if isinstance(position, int) else position
+            values[number] = layers[number].read(tensors, places).to(dtype)
 
-    with left_as_found(model), reading(model, layers, keep):
-        run(model, tokens, mask)
-    for number, layer in enumerate(layers):
-        if number not in read:
-            raise NeuronShareError(
-                f"{layer.hook} did not fire; do hooks of yours replace its module, or does this model not run it?"
-            )
-    return [read[number] for number in range(len(layers))]
+    with left_as_found(model), reading(model, layers, keep) as run_once:
+        run_once(tokens, mask)
+    return [values[number] for number in range(len(layers))]

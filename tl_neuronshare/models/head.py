@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.impact import FinalNorm
-from tl_neuronshare.models.layers import neuron_layers, output_weights
+from tl_neuronshare.models.layers import neuron_layers
 from tl_neuronshare.models.lens import LensModel, device_of, is_bridge, loaded, name_of, nested, tensor_of
 
 
@@ -38,7 +38,7 @@ def check_unembedding(model: LensModel) -> None:
     Raises:
         NeuronShareError: there is none, or it is of another width.
     """
-    width = output_weights(model, neuron_layers(model, "post")[0].hook).shape[1]
+    width = neuron_layers(model, "post")[0].W_out().shape[1]
     read = len(unembedding(model, slice(1)))
     if width != read:
         raise NeuronShareError(

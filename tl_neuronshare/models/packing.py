@@ -22,9 +22,9 @@ class Packing:
     boundary: int | None = None
     tokens_a_pass: int = 128
 
-    def counting_one_more(self) -> Packing:
-        """The same for sizes that count one token which is not run."""
-        return replace(self, boundary=None if self.boundary is None else self.boundary + 1)
+    def counting(self, n_more: int) -> Packing:
+        """The same for sizes that count so many tokens which are not run."""
+        return replace(self, boundary=None if self.boundary is None else self.boundary + n_more)
 
     def are_long(self, n_tokens: int) -> bool:
         """Whether so many tokens are beyond the boundary."""

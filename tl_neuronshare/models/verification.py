@@ -337,28 +337,23 @@ class _Run:
             NeuronShareError: a hook that does not fire once, or gives a tensor of another shape.
         """
         layers = models.neuron_layers(self.model, site)
-        read: dict[int, list[Tensor]] = {number: [] for number in range(len(layers))}
+        passes: dict[int, list[tuple[Tensor, ...]]] = {number: [] for number in range(len(layers))}
 
-        def keep(number: int, tensor: Tensor) -> None:
-            if not any(tensor is seen for seen in read[number]):  # a hook point with two names calls twice
-                read[number].append(tensor)
+        def keep(number: int, tensors: tuple[Tensor, ...]) -> None:
+            if not any(tensors[0] is seen[0] for seen in passes[number]):  # a hook point with two names calls twice
+                passes[number].append(tensors)
 
-        with models.reading(self.model, layers, keep):
-            models.run(self.model, torch.tensor([row], device="cpu"), None)
+        with models.reading(self.model, layers, keep) as run_once:
+            run_once(torch.tensor([row], device="cpu"), None)
         for number, layer in enumerate(layers):
-            expected = (1, len(row), layer.width)
-            if len(read[number]) != 1:
-                times = f"fired {len(read[number])} times in a forward pass" if read[number] else "did not fire"
+            if len(passes[number]) != 1:
                 raise NeuronShareError(
-                    f"{layer.hook} {times}, so that the neurons of {models.name_of(self.model)} cannot be read there; "
-                    "is its MLP replaced or shared between layers?"
+                    f"{layer.name} fired {len(passes[number])} times in a forward pass, so that the neurons of "
+                    f"{models.name_of(self.model)} cannot be read there; is its MLP shared between layers?"
                 )
-            if tuple(read[number][0].shape) != expected:
-                raise NeuronShareError(
-                    f"{layer.hook} gave a tensor of shape {tuple(read[number][0].shape)}, not {expected} (row, "
-                    "position, neuron); does another hook change it?"
-                )
-        return [_plain(layers[number].values(tensors[0])[0]) for number, tensors in read.items()]
+            if layer.shape(passes[number][0]) != (1, len(row)):
+                raise NeuronShareError(layer.misfit(passes[number][0], (1, len(row))))
+        return [_plain(layers[number].read(tensors, 0)) for number, (tensors,) in passes.items()]
 
 
 def _unwraps(model: LensModel) -> bool:
@@ -450,7 +445,7 @@ def _inside(run: _Run, row: Sequence[int], site: Site, masks: Sequence[Tensor] =
     With masks it is set to zero there, and what is returned are the logits.
     """
     layers = models.neuron_layers(run.model, site)
-    places = [models.hugging_face_place(run.model, layer.hook, site) for layer in layers]
+    places = [layer.source for layer in layers]
     seen: dict[int, Tensor] = {}
 
     def of_input(module: nn.Module, inputs: tuple[Tensor, ...], *, number: int) -> Any:
@@ -489,20 +484,18 @@ def _written(run: _Run, row: Sequence[int], hooks: models.Hooks) -> float:
 
     with ExitStack() as stack:
         stack.enter_context(models.hooked(run.model, hooks))
-        stack.enter_context(models.reading(run.model, layers, lambda number, tensor: values.update({number: tensor})))
+        run_once = stack.enter_context(
+            models.reading(run.model, layers, lambda number, read: values.update({number: layers[number].read(read)}))
+        )
         for number, layer in enumerate(layers):
-            mlp = models.block_of(run.model, layer.hook).mlp
-            for name, module in (("mlp", mlp), ("down", models.nested(mlp, "out"))):
+            for name, module in (("mlp", layer.mlp), ("down", models.nested(layer.mlp, "out"))):
                 if isinstance(module, nn.Module):
                     hook = partial(keep, number=number, name=name)
                     stack.callback(module.register_forward_hook(hook).remove)
-        models.run(run.model, torch.tensor([row], device="cpu"), None)
+        run_once(torch.tensor([row], device="cpu"), None)
     # The down projection's where it is run as a module, since BLOOM's MLP adds the residual stream.
     ours = [outputs.get((number, "down"), outputs[number, "mlp"]) for number in range(len(layers))]
-    expected = [
-        values[number] @ models.output_weights(run.model, layer.hook) + models.output_bias(run.model, layer.hook)
-        for number, layer in enumerate(layers)
-    ]
+    expected = [values[number] @ layer.W_out() + layer.b_out() for number, layer in enumerate(layers)]
     return _furthest(map(_plain, ours), map(_plain, expected))
 
 
@@ -518,10 +511,15 @@ def _check_edit(run: _Run, *, site: Site) -> Outcome:
     generator = torch.Generator().manual_seed(0)
     masks = [torch.rand(layer.width, generator=generator, dtype=torch.float32, device="cpu") < 0.5 for layer in layers]
 
-    def zero(tensor: Tensor, hook: Any, *, mask: Tensor) -> Tensor:
-        return tensor.masked_fill(mask.to(tensor.device), 0)
+    def zero(tensor: Tensor, hook: Any, *, neurons: models.NeuronHook, mask: Tensor) -> Tensor:
+        values = neurons.read(tensor)
+        return neurons.write(tensor, torch.zeros_like(values), mask.to(tensor.device))
 
-    hooks = [(layer.hook, partial(zero, mask=mask)) for layer, mask in zip(layers, masks, strict=True)]
+    hooks = [
+        (neurons.name, partial(zero, neurons=neurons, mask=part))
+        for layer, mask in zip(layers, masks, strict=True)
+        for neurons, part in zip(layer.hooks, layer.split(mask), strict=True)
+    ]
     row = run.rows[0]
     if not run.unwraps:
         if site == "gate":

@@ -8,51 +8,50 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from numbers import Integral
-from typing import Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_neuronshare import models
+from tl_neuronshare.checks import one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number, Position
-from tl_neuronshare.models import verification
-from tl_neuronshare.models.layers import NeuronLayer, Site
-from tl_neuronshare.models.lens import LensModel
-from tl_neuronshare.models.tokens import left_padded, tokenised
-from tl_neuronshare.prompts import ParallelPrompts, as_list
+from tl_neuronshare.models import LensModel, NeuronLayer, Site
+from tl_neuronshare.prompts import ParallelPrompts, as_list, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
-from tl_neuronshare.running.plan import BatchSize, check_options, plan_batches
-from tl_neuronshare.running.recording import Batch, SharingRecorder
+from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, running
+from tl_neuronshare.running.recording import RecordedPass, SharingRecorder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    class _HowToRead(TypedDict, total=False):
+        site: Site
+        position: Position
+        batch_size: BatchSize
+        prepend_bos: bool | None
+        progress: bool
+
+    class _HowCached(TypedDict, total=False):
+        lengths: Mapping[str, Sequence[int] | Int[Tensor, " example"]] | None
+        padding_side: Literal["left", "right"]
+        tokens: Mapping[str, Int[Tensor, "example position"]] | None
+        prompts: ParallelPrompts | None
+        site: Site
+        position: Position
 
 
 @overload
 def categorise(
-    model: LensModel,
-    prompts: ParallelPrompts,
-    *,
-    site: Site = ...,
-    position: Position = ...,
-    threshold: Number = ...,
-    batch_size: BatchSize = ...,
-    prepend_bos: bool | None = ...,
-    progress: bool = ...,
+    model: LensModel, prompts: ParallelPrompts, *, threshold: Number = ..., **options: Unpack[_HowToRead]
 ) -> NeuronSharing: ...
 
 
 @overload
 def categorise(
-    model: LensModel,
-    prompts: ParallelPrompts,
-    *,
-    site: Site = ...,
-    position: Position = ...,
-    threshold: Sequence[Number],
-    batch_size: BatchSize = ...,
-    prepend_bos: bool | None = ...,
-    progress: bool = ...,
+    model: LensModel, prompts: ParallelPrompts, *, threshold: Sequence[Number], **options: Unpack[_HowToRead]
 ) -> dict[float, NeuronSharing]: ...
 
 
@@ -100,74 +99,54 @@ def categorise(
         >>> list(categorise(model, prompts, position="any", threshold=[0, 0.5]))
         [0.0, 0.5]
     """
-    check_options(prompts, batch_size, prepend_bos)
-    models.check_model(model)
+    require_prompts(prompts)
+    how = Running(batch_size, prepend_bos).on(model)
     rows = [  # one language after the other
         row
         for language, texts in prompts.prompts.items()
-        for row in tokenised(model, texts, language, prompts.examples, prepend_bos=prepend_bos)
+        for row in models.tokenised(model, texts, language, prompts.examples, prepend_bos=how.prepend_bos)
     ]
     recorder = SharingRecorder(
         model, prompts.languages, len(prompts), site=site, position=position, threshold=threshold
     )
     recorder.labels = prompts.examples
-    batches = plan_batches([(len(row),) for row in rows], batch_size, packing=verification.packing(model))
-    batch: Batch
+    plan = Plan(model, rows, batch_size=how.batch_size)
+    recorded: RecordedPass  # of the batch that is running
 
-    def read(layer: int, tensor: Tensor) -> None:
-        batch.read(layer, tensor)  # the batch of the moment
+    def read(layer: int, tensors: tuple[Tensor, ...]) -> None:
+        recorded.read(layer, tensors)
 
     with (
-        models.left_as_found(model),
-        tqdm(total=len(rows), desc="categorise", disable=not progress, delay=2) as bar,
-        models.reading(model, recorder.layers, read),
+        running(model, "categorise", n_rows=len(plan), progress=progress) as loop,
+        models.reading(model, recorder.layers, read) as run_once,
     ):
-        for indices in batches:
-            tokens, mask = left_padded([rows[index] for index in indices])
-            languages = [prompts.languages[index // len(prompts)] for index in indices]
-            examples = [index % len(prompts) for index in indices]
-            shown = torch.ones_like(tokens) if mask is None else mask
-            batch = recorder.batch(languages, examples, shown, tokens)
-            models.run(model, tokens, mask)
-            batch.require_complete()
-            bar.update(len(indices))
-    found = recorder.sharing(prompts=prompts)
-    of_the_run = {
-        "prepend_bos": models.resolve_prepend_bos(model, prepend_bos),
-        "common_prefix_share": _common_prefix_share(rows, len(prompts), set(models.special_tokens(model))),
-        "batch_size": batch_size if batch_size == "auto" else int(batch_size),
-        "batches": len(batches),
-    }
-    for sharing in [found] if isinstance(found, NeuronSharing) else found.values():
-        sharing.metadata.update(of_the_run)
-    return found
+
+        def record(batch: Batch) -> None:
+            nonlocal recorded
+            numbers, examples = zip(*(divmod(row, len(prompts)) for row in batch.rows), strict=True)
+            languages = [prompts.languages[number] for number in numbers]
+            shown = torch.ones_like(batch.tokens) if batch.mask is None else batch.mask
+            recorded = recorder.recorded_pass(languages, examples, shown, batch.tokens)
+            run_once(batch.tokens, batch.mask)
+
+        loop(plan, record)
+    special = set(models.special_tokens(model))
+    return recorder.result(
+        prompts,
+        how.record
+        | {"batches": len(plan.batches), "common_prefix_share": _common_prefix_share(rows, len(prompts), special)},
+    )
 
 
 @overload
 def categorise_caches(
-    caches: Mapping[str, Any],
-    *,
-    lengths: Mapping[str, Sequence[int] | Int[Tensor, " example"]] | None = ...,
-    padding_side: Literal["left", "right"] = ...,
-    tokens: Mapping[str, Int[Tensor, "example position"]] | None = ...,
-    prompts: ParallelPrompts | None = ...,
-    site: Site = ...,
-    position: Position = ...,
-    threshold: Number = ...,
+    caches: Mapping[str, Any], *, threshold: Number = ..., **options: Unpack[_HowCached]
 ) -> NeuronSharing: ...
 
 
 @overload
 def categorise_caches(
-    caches: Mapping[str, Any],
-    *,
-    lengths: Mapping[str, Sequence[int] | Int[Tensor, " example"]] | None = ...,
-    padding_side: Literal["left", "right"] = ...,
-    tokens: Mapping[str, Int[Tensor, "example position"]] | None = ...,
-    prompts: ParallelPrompts | None = ...,
-    site: Site = ...,
-    position: Position = ...,
-    threshold: Sequence[Number],
+    caches: Mapping[str, Any], *, threshold: Sequence[Number], **options: Unpack[_HowCached]
 ) -> dict[float, NeuronSharing]: ...
 
 
@@ -208,28 +187,29 @@ def categorise_caches(
         torch.Size([1, 4, 512])
     """
     model = _model_of(caches)
-    if padding_side not in ("left", "right"):
-        raise NeuronShareError(f"padding_side={padding_side!r} is unknown; use left or right.")
+    one_of("padding_side", padding_side, ("left", "right"))
     for what, table in (("lengths", lengths), ("tokens", tokens)):
         if table is not None and (not isinstance(table, Mapping) or set(table) != set(caches)):
             raise NeuronShareError(f"{what} is not for the languages of the caches; give it for {', '.join(caches)}.")
     layers = models.neuron_layers(model, site)
     read = {language: [_cached(cache, layer, language) for layer in layers] for language, cache in caches.items()}
-    sizes = {language: len(tensors[0]) for language, tensors in read.items()}
-    if len(set(sizes.values())) > 1:
+    sizes = {language: _size(layers[0], tensors[0], language) for language, tensors in read.items()}
+    if len({n_examples for n_examples, _ in sizes.values()}) > 1:
         raise NeuronShareError(
             "The caches hold different numbers of prompts: "
-            + ", ".join(f"{language} {size}" for language, size in sizes.items())
+            + ", ".join(f"{language} {n_examples}" for language, (n_examples, _) in sizes.items())
             + ". Row i must be example i in every language."
         )
-    n_examples = next(iter(sizes.values()))
+    n_examples, _ = next(iter(sizes.values()))
     recorder = SharingRecorder(model, list(caches), n_examples, site=site, position=position, threshold=threshold)
-    for language, tensors in read.items():
-        n_tokens = tensors[0].shape[1]
+    for language, of_layers in read.items():
+        n_tokens = sizes[language][1]
         mask = None if lengths is None else _mask(lengths[language], n_examples, n_tokens, padding_side, language)
-        batch = recorder.batch(language, range(n_examples), mask, None if tokens is None else tokens[language])
-        for number, tensor in enumerate(tensors):
-            batch.read(number, tensor)
+        recorded = recorder.recorded_pass(
+            language, range(n_examples), mask, None if tokens is None else tokens[language]
+        )
+        for number, tensors in enumerate(of_layers):
+            recorded.read(number, tensors)
     return recorder.sharing(prompts=prompts)
 
 
@@ -250,15 +230,24 @@ def _model_of(caches: Mapping[str, Any]) -> LensModel:
     return cast(LensModel, first)
 
 
-def _cached(cache: Any, layer: NeuronLayer, language: str) -> Float[Tensor, "example position neuron"]:
-    """One layer's activations; a cache without its batch axis is of one example."""
-    if layer.hook not in cache.cache_dict:
-        raise NeuronShareError(
-            f"Language {language!r}: the cache lacks {layer.hook}; cache it too, such as with "
-            f"names_filter=lambda name: name.endswith({layer.hook.split('.')[-1]!r})."
-        )
-    tensor: Tensor = cache.cache_dict[layer.hook]
-    return tensor if cache.has_batch_dim else tensor[None]
+def _cached(cache: Any, layer: NeuronLayer, language: str) -> tuple[Tensor, ...]:
+    """What was cached at one layer's hooks; a cache without its batch axis is of one example."""
+    for hook in layer.hooks:
+        if hook.name not in cache.cache_dict:
+            raise NeuronShareError(
+                f"Language {language!r}: the cache lacks {hook.name}; cache it too, such as with "
+                f"names_filter=lambda name: name.endswith({hook.name.split('.')[-1]!r})."
+            )
+    tensors = (cache.cache_dict[hook.name] for hook in layer.hooks)
+    return tuple(tensor if cache.has_batch_dim else tensor[None] for tensor in tensors)
+
+
+def _size(layer: NeuronLayer, tensors: tuple[Tensor, ...], language: str) -> tuple[int, int]:
+    """How many prompts a cache holds, and how many tokens the padded ones have."""
+    shape = layer.shape(tensors)
+    if shape is None:
+        raise NeuronShareError(f"Language {language!r}: {layer.misfit(tensors, ('any', 'any'))}")
+    return shape
 
 
 def _mask(

@@ -1,40 +1,162 @@
-"""Which prompts share a forward pass: planned before anything runs."""
+"""Which rows of tokens share a forward pass, planned before anything runs; and the one loop over these batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil, inf
-from numbers import Integral
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_neuronshare import models
+from tl_neuronshare.checks import Options, is_count, option
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models.packing import Packing
-from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.models import LensModel, Packing, verification
+from tl_neuronshare.models.tokens import padded_apart
 
 BatchSize = Literal["auto"] | int
+Result = TypeVar("Result")
 # What "auto" puts in one batch, padding included: enough to keep a GPU busy, little beside a model's weights.
 _AUTO_TOKENS, _AUTO_PROMPTS = 8192, 256
 AUTO_NUMBERS = 1 << 27  # logits or neurons' values: half a GiB in float32
 
 
-def check_options(prompts: object, batch_size: object, prepend_bos: object) -> None:
-    """Refuse what is no ParallelPrompts, no size of a batch, or no choice of BOS."""
-    if not isinstance(prompts, ParallelPrompts):
-        raise NeuronShareError(
-            f"prompts is a {type(prompts).__name__}; make it ParallelPrompts({{language: [prompt, ...], ...}})."
+def _as_batch_size(name: str, value: Any) -> BatchSize:
+    if value != "auto" and not is_count(value):
+        raise NeuronShareError(f'{name}={value!r} is unknown; use "auto" or a number of prompts, at least 1.')
+    return "auto" if value == "auto" else int(value)
+
+
+def _as_bos(name: str, value: Any) -> bool | None:
+    if not (value is None or isinstance(value, bool)):
+        raise NeuronShareError(f"{name}={value!r} is unknown; use True, False, or None for the model's own.")
+    return value
+
+
+@dataclass(frozen=True)
+class Running(Options):
+    """How prompts are run."""
+
+    batch_size: BatchSize = option("auto", _as_batch_size)
+    prepend_bos: bool | None = option(None, _as_bos)
+
+    def on(self, model: LensModel) -> Running:
+        """The same with the model's own choice of BOS where none was made.
+
+        Raises:
+            NeuronShareError: this is not a TransformerLens model that can be used.
+        """
+        models.check_model(model)
+        return replace(self, prepend_bos=models.resolve_prepend_bos(model, self.prepend_bos))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a plan that share a forward pass, padded so that all their prompts end at the same place.
+
+    Attributes:
+        rows: the numbers of the plan's rows.
+        tokens: their tokens.
+        mask: 1 at tokens and 0 at padding; None where nothing is padded.
+        end: how many tokens the padded prompts have; what comes after is of answers.
+    """
+
+    rows: list[int]
+    tokens: Int[Tensor, "row position"]
+    mask: Int[Tensor, "row position"] | None
+    end: int
+
+
+class Plan:
+    """Which rows share a batch: rows are prompts as tokens, and maybe what is run after them.
+
+    Args:
+        model: that will run them.
+        prompts: each row's tokens.
+        answers: each row's tokens after its prompt, which are padded apart from the prompts; none by default.
+        batch_size: how many rows a batch has at most.
+        n_more: so many tokens more are counted for each row, which are not run with it (a last token to be predicted,
+            or those that are generated).
+        per_token: how many numbers (logits, neurons' values) are made for each token of an answer.
+        packing: which rows may share a batch; what was shown for the model by default.
+
+    Example:
+        >>> plan = Plan(model, [[5, 6, 7], [8], [9, 9]], batch_size=2)
+        >>> plan.batches
+        [[1], [2, 0]]
+    """
+
+    def __init__(
+        self,
+        model: LensModel,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]] | None = None,
+        *,
+        batch_size: BatchSize,
+        n_more: int = 0,
+        per_token: int = 0,
+        packing: Packing | None = None,
+    ) -> None:
+        self.prompts, self.answers = prompts, answers
+        if answers is None:
+            sizes: list[tuple[int, ...]] = [(len(prompt) + n_more,) for prompt in prompts]
+        else:
+            sizes = [(len(prompt), len(after) + n_more) for prompt, after in zip(prompts, answers, strict=True)]
+        self.batches = plan_batches(
+            sizes,
+            batch_size,
+            packing=packing or verification.packing(model).counting(n_more),
+            n_ctx=model.cfg.n_ctx + n_more,
+            per_token=per_token,
         )
-    check_run_options(batch_size, prepend_bos)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def batch(self, rows: list[int]) -> Batch:
+        """Some rows, padded."""
+        prompts = [self.prompts[row] for row in rows]
+        answers = [()] * len(rows) if self.answers is None else [self.answers[row] for row in rows]
+        tokens, mask = padded_apart(prompts, answers)
+        return Batch(rows, tokens, mask, max(map(len, prompts)))
 
 
-def check_run_options(batch_size: object, prepend_bos: object) -> None:
-    """Refuse what is no size of a batch, or no choice of BOS."""
-    if batch_size != "auto" and (
-        isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1
+class Loop:
+    """Goes through the batches of plans, and shows how far it is."""
+
+    def __init__(self, bar: Any = None) -> None:
+        self._bar = bar
+
+    def __call__(self, plan: Plan, step: Callable[[Batch], Result]) -> list[Result]:
+        """Give each batch to a function, in the order of the plan; what it returned for each."""
+        results = []
+        for rows in plan.batches:
+            results.append(step(plan.batch(rows)))
+            if self._bar is not None:
+                self._bar.update(len(rows))
+        return results
+
+
+@contextmanager
+def running(model: LensModel, task: str, *, n_rows: int | None = None, progress: bool = True) -> Iterator[Loop]:
+    """A loop over batches that leaves the model as it was found, whatever happens.
+
+    Args:
+        model: that the batches are run on.
+        task: what the progress bar is called.
+        n_rows: how many rows all plans have together, where that is known.
+        progress: whether to show a progress bar where it takes more than two seconds.
+    """
+    with (
+        models.left_as_found(model),
+        tqdm(total=n_rows, desc=task, unit=" prompts", disable=not progress, delay=2) as bar,
     ):
-        raise NeuronShareError(f'batch_size={batch_size!r} is unknown; use "auto" or a number of prompts, at least 1.')
-    if not (prepend_bos is None or isinstance(prepend_bos, bool)):
-        raise NeuronShareError(f"prepend_bos={prepend_bos!r} is unknown; use True, False, or None for the model's own.")
+        yield Loop(bar)
 
 
 def plan_batches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.activation import pack
 from tl_neuronshare.models import verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.models.lens import LensModel
@@ -37,10 +38,17 @@ def describe(model: LensModel) -> dict[str, Any]:
     }
 
 
-def of_run(model: LensModel, prompts: ParallelPrompts, sharing: NeuronSharing) -> dict[str, Any]:
-    """What a table should say of the model, prompts and types that it was made from."""
+def of_run(
+    model: LensModel, prompts: ParallelPrompts, sharing_or_masks: NeuronSharing | Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """What a table should say of the model, prompts and types (or masks, by hashes) that it was made from."""
+    if isinstance(sharing_or_masks, NeuronSharing):
+        source: dict[str, Any] = {"sharing": dict(sharing_or_masks.metadata)}
+    else:
+        bits = {name: pack(mask).numpy().tobytes().hex() for name, mask in sharing_or_masks.items()}
+        source = {"masks": {name: short_hash(of_mask) for name, of_mask in bits.items()}}
     return describe(model) | {
-        "sharing": dict(sharing.metadata),
+        **source,
         "prompts": prompts.name,
         "languages": list(prompts.languages),
         "examples": len(prompts),
@@ -49,15 +57,42 @@ def of_run(model: LensModel, prompts: ParallelPrompts, sharing: NeuronSharing) -
     }
 
 
-def check_languages(prompts: ParallelPrompts, sharing: NeuronSharing) -> None:
-    """Refuse prompts in a language that the types are not of."""
+def require_match(
+    model: LensModel,
+    prompts: ParallelPrompts,
+    sharing: NeuronSharing,
+    *,
+    prepend_bos: bool | None,
+    same_prompts: bool = True,
+    advice: str = "",
+) -> None:
+    """Refuse types that are not of these languages, prompts and layers, and of this choice of BOS.
+
+    Args:
+        model: that is to be run.
+        prompts: that are to be run.
+        sharing: the types.
+        prepend_bos: as in `categorise`.
+        same_prompts: whether the types must be of these very prompts, where they know theirs.
+        advice: the end of the message about other prompts.
+
+    Raises:
+        NeuronShareError: says what differs. Whether the weights differ, `of_same_weights` says.
+    """
     missing = [language for language in prompts.languages if language not in sharing.languages]
     if missing:
         raise NeuronShareError(f"The types are of {', '.join(sharing.languages)}, and not of {', '.join(missing)}.")
+    if same_prompts:
+        _require_same_prompts(prompts, sharing, advice)
+    require_layers(model, sharing)
+    theirs = sharing.metadata.get("prepend_bos")
+    if same_prompts and theirs is not None and theirs != models.resolve_prepend_bos(model, prepend_bos):
+        raise NeuronShareError(
+            f"The types were measured with prepend_bos={theirs}; give the same here, or categorise anew."
+        )
 
 
-def check_prompts(prompts: ParallelPrompts, sharing: NeuronSharing, advice: str = "") -> None:
-    """Refuse other prompts than those that the types are of, where these know them; `advice` ends the message."""
+def _require_same_prompts(prompts: ParallelPrompts, sharing: NeuronSharing, advice: str) -> None:
     what_to_do = f"give the prompts that were categorised, in the same order{advice and ', ' + advice}."
     if len(prompts) != len(sharing):
         raise NeuronShareError(
@@ -68,7 +103,7 @@ def check_prompts(prompts: ParallelPrompts, sharing: NeuronSharing, advice: str 
         raise NeuronShareError(f"Example {prompts.examples[differing]!r}: the types are of other prompts; {what_to_do}")
 
 
-def check_layers(model: LensModel, sharing: NeuronSharing) -> None:
+def require_layers(model: LensModel, sharing: NeuronSharing) -> None:
     """Refuse a model with other layers than the types are of."""
     widths = [layer.width for layer in models.neuron_layers(model, "post")]
     if tuple(widths) != sharing.widths:
@@ -78,34 +113,25 @@ def check_layers(model: LensModel, sharing: NeuronSharing) -> None:
         )
 
 
-def check_bos(model: LensModel, sharing: NeuronSharing, prepend_bos: bool | None) -> None:
-    """Refuse prompts that begin with a BOS where those of the types did not, or the other way round."""
-    theirs = sharing.metadata.get("prepend_bos")
-    if theirs is not None and theirs != models.resolve_prepend_bos(model, prepend_bos):
-        raise NeuronShareError(
-            f"The types were measured with prepend_bos={theirs}; give the same here, or categorise anew."
-        )
-
-
 def of_same_weights(model: LensModel, sharing: NeuronSharing) -> bool:
     """Whether the types were measured on this model's weights; where they do not know theirs, that is assumed."""
     theirs = str(sharing.metadata.get("fingerprint", "unknown")).split("-")[0]
     return theirs in ("unknown", fingerprint_of_weights(model))
 
 
-def warn_of_processed_weights(weights: str, what: str, *, stacklevel: int) -> None:
-    """Warn where weights are, as `describe` has it, folded or centred, and so `what` is another."""
-    if weights != "not folded":
-        warnings.warn(
-            f"The weights are {weights}, which changes W_out and the unembedding, and so {what}; load the model with "
-            "load_model or from_pretrained_no_processing.",
-            stacklevel=stacklevel,
-        )
+def processed_weights(weights: str, what: str) -> str | None:
+    """What to warn of where weights are, as `describe` has it, folded or centred, which changes `what`; else None."""
+    if weights == "not folded":
+        return None
+    return (
+        f"The weights are {weights}, which changes W_out and the unembedding, and so {what}; load the model with "
+        "load_model or from_pretrained_no_processing."
+    )
 
 
 def _is_centred(model: LensModel) -> bool:
     """Whether the mean was taken from what the first MLP writes, or from the unembedding over the vocabulary."""
-    writing = models.output_weights(model, models.neuron_layers(model, "post")[0].hook)
+    writing = models.neuron_layers(model, "post")[0].W_out()
     has_unembedding = models.nested(model, "unembed.W_U") is not None
     return _has_no_mean(writing) or (has_unembedding and _has_no_mean(models.unembedding(model, slice(None))))
 

@@ -1,16 +1,17 @@
 """Hooks that record which neurons are activated, in anybody's run of the model.
 
-Each layer's values are reduced to one bit a neuron as soon as its hook fires, so that of all layers together nothing
-wider than that is held. `categorising.py` has ready-made runs.
+Each layer's values are reduced to one bit a neuron as soon as its hooks have fired, so that nothing wider than that is
+held of all layers together. `categorising.py` has ready-made runs.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral, Real
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
@@ -18,12 +19,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.checks import Options, count, is_count, one_of, option
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import (
     Number,
     Position,
     as_position,
-    at_index,
     count_borderline,
     extreme,
     nth_from_the_end,
@@ -31,17 +32,67 @@ from tl_neuronshare.maths.activation import (
     packed_width,
     tokens_needed,
 )
-from tl_neuronshare.models import verification
+from tl_neuronshare.models import LensModel, Site, verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
-from tl_neuronshare.models.layers import Site
-from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of
 from tl_neuronshare.results.sharing import NeuronSharing, fingerprint, refuse_all
 from tl_neuronshare.running import provenance
 
-_LARGEST: Any = torch.finfo(torch.float32).max
+_LARGEST = float(torch.finfo(torch.float32).max)
 _CHUNK = 1 << 20  # values at a time: what is needed for a moment is little beside what the model itself needs
 Mask = Int[Tensor, "prompt position"] | Bool[Tensor, "prompt position"]
+
+
+def as_threshold(name: str, value: Any) -> float:
+    """One threshold, checked."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(float(value)) < _LARGEST:
+        raise NeuronShareError(f"{name}={value!r} is no finite number (or list of them); 0.0 is the paper's.")
+    return float(value)
+
+
+def _as_thresholds(name: str, value: Any) -> float | tuple[float, ...]:
+    given = as_list(value)
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        return as_threshold(name, given)
+    thresholds = tuple(as_threshold(name, each) for each in given)
+    if len(set(thresholds)) < max(1, len(given)):
+        raise NeuronShareError(f"{name}={value!r}; give at least one threshold, each once.")
+    return thresholds
+
+
+def _position_argument(text: str) -> Position:
+    return as_position(int(text) if text.lstrip("-").isdigit() else text)
+
+
+@dataclass(frozen=True)
+class Reading(Options):
+    """What is read of a model, and when a neuron counts as activated."""
+
+    site: Site = option(
+        "post",
+        partial(one_of, known=get_args(Site)),
+        help="which neurons of gated MLPs (default: post)",
+        choices=get_args(Site),
+    )
+    position: Position = option(
+        "last",
+        lambda name, value: as_position(value),
+        help="which token is read: last, any, all, or a negative index from the prompt's end (default: last)",
+        type=_position_argument,
+    )
+    threshold: Number | Sequence[Number] = option(
+        0.0, _as_thresholds, help="a neuron is activated above this value (default: 0)", type=float
+    )
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """All of them, where one was given too."""
+        return self.threshold if isinstance(self.threshold, tuple) else (float(self.threshold),)  # type: ignore[arg-type]
+
+    @property
+    def leaves_special_tokens_out(self) -> bool:
+        """Whether special tokens (BOS ...) are not looked at: where every token counts."""
+        return self.position in ("any", "all")
 
 
 class SharingRecorder:
@@ -81,29 +132,22 @@ class SharingRecorder:
         threshold: Number | Sequence[Number] = 0.0,
     ) -> None:
         self.languages = _as_languages(languages)
-        self.n_examples = _as_count(n_examples)
-        self.position = as_position(position)
-        self.thresholds, self._one_threshold = _as_thresholds(threshold)
+        self.n_examples = count("n_examples", n_examples)
+        self.reading = Reading(site, position, threshold)
         self.layers = models.neuron_layers(model, site)
         verification.require(model, "logits", site)
-        # A model without gates has only `post`.
-        self.site = site if site != "gate" or any(layer.activation for layer in self.layers) else "post"
+        if site == "gate" and all(layer.is_editable for layer in self.layers):
+            self.reading = replace(self.reading, site="post")  # a model without gates has only that
         self.model = model
         self.labels: Sequence[Hashable] = range(self.n_examples)
+        self.special_tokens = models.special_tokens(model) if self.reading.leaves_special_tokens_out else []
         self._made_from = provenance.describe(model)
         self._weights = fingerprint_of_weights(model)
         self._warned: set[str] = set()
         # The axis of prompts is that of examples and, within it, of languages.
-        n_prompts, n_layers = self.n_examples * len(self.languages), len(self.layers)
-        n_bytes = packed_width(max(layer.width for layer in self.layers))
-        with torch.inference_mode(False):  # else they could not be written to outside it
-            self._packed = torch.zeros(
-                len(self.thresholds), n_prompts, n_layers, n_bytes, dtype=torch.uint8, device="cpu"
-            )
-            self._borderline = torch.zeros(len(self.thresholds), n_prompts, dtype=torch.int32, device="cpu")
-            self._fired = torch.zeros(n_prompts, n_layers, dtype=torch.bool, device="cpu")
-            self._had_tokens = torch.zeros(n_prompts, dtype=torch.bool, device="cpu")
-        self._handed_out = False
+        self.bits = Bits(
+            len(self.reading.thresholds), self.n_examples * len(self.languages), [layer.width for layer in self.layers]
+        )
 
     def fwd_hooks(
         self,
@@ -135,14 +179,14 @@ class SharingRecorder:
             NeuronShareError: an unknown language or example, a mask or tokens of another shape, or a prompt with too
                 few tokens for the position.
         """
-        batch = self.batch(language, examples, attention_mask, tokens)
-        if attention_mask is None and tokens is None and batch.n_prompts > 1:
+        recorded = self.recorded_pass(language, examples, attention_mask, tokens)
+        if attention_mask is None and tokens is None and recorded.n_prompts > 1:
             self.warn_once(
                 "Several prompts without attention_mask and tokens are taken to be unpadded. TransformerLens pads a "
                 "list of strings by itself, mostly on the right, so that the last token is padding; pass the mask.",
                 stacklevel=3,
             )
-        return [(layer.hook, partial(batch.hook, layer=number)) for number, layer in enumerate(self.layers)]
+        return models.layer_hooks(self.layers, recorded.read)
 
     def sharing(self, *, prompts: ParallelPrompts | None = None) -> NeuronSharing | dict[float, NeuronSharing]:
         """What was recorded: one result, or one for each threshold where a sequence of them was given.
@@ -154,13 +198,68 @@ class SharingRecorder:
             NeuronShareError: a prompt has not been recorded, prompts of other languages or another number, or some
                 batches with `tokens` and others without at a position that leaves special tokens out.
         """
-        if not bool(self._fired.all()):
-            prompt, layer = (int(index) for index in (~self._fired).nonzero()[0])
-            raise NeuronShareError(
-                f"{self._where(prompt)}: {self.layers[layer].hook} did not fire, so that "
-                f"{int((~self._fired).any(-1).sum())} of {len(self._fired)} prompts are not recorded. Run "
-                "each under the hooks that fwd_hooks gives for it, through all layers; do other hooks replace the MLP?"
+        return self.result(prompts, {"prepend_bos": None})
+
+    def result(
+        self, prompts: ParallelPrompts | None, facts: Mapping[str, Any]
+    ) -> NeuronSharing | dict[float, NeuronSharing]:
+        """The same, with facts of the run for the metadata."""
+        self._require_all_recorded()
+        self._check_prompts(prompts)
+        hashes = None if prompts is None else hashes_of(prompts)
+        metadata = {
+            **self._made_from,
+            "prompts": "" if prompts is None else prompts.name,
+            "languages": list(self.languages),
+            "site": self.reading.site,
+            "position": self.reading.position,
+            "prepend_bos": None,
+            "special_tokens_left_out": self.special_tokens if self.bits.had_tokens.all() else [],
+            "fingerprint": fingerprint(self._weights, hashes),
+        }
+        widths = [layer.width for layer in self.layers]
+        n_values = len(self.languages) * self.n_examples * sum(widths)
+        packed = rearrange(
+            self.bits.handed_out(),
+            "threshold (example language) ... -> threshold example language ...",
+            example=self.n_examples,
+        )
+        results = {
+            threshold: NeuronSharing(
+                packed[number],
+                languages=self.languages,
+                widths=widths,
+                hooks=[layer.name for layer in self.layers],
+                metadata={
+                    **metadata,
+                    "threshold": threshold,
+                    "borderline_fraction": int(self.bits.borderline[number].sum()) / n_values,
+                    **facts,
+                },
+                prompt_hashes=hashes,
             )
+            for number, threshold in enumerate(self.reading.thresholds)
+        }
+        return results if isinstance(self.reading.threshold, tuple) else results[self.reading.thresholds[0]]
+
+    def _require_all_recorded(self) -> None:
+        """Refuse to give a result in which a prompt is missing, or special tokens count for some prompts only."""
+        missing = ~self.bits.recorded
+        if bool(missing.any()):
+            prompt, layer = (int(index) for index in missing.nonzero()[0])
+            raise NeuronShareError(
+                f"{self.where(prompt)}: {self.layers[layer].name} did not fire, so that "
+                f"{int(missing.any(-1).sum())} of {len(missing)} prompts are not recorded. Run each under the hooks "
+                "that fwd_hooks gives for it, through all layers; do other hooks replace the MLP?"
+            )
+        had_tokens = self.bits.had_tokens
+        if self.special_tokens and had_tokens.any() and not had_tokens.all():
+            raise NeuronShareError(
+                f"{self.where(int((~had_tokens).int().argmax()))}: recorded without tokens, and so with its special "
+                "tokens, while other prompts are without theirs; pass tokens= to fwd_hooks for all or for none."
+            )
+
+    def _check_prompts(self, prompts: object) -> None:
         if not (prompts is None or isinstance(prompts, ParallelPrompts)):
             raise NeuronShareError(f"prompts is a {type(prompts).__name__}; give the ParallelPrompts that were run.")
         if prompts is not None and (set(prompts.languages) != set(self.languages) or len(prompts) != self.n_examples):
@@ -168,77 +267,24 @@ class SharingRecorder:
                 f"The prompts are {len(prompts)} examples in {', '.join(prompts.languages)}; "
                 f"{self.n_examples} in {', '.join(self.languages)} were recorded. Give the prompts that were run."
             )
-        special = self.special_tokens()
-        if special and self._had_tokens.any() and not self._had_tokens.all():
-            prompt = int((~self._had_tokens).int().argmax())
-            raise NeuronShareError(
-                f"{self._where(prompt)}: recorded without tokens, and so with its special tokens, while other prompts "
-                "are without theirs; pass tokens= to fwd_hooks for all or for none."
-            )
-        hashes = None if prompts is None else hashes_of(prompts)
-        metadata = {
-            **self._made_from,
-            "prompts": "" if prompts is None else prompts.name,
-            "languages": list(self.languages),
-            "site": self.site,
-            "position": self.position,
-            "prepend_bos": None,
-            "special_tokens_left_out": special if self._had_tokens.all() else [],
-            "fingerprint": fingerprint(self._weights, hashes),
-        }
-        self._handed_out = True
-        packed = rearrange(
-            self._packed, "threshold (example language) ... -> threshold example language ...", example=self.n_examples
-        )
-        neurons = len(self.languages) * self.n_examples * sum(layer.width for layer in self.layers)
-        results = {
-            threshold: NeuronSharing(
-                packed[number],
-                languages=self.languages,
-                widths=[layer.width for layer in self.layers],
-                hooks=[layer.hook for layer in self.layers],
-                metadata={
-                    **metadata,
-                    "threshold": threshold,
-                    "borderline_fraction": int(self._borderline[number].sum()) / neurons,
-                },
-                prompt_hashes=hashes,
-            )
-            for number, threshold in enumerate(self.thresholds)
-        }
-        return results[self.thresholds[0]] if self._one_threshold else results
 
-    def batch(
+    def recorded_pass(
         self,
         language: str | Sequence[str],
         examples: Sequence[int] | slice | Int[Tensor, " prompt"],
         mask: Mask | None,
         tokens: Int[Tensor, "prompt position"] | None,
-    ) -> Batch:
+    ) -> RecordedPass:
         """The rows of one forward pass, checked."""
         mask, tokens = (
             given if given is None or isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
             for given in (mask, tokens)
         )
-        rows = range(self.n_examples)[examples] if isinstance(examples, slice) else as_list(examples)
-        if not isinstance(rows, Sequence) or isinstance(rows, str) or not len(rows):
-            raise NeuronShareError(f"examples={examples!r} selects no examples; give their numbers, such as [0, 1].")
-        unknown = [row for row in rows if not _is_index(row, self.n_examples)]
-        if unknown:
-            raise NeuronShareError(f"There is no example {unknown[0]!r}; there are {self.n_examples}, counted from 0.")
-        names = [language] * len(rows) if isinstance(language, str) else list(language)
-        unknown = [name for name in names if name not in self.languages]
-        if unknown or len(names) != len(rows):
-            raise NeuronShareError(
-                f"language={language!r} for {len(rows)} examples; give one of {', '.join(self.languages)}, "
-                "or one of them for each example."
-            )
-        if len(set(zip(names, rows, strict=True))) < len(rows):
-            raise NeuronShareError(f"examples={examples!r} has an example twice in one language; record each once.")
+        prompts = self._prompts_of(language, examples)
         for what, tensor in (("attention_mask", mask), ("tokens", tokens)):
-            if tensor is not None and (tensor.ndim != 2 or len(tensor) != len(rows)):
+            if tensor is not None and (tensor.ndim != 2 or len(tensor) != len(prompts)):
                 raise NeuronShareError(
-                    f"{what} has shape {tuple(tensor.shape)} for {len(rows)} examples; give one row for each."
+                    f"{what} has shape {tuple(tensor.shape)} for {len(prompts)} examples; give one row for each."
                 )
         if mask is not None and tokens is not None and mask.shape != tokens.shape:
             raise NeuronShareError(
@@ -246,12 +292,26 @@ class SharingRecorder:
             )
         if mask is not None and not ((mask == 0) | (mask == 1)).all():
             raise NeuronShareError("attention_mask holds other values than 0 and 1; give 1 at tokens, 0 at padding.")
-        prompts = [int(row) * len(self.languages) + self.languages.index(n) for row, n in zip(rows, names, strict=True)]
-        return Batch(self, torch.tensor(prompts, device="cpu"), mask, tokens)
+        return RecordedPass(self, prompts, mask, tokens)
 
-    def special_tokens(self) -> list[int]:
-        """What `any` and `all` leave out."""
-        return models.special_tokens(self.model) if self.position in ("any", "all") else []
+    def _prompts_of(self, language: Any, examples: Any) -> Int[Tensor, " prompt"]:
+        """The number of each row's prompt: that of its example and language."""
+        rows = range(self.n_examples)[examples] if isinstance(examples, slice) else as_list(examples)
+        if not isinstance(rows, Sequence) or isinstance(rows, str) or not len(rows):
+            raise NeuronShareError(f"examples={examples!r} selects no examples; give their numbers, such as [0, 1].")
+        unknown = [row for row in rows if not (is_count(row, 0) and row < self.n_examples)]
+        if unknown:
+            raise NeuronShareError(f"There is no example {unknown[0]!r}; there are {self.n_examples}, counted from 0.")
+        names = [language] * len(rows) if isinstance(language, str) else list(language)
+        if len(names) != len(rows) or any(name not in self.languages for name in names):
+            raise NeuronShareError(
+                f"language={language!r} for {len(rows)} examples; give one of {', '.join(self.languages)}, "
+                "or one of them for each example."
+            )
+        if len(set(zip(names, rows, strict=True))) < len(rows):
+            raise NeuronShareError(f"examples={examples!r} has an example twice in one language; record each once.")
+        numbers = [int(row) * len(self.languages) + self.languages.index(n) for row, n in zip(rows, names, strict=True)]
+        return torch.tensor(numbers, device="cpu")
 
     def warn_once(self, message: str, *, stacklevel: int) -> None:
         """Warn of something that holds for many batches."""
@@ -259,20 +319,45 @@ class SharingRecorder:
             self._warned.add(message)
             warnings.warn(message, stacklevel=stacklevel)
 
-    def _write(self, prompts: Int[Tensor, " prompt"], layer: int, bits: UInt8[Tensor, "threshold prompt byte"]) -> None:
-        """Keep one layer of a batch; results that were handed out earlier stay as they are."""
-        if self._handed_out:
-            with torch.inference_mode(False):
-                self._packed, self._handed_out = self._packed.clone(), False
-        self._packed[:, :, layer, : bits.shape[-1]].index_copy_(1, prompts, bits)
-        self._fired[prompts, layer] = True
-
-    def _where(self, prompt: int) -> str:
+    def where(self, prompt: int) -> str:
+        """A prompt's language and example, for messages."""
         example, language = divmod(prompt, len(self.languages))
         return f"Language {self.languages[language]!r}, example {self.labels[example]!r}"
 
 
-class Batch:
+class Bits:
+    """What is kept of a run: one bit for each threshold, prompt, layer and neuron, and counts for each prompt.
+
+    Attributes:
+        borderline: how many of a prompt's values are near a threshold.
+        recorded: which layers of which prompts have been recorded.
+        had_tokens: which prompts were recorded with their tokens known.
+    """
+
+    def __init__(self, n_thresholds: int, n_prompts: int, widths: Sequence[int]) -> None:
+        n_bytes = packed_width(max(widths))
+        with torch.inference_mode(False):  # else they could not be written to outside it
+            self._packed = torch.zeros(n_thresholds, n_prompts, len(widths), n_bytes, dtype=torch.uint8, device="cpu")
+            self.borderline = torch.zeros(n_thresholds, n_prompts, dtype=torch.int32, device="cpu")
+            self.recorded = torch.zeros(n_prompts, len(widths), dtype=torch.bool, device="cpu")
+            self.had_tokens = torch.zeros(n_prompts, dtype=torch.bool, device="cpu")
+        self._is_handed_out = False
+
+    def write(self, prompts: Int[Tensor, " prompt"], layer: int, bits: UInt8[Tensor, "threshold prompt byte"]) -> None:
+        """Keep one layer of some prompts; results that were handed out earlier stay as they are."""
+        if self._is_handed_out:
+            with torch.inference_mode(False):
+                self._packed, self._is_handed_out = self._packed.clone(), False
+        self._packed[:, :, layer, : bits.shape[-1]].index_copy_(1, prompts, bits)
+        self.recorded[prompts, layer] = True
+
+    def handed_out(self) -> UInt8[Tensor, "threshold prompt layer byte"]:
+        """The bits as they are now, for a result."""
+        self._is_handed_out = True
+        return self._packed
+
+
+class RecordedPass:
     """One forward pass of a recorder: which prompts its rows are, which tokens count, and what was read so far."""
 
     def __init__(
@@ -282,7 +367,7 @@ class Batch:
         mask: Mask | None,
         tokens: Int[Tensor, "prompt position"] | None,
     ) -> None:
-        self._recorder, self._prompts = recorder, prompts
+        self.recorder, self.prompts = recorder, prompts
         self._length: int | None = None
         self._reached = 0  # how many tokens the latest pass had
         self._counted: Bool[Tensor, "prompt position"] | None = None  # None: all
@@ -291,9 +376,9 @@ class Batch:
         self._held: list[tuple[int, Tensor, Tensor]] = []
         self._latest = -1
         self._has_tokens = tokens is not None
-        if recorder.special_tokens() and tokens is None and recorder.model.cfg.default_prepend_bos:
+        if recorder.special_tokens and tokens is None and recorder.model.cfg.default_prepend_bos:
             recorder.warn_once(
-                f"position={recorder.position!r} without tokens counts special tokens too, such as the BOS; "
+                f"position={recorder.reading.position!r} without tokens counts special tokens too, such as the BOS; "
                 "pass tokens= to leave them out.",
                 stacklevel=5,  # the line that called fwd_hooks or categorise_caches
             )
@@ -303,80 +388,74 @@ class Batch:
             self._refuse_padding(tokens.cpu())
             self._locate(torch.ones(tokens.shape, dtype=torch.bool, device="cpu"), tokens)
 
-    def hook(self, tensor: Tensor, hook: Any, *, layer: int) -> None:
-        """A hook function; it returns nothing, and so edits nothing."""
-        self.read(layer, tensor)
-
-    def read(self, layer: int, tensor: Tensor) -> None:
+    def read(self, layer: int, tensors: Sequence[Tensor]) -> None:
         """Record one layer: reduce its values over the tokens, compare with every threshold, keep a bit a neuron."""
-        if self._is_decoding_step(layer, tensor):
+        if self._is_decoding_step(layer, tensors):
             return
-        recorder = self._recorder
+        bits = self.recorder.bits
         # The same layer twice in a row is one call under two names, as a bridge's compatibility mode makes them.
         if not self._borderline or (layer in self._borderline and layer != self._latest):
             self._borderline.clear()
             self._held.clear()
-            recorder._fired[self._prompts] = False
-            recorder._had_tokens[self._prompts] = self._has_tokens
-        recorder._fired[self._prompts, layer] = False
-        n_tokens = tensor.shape[1] if self._index is None else 1
-        step = max(1, _CHUNK // (n_tokens * tensor.shape[2]))
-        starts = range(0, len(tensor), step)
-        parts = [self._reduced(layer, tensor.detach(), slice(start, start + step)) for start in starts]
-        bits, borderline, finite = zip(*parts, strict=True)
+            bits.recorded[self.prompts] = False
+            bits.had_tokens[self.prompts] = self._has_tokens
+        bits.recorded[self.prompts, layer] = False
+        n_tokens = self._length if self._index is None and self._length is not None else 1
+        step = max(1, _CHUNK // (n_tokens * self.recorder.layers[layer].width))
+        tensors = tuple(tensor.detach() for tensor in tensors)
+        parts = [
+            self._reduced(layer, tensors, slice(start, min(start + step, self.n_prompts)))
+            for start in range(0, self.n_prompts, step)
+        ]
+        packed, borderline, finite = zip(*parts, strict=True)
         self._borderline[layer] = torch.cat(borderline, dim=1)
-        self._held.append((layer, torch.cat(bits, dim=1), torch.cat(finite)))
+        self._held.append((layer, torch.cat(packed, dim=1), torch.cat(finite)))
         self._latest = layer
         # Else the results wait for the last layer: fetching them at each would stop the model every time.
-        if _answers_at_once(tensor) or self.is_complete:
+        if _is_on_cpu(tensors[0]) or self.is_complete:
             self._store()
 
     def _reduced(
-        self, layer: int, values: Float[Tensor, "prompt position neuron"], rows: slice
+        self, layer: int, tensors: Sequence[Tensor], rows: slice
     ) -> tuple[
         UInt8[Tensor, "threshold row byte"], Int[Tensor, "threshold row"], Bool[Tensor, " row"]
     ]:  # fmt: skip
         """Of some prompts: which neurons are activated, how many values are borderline, whether all are finite."""
-        recorder, values, device = self._recorder, values[rows], values.device
-        if self._index is not None:
-            values = at_index(values, self._index[rows].to(device))
+        reading, device = self.recorder.reading, tensors[0].device
+        values: Float[Tensor, "row position neuron"]
+        if self._index is None:
+            values = self.recorder.layers[layer].read(tensors, rows)
+        else:
+            places = (torch.arange(rows.start, rows.stop, device=device), self._index[rows].to(device))
+            values = self.recorder.layers[layer].read(tensors, places).unsqueeze(1)
         counted = None if self._counted is None else self._counted[rows].to(device)
         # At one token the largest value is the value itself.
-        quantifier: Literal["any", "all"] = "all" if recorder.position == "all" else "any"
-        chosen, scale = extreme(recorder.layers[layer].values(values), counted, quantifier)
-        bits = torch.stack([pack_above(chosen, threshold) for threshold in recorder.thresholds])
-        borderline = count_borderline(chosen, recorder.thresholds, scale, values.dtype)
+        quantifier: Literal["any", "all"] = "all" if reading.position == "all" else "any"
+        chosen, scale = extreme(values, counted, quantifier)
+        bits = torch.stack([pack_above(chosen, threshold) for threshold in reading.thresholds])
+        borderline = count_borderline(chosen, reading.thresholds, scale, values.dtype)
         return bits, borderline, scale.isfinite().squeeze(-1)
 
     @property
     def n_prompts(self) -> int:
         """How many rows it has."""
-        return len(self._prompts)
+        return len(self.prompts)
 
     @property
     def is_complete(self) -> bool:
         """Whether every layer has been read."""
-        return len(self._borderline) == len(self._recorder.layers)
+        return len(self._borderline) == len(self.recorder.layers)
 
-    def require_complete(self) -> None:
-        """Raise unless every layer has been read."""
-        for number, layer in enumerate(self._recorder.layers):
-            if number not in self._borderline:
-                raise NeuronShareError(
-                    f"{layer.hook} did not fire; is it the hook of a layer that this model skips? "
-                    "Remove hooks or settings that replace the MLP, or use another site."
-                )
-
-    def _is_decoding_step(self, layer: int, tensor: Tensor) -> bool:
+    def _is_decoding_step(self, layer: int, tensors: Sequence[Tensor]) -> bool:
         """Whether this call goes on after the prompt; else its shape must be the batch's.
 
         With a key-value cache decoding steps have one token, without it one more than the step before.
         """
-        width, n_prompts = self._recorder.layers[layer].width, self.n_prompts
-        if tensor.ndim == 3 and tensor.shape[0] == n_prompts and tensor.shape[2] == width:
-            length = tensor.shape[1]
+        neurons = self.recorder.layers[layer]
+        n_rows, length = neurons.shape(tensors) or (0, 0)
+        if n_rows == self.n_prompts:
             if self._length is None:
-                self._locate(torch.ones(tensor.shape[:2], dtype=torch.bool, device="cpu"), None)
+                self._locate(torch.ones(n_rows, length, dtype=torch.bool, device="cpu"), None)
             if length == self._length and not (length == 1 and self.is_complete):
                 self._reached = length
                 return False
@@ -384,18 +463,17 @@ class Batch:
                 self._reached = max(length, self._reached)
                 return True
         raise NeuronShareError(
-            f"{self._recorder.layers[layer].hook} gave a tensor of shape {tuple(tensor.shape)}, "
-            f"not {(n_prompts, self._length or 'any', width)} (prompts, positions, neurons). Hooks are for the one "
-            "batch that fwd_hooks was told of: ask for new ones for another; batches that are expanded (beams, several "
-            "sequences a prompt) cannot be recorded. Or does a hook of yours change the shape?"
+            f"{neurons.misfit(tensors, (self.n_prompts, self._length or 'any'))} Hooks are for the one batch that "
+            "fwd_hooks was told of: ask for new ones for another; batches that are expanded (beams, several "
+            "sequences a prompt) cannot be recorded."
         )
 
     def _refuse_padding(self, tokens: Int[Tensor, "prompt position"]) -> None:
         """Without a mask nothing may be padded; prompts that begin or end in unlike numbers of padding tokens are."""
-        is_pad = tokens == self._recorder.model.tokenizer.pad_token_id
+        is_pad = tokens == self.recorder.model.tokenizer.pad_token_id
         for side, run in (("left", is_pad.cumprod(1).sum(1)), ("right", is_pad.flip(1).cumprod(1).sum(1))):
             if run.min() != run.max():
-                where = self._recorder._where(int(self._prompts[int(run.argmax())]))
+                where = self.recorder.where(int(self.prompts[int(run.argmax())]))
                 raise NeuronShareError(
                     f"{where}: the tokens are padded on the {side}, and there is no mask that says so; "
                     "give attention_mask, made from the lengths (for caches, give lengths)."
@@ -403,41 +481,41 @@ class Batch:
 
     def _locate(self, shown: Bool[Tensor, "prompt position"], tokens: Int[Tensor, "prompt position"] | None) -> None:
         """Which tokens to read, once the length is known; every prompt must have enough of them."""
-        recorder = self._recorder
+        recorder = self.recorder
         self._length = shown.shape[1]
         counted = shown
-        if tokens is not None and recorder.special_tokens():
+        if tokens is not None and recorder.special_tokens:
             counted = shown & ~torch.isin(
-                tokens.cpu(), torch.tensor(recorder.special_tokens(), dtype=torch.long, device="cpu")
+                tokens.cpu(), torch.tensor(recorder.special_tokens, dtype=torch.long, device="cpu")
             )
-        needed = tokens_needed(recorder.position)
+        needed = tokens_needed(recorder.reading.position)
         too_short = counted.sum(1) < needed
         if too_short.any():
             row = int(too_short.int().argmax())
             without = " that is no special token" if not counted.equal(shown) else ""
             raise NeuronShareError(
-                f"{recorder._where(int(self._prompts[row]))}: the prompt has "
-                f"{int(counted[row].sum())} token(s){without}, and position={recorder.position!r} needs {needed}; "
-                "use another position, or drop that example in every language."
+                f"{recorder.where(int(self.prompts[row]))}: the prompt has "
+                f"{int(counted[row].sum())} token(s){without}, and position={recorder.reading.position!r} needs "
+                f"{needed}; use another position, or drop that example in every language."
             )
-        if recorder.position in ("any", "all"):
+        if recorder.reading.position in ("any", "all"):
             self._counted = None if counted.all() else counted
         else:
             self._index = nth_from_the_end(counted, needed)
 
     def _store(self) -> None:
         """Move what has been read to the recorder."""
-        recorder, held, self._held = self._recorder, self._held, []
+        recorder, held, self._held = self.recorder, self._held, []
         for layer, bits, finite in held:
             if not finite.all():
-                prompt = int(self._prompts[int((~finite).int().argmax())])
+                prompt = int(self.prompts[int((~finite).int().argmax())])
                 raise NeuronShareError(
-                    f"{recorder._where(prompt)}: NaN or infinite activations (or beyond 1e19) at "
-                    f"{recorder.layers[layer].hook}; load the model in float32 or bfloat16, and check your own hooks."
+                    f"{recorder.where(prompt)}: NaN or infinite activations (or beyond 1e19) at "
+                    f"{recorder.layers[layer].name}; load the model in float32 or bfloat16, and check your own hooks."
                 )
-            recorder._write(self._prompts, layer, bits.cpu())
+            recorder.bits.write(self.prompts, layer, bits.cpu())
         if self.is_complete:
-            recorder._borderline[:, self._prompts] = sum(counts.cpu() for counts in self._borderline.values())
+            recorder.bits.borderline[:, self.prompts] = sum(counts.cpu() for counts in self._borderline.values())
 
 
 def _as_languages(languages: Any) -> tuple[str, ...]:
@@ -448,34 +526,6 @@ def _as_languages(languages: Any) -> tuple[str, ...]:
     return names
 
 
-def _as_count(n_examples: Any) -> int:
-    if isinstance(n_examples, bool) or not isinstance(n_examples, Integral) or n_examples < 1:
-        raise NeuronShareError(f"n_examples={n_examples!r} is no number of examples; give 1 or more.")
-    return int(n_examples)
-
-
-def _as_thresholds(threshold: Any) -> tuple[tuple[float, ...], bool]:
-    """The thresholds, and whether it is a single one."""
-    given = as_list(threshold)
-    one = not isinstance(given, Sequence) or isinstance(given, str)
-    thresholds = [given] if one else list(given)
-    checked = tuple(map(as_threshold, thresholds))
-    if len(set(checked)) < max(1, len(thresholds)):
-        raise NeuronShareError(f"threshold={threshold!r}; give at least one threshold, each once.")
-    return checked, one
-
-
-def as_threshold(number: Any) -> float:
-    """The threshold, checked."""
-    if isinstance(number, bool) or not isinstance(number, Real) or not abs(number) < _LARGEST:
-        raise NeuronShareError(f"threshold={number!r} is no finite number (or list of them); 0.0 is the paper's.")
-    return float(number)
-
-
-def _is_index(number: Any, size: int) -> bool:
-    return isinstance(number, Integral) and not isinstance(number, bool) and number in range(size)
-
-
-def _answers_at_once(tensor: Tensor) -> bool:
-    """Whether results are there when they are asked for; a GPU is behind, and would have to be waited for."""
+def _is_on_cpu(tensor: Tensor) -> bool:
+    """True on a CPU. On a GPU, reading a result would block until the kernel has finished."""
     return tensor.device.type == "cpu"

@@ -1,0 +1,158 @@
+"""What came of a study's runs, and the table that is made of it. Pure: no model is known here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tl_neuronshare.ablation.controls import Control, Drawable
+from tl_neuronshare.maths.bootstrap import FEWEST, Bootstrap
+from tl_neuronshare.prompts import ParallelPrompts
+
+METRICS = {"accuracy": "correct", "log_prob": "log_prob"}  # with the columns of `evaluate`
+_HARDLY_ANY = 0.2  # of the unablated model's answers right: little to lose
+Numbers = NDArray[np.float64]  # one for each example and language
+
+
+def scores_of(table: pd.DataFrame, prompts: ParallelPrompts) -> dict[str, Numbers]:
+    """Each metric of a table of `evaluate`, by example and language."""
+    return {
+        metric: table[column].to_numpy(dtype=float).reshape(len(prompts.languages), len(prompts)).T
+        for metric, column in METRICS.items()
+    }
+
+
+class Sums:
+    """Sums over neurons, for each example and language: how many were ablated, and what else a control measures."""
+
+    def __init__(self, prompts: ParallelPrompts) -> None:
+        self.prompts = prompts
+        self._numbers: dict[str, Numbers] = {}
+
+    def add(self, name: str, language: str, examples: Sequence[int], of_neurons: Tensor) -> None:
+        """Keep the sums over the neurons of some examples; for an example that runs twice they are the same."""
+        shape = (len(self.prompts), len(self.prompts.languages))
+        numbers = self._numbers.setdefault(name, np.zeros(shape))
+        numbers[list(examples), self.prompts.languages.index(language)] = of_neurons.double().sum((1, 2))
+
+    def items(self) -> Iterator[tuple[str, Numbers]]:
+        """Name by name."""
+        return iter(self._numbers.items())
+
+
+@dataclass
+class Outcome:
+    """What came of one mask or control, for the examples that could be drawn: means over seeds."""
+
+    control: Control
+    drawable: Drawable
+    runs: list[dict[str, Numbers]] = field(default_factory=list)
+    sums: list[Sums] = field(default_factory=list)
+
+    def scores(self, metric: str) -> Numbers:
+        """A metric of the examples that could be drawn."""
+        mean: Numbers = np.mean([run[metric] for run in self.runs], axis=0)
+        return mean[self.drawable.examples]
+
+    def mean_sums(self) -> dict[str, Numbers]:
+        """The sums over what was drawn, by name, of the examples that could be drawn."""
+        by_name: dict[str, list[Numbers]] = {}
+        for sums in self.sums:
+            for name, numbers in sums.items():
+                by_name.setdefault(name, []).append(numbers)
+        return {name: np.mean(numbers, axis=0)[self.drawable.examples] for name, numbers in by_name.items()}
+
+    @property
+    def note(self) -> str:
+        """What a reader of the row must know."""
+        notes = []
+        n_drawn, n_examples = int(self.drawable.examples.sum()), len(self.drawable.examples)
+        if n_drawn == 0:
+            notes.append(self.drawable.why_not)
+        elif n_drawn < n_examples:
+            notes.append(f"only {n_drawn} of {n_examples} examples: {self.drawable.why_not}")
+        if 0 < n_drawn < FEWEST:
+            notes.append(f"no intervals for fewer than {FEWEST} examples")
+        if self.sums:
+            of_control = self.control.note({name: numbers.sum() for name, numbers in self.mean_sums().items()})
+            notes += [of_control] if of_control else []
+        return "; ".join(notes)
+
+
+def table_of(
+    prompts: ParallelPrompts,
+    unablated: dict[str, Numbers],
+    outcomes: Mapping[tuple[str, str], Outcome],
+    n_layers: int,
+    bootstrap: Bootstrap,
+) -> pd.DataFrame:
+    """The table of `ablation_study`: the unablated model, then each mask and its controls."""
+    rows = list(_rows_of_unablated(prompts, unablated))
+    for (target, ablated), outcome in outcomes.items():
+        for metric in METRICS:
+            if not outcome.runs:
+                languages = ("all", *prompts.languages)
+                rows += [_row(target, ablated, language, metric, note=outcome.note) for language in languages]
+                continue
+            itself = outcomes[target, "type"]
+            of_mask = np.mean([run[metric] for run in itself.runs], axis=0)[outcome.drawable.examples]
+            before = unablated[metric][outcome.drawable.examples]
+            numbers = _Compared(outcome, prompts, metric, before, of_mask)
+            for language in ("all", *prompts.languages):
+                known = numbers.of(language, n_layers, bootstrap, is_control=ablated != "type")
+                rows.append(_row(target, ablated, language, metric, **known, note=outcome.note))
+    return pd.DataFrame(rows)
+
+
+def _rows_of_unablated(prompts: ParallelPrompts, unablated: dict[str, Numbers]) -> Iterator[dict[str, Any]]:
+    for metric in METRICS:
+        for language, scores in _by_language(unablated[metric], prompts).items():
+            few_right = metric == "accuracy" and scores.mean() < _HARDLY_ANY
+            note = "few answers are right to begin with: little can be lost" if few_right else ""
+            known = {"value": scores.mean(), "difference": 0.0, "neurons": 0.0, "examples": len(scores)}
+            yield _row("none", "none", language, metric, **known, note=note)
+
+
+class _Compared:
+    """One outcome's scores of a metric beside those before it and those of the mask, by language."""
+
+    def __init__(
+        self, outcome: Outcome, prompts: ParallelPrompts, metric: str, before: Numbers, of_mask: Numbers
+    ) -> None:
+        self.values = _by_language(outcome.scores(metric), prompts)
+        self.before, self.of_mask = _by_language(before, prompts), _by_language(of_mask, prompts)
+        sums = outcome.mean_sums()
+        self.neurons, self.shared = (_by_language(sums[name], prompts) for name in ("neurons", "shared"))
+
+    def of(self, language: str, n_layers: int, bootstrap: Bootstrap, *, is_control: bool) -> dict[str, Any]:
+        """The numbers of one row."""
+        values, neurons = self.values[language], self.neurons[language]
+        difference = values - self.before[language]
+        low, high = map(float, bootstrap.intervals(difference))
+        known = {"value": values.mean(), "difference": difference.mean(), "low": low, "high": high}
+        known |= {"neurons": neurons.mean() / n_layers, "examples": len(values)}
+        if is_control:
+            against = self.of_mask[language] - values
+            low, high = map(float, bootstrap.intervals(against))
+            known |= {"vs_control": against.mean(), "vs_low": low, "vs_high": high}
+            total = neurons.sum()
+            known["overlap"] = self.shared[language].sum() / total if total else np.nan
+        return known
+
+
+def _row(target: str, ablated: str, language: str, metric: str, **known: Any) -> dict[str, Any]:
+    """A row in which everything else is missing."""
+    numbers = ("value", "difference", "low", "high", "vs_control", "vs_low", "vs_high", "neurons", "overlap")
+    labels = {"type": target, "ablated": ablated, "language": language, "metric": metric}
+    return {**labels, **dict.fromkeys(numbers, np.nan), "examples": 0, "note": "", **known}
+
+
+def _by_language(numbers: Numbers, prompts: ParallelPrompts) -> dict[str, NDArray[np.float64]]:
+    """Numbers by example: the mean over languages as "all", then each language."""
+    return {"all": numbers.mean(1), **dict(zip(prompts.languages, numbers.T, strict=True))}

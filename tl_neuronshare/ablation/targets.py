@@ -1,0 +1,220 @@
+"""What a study ablates: a mask for each name and example, after its options. Pure: no model is known here.
+
+The four types of neurons are one source of masks; masks that are given, for every example or for all, are the other.
+Whatever is random is keyed by seed, name and example, so that it does not depend on batches or on what else is drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tl_neuronshare.checks import Options, flag, is_count, option, or_none, share
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.draws import drawn
+from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.results.masks import check_mask
+from tl_neuronshare.results.sharing import NeuronSharing, NeuronType, as_type, first_differing
+
+_MAJORITY = 0.5
+
+
+def _as_layers(name: str, value: Any) -> list[int]:
+    layers = [] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if not layers or not all(is_count(layer, 0) for layer in layers) or len(set(layers)) < len(layers):
+        raise NeuronShareError(f"{name}={value!r}; give the numbers of some layers, each once.")
+    return [int(layer) for layer in layers]
+
+
+@dataclass(frozen=True)
+class Choice(Options):
+    """Which neurons of the masks are ablated."""
+
+    layers: Sequence[int] | None = option(
+        None, or_none(_as_layers), help="only these (default: all)", type=int, nargs="+", metavar="N"
+    )
+    equal_size: bool = option(False, flag, help="of each type only as many as the smallest has")
+    consistent: float | None = option(
+        None,
+        or_none(share),
+        help="only neurons of the type for this share of the examples",
+        type=float,
+        metavar="SHARE",
+    )
+    one_mask: bool = option(False, flag, help="the same neurons for every example")
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of one name: one for each example, made when they are asked for, or one for all.
+
+    Attributes:
+        rows: gives the masks of some examples.
+        n_examples: how many examples there are; None where one mask is for all.
+    """
+
+    rows: Callable[[Sequence[int]], Bool[Tensor, "row layer neuron"]]
+    n_examples: int | None
+
+    def share(self) -> Float[Tensor, "layer neuron"]:
+        """For which share of the examples each neuron is in the mask."""
+        examples = range(1 if self.n_examples is None else self.n_examples)
+        count = sum(self.rows([example])[0].int() for example in examples)  # all at once would be many bytes
+        return torch.as_tensor(count).double() / len(examples)
+
+
+def masks_of_types(sharing: NeuronSharing, types: Sequence[NeuronType | str]) -> dict[str, Masks]:
+    """The neurons of each type, by its label."""
+    of_all = sharing.types
+
+    def of_type(type: NeuronType) -> Masks:
+        return Masks(lambda examples: of_all[list(examples)] == type, len(sharing))
+
+    return {type.label: of_type(type) for type in map(as_type, types)}
+
+
+def given_masks(masks: Mapping[str, Tensor], *, n_examples: int, widths: Sequence[int]) -> dict[str, Masks]:
+    """Masks that were given by name: [layer, neuron], or [example, layer, neuron] for these examples.
+
+    Raises:
+        NeuronShareError: a name or a mask that cannot be used, and why.
+    """
+    is_neuron = _is_neuron(widths)
+
+    def checked(name: Any, mask: Any) -> Masks:
+        if not isinstance(name, str) or name in ("", "none"):
+            raise NeuronShareError(f"A mask is called {name!r}; give it a name, and not 'none', the unablated model.")
+        check_mask(mask)
+        if mask.shape[-2:] != is_neuron.shape or (mask.ndim == 3 and len(mask) != n_examples):
+            raise NeuronShareError(
+                f"The mask {name!r} has shape {tuple(mask.shape)}; give {tuple(is_neuron.shape)}, or "
+                f"{(n_examples, *is_neuron.shape)} for one mask an example."
+            )
+        mask = mask.cpu()
+        if (mask & ~is_neuron).any():
+            raise NeuronShareError(f"The mask {name!r} has neurons beyond the width of their layer; leave them out.")
+        if mask.ndim == 2:
+            return Masks(lambda examples: mask.expand(len(examples), -1, -1), None)
+        return Masks(lambda examples: mask[list(examples)], n_examples)
+
+    if not masks:
+        raise NeuronShareError("There are no masks; give {name: mask}, such as {'late': mask}.")
+    return {name: checked(name, mask) for name, mask in masks.items()}
+
+
+class Targets:
+    """Which neurons are ablated under each name, and from what their controls may be drawn.
+
+    Args:
+        masks: by name.
+        prompts: that are evaluated.
+        widths: how many neurons each layer has.
+        choice: which of the masks' neurons are ablated.
+        active: the activations that `random-active` draws from; None where they are not known.
+        are_of_prompts: whether masks by example are of these very prompts; with `one_mask` they may be of others.
+
+    Attributes:
+        layers: the layers that are chosen.
+        counts: for each name how many neurons are ablated, [example, layer].
+    """
+
+    def __init__(
+        self,
+        masks: Mapping[str, Masks],
+        prompts: ParallelPrompts,
+        widths: Sequence[int],
+        choice: Choice,
+        *,
+        active: NeuronSharing | None,
+        are_of_prompts: bool = True,
+    ) -> None:
+        self.masks, self.prompts, self.widths, self.choice, self.active = masks, prompts, widths, choice, active
+        self.are_of_prompts = are_of_prompts
+        self.is_neuron = _is_neuron(widths)
+        self.layers = list(range(len(widths))) if choice.layers is None else list(choice.layers)
+        if max(self.layers) >= len(widths):
+            raise NeuronShareError(f"layers={self.layers}; give some of 0 to {len(widths) - 1}, each once.")
+        in_layers = torch.zeros(len(widths), 1, dtype=torch.bool, device="cpu")
+        in_layers[self.layers] = True
+        # Which neurons may be ablated at all; with one mask, which are for every example.
+        self._allowed = {name: self._often(mask) & in_layers for name, mask in masks.items()}
+        every = range(len(prompts))
+        self.sizes = {name: self._before_equal_size(name, every).sum(-1) for name in masks}
+        smallest = torch.stack(list(self.sizes.values())).amin(0)
+        self.counts = dict.fromkeys(masks, smallest) if choice.equal_size else self.sizes
+
+    def _often(self, mask: Masks) -> Bool[Tensor, "layer neuron"]:
+        """The neurons that are in the mask for enough of the examples, where that is asked for; else all."""
+        if not (self.choice.one_mask or mask.n_examples is None or self.choice.consistent is not None):
+            return self.is_neuron
+        return mask.share() >= (_MAJORITY if self.choice.consistent is None else self.choice.consistent)
+
+    def is_one_mask(self, name: str) -> bool:
+        """Whether the same neurons are ablated for every example."""
+        return self.choice.one_mask or self.masks[name].n_examples is None
+
+    def _before_equal_size(self, name: str, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
+        if self.is_one_mask(name):
+            return self._allowed[name].expand(len(examples), -1, -1)
+        return self.masks[name].rows(examples) & self._allowed[name]
+
+    def whole(self, name: str, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
+        """All neurons of the mask, ablated or not; for other prompts than the masks' own these are not known."""
+        ablated = self._before_equal_size(name, examples)
+        return ablated | self.masks[name].rows(examples) if self.are_of_prompts else ablated
+
+    def ablated(self, name: str, seed: int, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
+        """The neurons that are ablated for some examples; with equal sizes as many as the smallest mask has."""
+        mask = self._before_equal_size(name, examples)
+        if not self.choice.equal_size:
+            return mask
+        return drawn(self.noise(seed, name, "equal size", examples), self.counts[name][examples], mask)
+
+    @cached_property
+    def fewest_active(self) -> Int[Tensor, "example layer"]:
+        """How many neurons are active, in the language in which the fewest are; none where that is not known."""
+        if self.active is None:
+            return torch.zeros(len(self.prompts), len(self.widths), dtype=torch.long, device="cpu")
+        fewest = [self.active.activated(language=language).sum(-1)[:, 0] for language in self.prompts.languages]
+        return torch.stack(fewest).amin(0)
+
+    def noise(self, seed: int, name: str, purpose: str, examples: Sequence[int]) -> Float[Tensor, "row layer neuron"]:
+        """Random numbers for each neuron, keyed by seed, name, purpose and example; with one mask, not by example."""
+        shape = tuple(self.is_neuron.shape)
+
+        def of_one(label: Hashable) -> Float[Tensor, "layer neuron"]:
+            generator = _generator(seed, name, purpose, label)
+            return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+        if self.is_one_mask(name):
+            return of_one("every example").expand(len(examples), -1, -1)
+        return torch.stack([of_one(self.prompts.examples[example]) for example in examples])
+
+    def other_example(self, seed: int, name: str, purpose: str, example: int) -> int:
+        """An example that is not this one."""
+        others = [other for other in range(len(self.prompts)) if other != example]
+        generator = _generator(seed, name, purpose, self.prompts.examples[example])
+        return others[int(torch.randint(len(others), (), generator=generator, device="cpu"))]
+
+
+def knows_activity(sharing: NeuronSharing, prompts: ParallelPrompts, *, assume: bool) -> bool:
+    """Whether a result has these prompts' activations; where it does not know its prompts, that is as assumed."""
+    known = sharing.prompt_hashes is not None or assume
+    return known and len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
+
+
+def _is_neuron(widths: Sequence[int]) -> Bool[Tensor, "layer neuron"]:
+    return torch.arange(max(widths), device="cpu") < torch.tensor(widths, device="cpu")[:, None]
+
+
+def _generator(seed: int, name: str, purpose: str, label: Hashable) -> torch.Generator:
+    """A random generator keyed by these."""
+    key = repr((int(seed), name, purpose, label))
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))

@@ -1,0 +1,90 @@
+"""The greedy continuation of prompts, of which only what scoring has not proved is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+from tl_neuronshare import models
+from tl_neuronshare.evaluation.scoring import HookMaker, hooks_for
+from tl_neuronshare.models import Hooks, LensModel, decoding, verification
+from tl_neuronshare.running.plan import Batch, BatchSize, Loop, Plan
+
+
+class Generation:
+    """Greedy answers to the prompts of one language, cut at an end token and at texts of `stop`.
+
+    Args:
+        model: that answers.
+        language: of the prompts.
+        prompts: their tokens, when each is tokenised alone.
+        examples: their labels, for messages.
+        n_new: how many tokens an answer may have.
+        stop: texts at which an answer ends.
+        batch_size: prompts in one forward pass.
+
+    Raises:
+        NeuronShareError: a prompt with that many new tokens is longer than the context.
+    """
+
+    def __init__(
+        self,
+        model: LensModel,
+        language: str,
+        prompts: Sequence[list[int]],
+        examples: Sequence[Hashable],
+        *,
+        n_new: int,
+        stop: Sequence[str],
+        batch_size: BatchSize,
+    ) -> None:
+        self.model, self.language, self.prompts = model, language, prompts
+        self.n_new, self.stop, self.batch_size = n_new, stop, batch_size
+        self._ends = set(models.end_tokens(model))
+        for example, tokens in zip(examples, prompts, strict=True):
+            where = f"Language {language!r}, example {example!r}"
+            models.check_length(model, len(tokens) + n_new, where, f"the prompt with {n_new} new tokens")
+
+    def run(self, begun: Sequence[Sequence[int]], fwd_hooks: Hooks | HookMaker | None) -> list[str]:
+        """The answer to each prompt, whose first tokens may be known already.
+
+        Where the known tokens come to an end, nothing is decoded.
+        """
+        answers = [self._text(known[: self.n_new]) for known in begun]
+        left = [example for example, text in enumerate(answers) if text is None]
+        packing = verification.packing(self.model)
+        crosses = any(packing.crosses(len(self.prompts[example]), self.n_new) for example in left)
+        plan = Plan(
+            self.model,
+            [self.prompts[example] for example in left],
+            batch_size=self.batch_size,
+            n_more=self.n_new,
+            packing=replace(
+                packing, pads=packing.pads and not crosses, tokens_a_pass=self.n_new * packing.tokens_a_pass
+            ),
+        )
+
+        def decode(batch: Batch) -> None:
+            examples = [left[row] for row in batch.rows]
+            with models.all_firing(self.model, hooks_for(fwd_hooks, self.language, examples, batch.tokens)):
+                new = decoding.greedy(
+                    self.model,
+                    [self.prompts[example] for example in examples],
+                    self.n_new,
+                    cached=verification.caches(self.model) and not crosses,
+                    is_finished=lambda row, tokens: self._text(tokens) is not None,
+                )
+            for example, tokens in zip(examples, new, strict=True):
+                answers[example] = self._text(tokens)
+
+        Loop()(plan, decode)
+        return [text or "" for text in answers]
+
+    def _text(self, new: Sequence[int]) -> str | None:
+        """The text of new tokens where it is complete: at an end token, a text of `stop`, or so many tokens."""
+        end = next((place for place, token in enumerate(new) if token in self._ends), None)
+        text: str = self.model.tokenizer.decode(new[:end])
+        cuts = [place for cut in self.stop if (place := text.find(cut)) >= 0]
+        if cuts:
+            return text[: min(cuts)]
+        return text if end is not None or len(new) >= self.n_new else None
