@@ -63,10 +63,11 @@ def whole(name: str, value: Any) -> int:
     return int(value)
 
 
-def finite(name: str, value: Any) -> float:
-    """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(float(value)) < _LARGEST:
-        raise NeuronShareError(f"{name}={value!r} is not a finite number.")
+def finite(name: str, value: Any, *, such_as: str = "0.0") -> float:
+    """A finite number, also in single precision."""
+    # Compared before it is converted: an integer may be too large for a float.
+    if isinstance(value, bool) or not isinstance(value, Real) or not -_LARGEST < value < _LARGEST:  # type: ignore[operator]
+        raise NeuronShareError(f"{name}={value!r} is not a finite number; give a number such as {such_as}.")
     return float(value)
 
 

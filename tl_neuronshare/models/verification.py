@@ -513,7 +513,7 @@ def _check_edit(run: _Run, *, site: Site) -> Outcome:
 
     def zero(tensor: Tensor, hook: Any, *, neurons: models.NeuronHook, mask: Tensor) -> Tensor:
         values = neurons.read(tensor)
-        return neurons.write(tensor, torch.zeros_like(values), mask.to(tensor.device))
+        return neurons.write(tensor, torch.zeros_like(values), mask.to(tensor.device)[None, None])
 
     hooks = [
         (neurons.name, partial(zero, neurons=neurons, mask=part))

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,7 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tl_neuronshare import models
-from tl_neuronshare.checks import Options, count, is_count, one_of, option
+from tl_neuronshare.checks import Options, count, finite, is_count, one_of, option
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import (
     Number,
@@ -38,16 +37,13 @@ from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of
 from tl_neuronshare.results.sharing import NeuronSharing, fingerprint, refuse_all
 from tl_neuronshare.running import provenance
 
-_LARGEST = float(torch.finfo(torch.float32).max)
 _CHUNK = 1 << 20  # values at a time: what is needed for a moment is little beside what the model itself needs
 Mask = Int[Tensor, "prompt position"] | Bool[Tensor, "prompt position"]
 
 
 def as_threshold(name: str, value: Any) -> float:
     """One threshold, checked."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(float(value)) < _LARGEST:
-        raise NeuronShareError(f"{name}={value!r} is no finite number (or list of them); 0.0 is the paper's.")
-    return float(value)
+    return finite(name, value, such_as="0.0, which is the paper's, or several of them")
 
 
 def _as_thresholds(name: str, value: Any) -> float | tuple[float, ...]:
@@ -506,9 +502,9 @@ class RecordedPass:
     def _store(self) -> None:
         """Move what has been read to the recorder."""
         recorder, held, self._held = self.recorder, self._held, []
-        for layer, bits, finite in held:
-            if not finite.all():
-                prompt = int(self.prompts[int((~finite).int().argmax())])
+        for layer, bits, is_finite in held:
+            if not is_finite.all():
+                prompt = int(self.prompts[int((~is_finite).int().argmax())])
                 raise NeuronShareError(
                     f"{recorder.where(prompt)}: NaN or infinite activations (or beyond 1e19) at "
                     f"{recorder.layers[layer].name}; load the model in float32 or bfloat16, and check your own hooks."
