@@ -21,7 +21,9 @@ from torch import Tensor
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.draws import drawn
 from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.results.sharing import NeuronSharing, NeuronType, first_differing
+from tl_neuronshare.results.identity import first_differing
+from tl_neuronshare.results.sharing import NeuronSharing
+from tl_neuronshare.results.types import NeuronType
 
 Control = Literal["random", "random-active", "magnitude", "other-example"]
 CONTROLS: tuple[Control, ...] = get_args(Control)

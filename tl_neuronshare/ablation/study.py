@@ -39,7 +39,8 @@ from tl_neuronshare.models.layers import Site
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.models.tokens import left_padded
 from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.results.sharing import TYPES, NeuronSharing, NeuronType, as_type
+from tl_neuronshare.results.sharing import NeuronSharing
+from tl_neuronshare.results.types import TYPES, NeuronType, as_type
 from tl_neuronshare.running import provenance
 from tl_neuronshare.running.plan import BatchSize, plan_batches
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.results.sharing import TYPES
+from tl_neuronshare.results.types import TYPES
 
 # Okabe and Ito's colours, told apart by the colour-blind too; markers and dashes say the same without colour.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999933", "#882255")
