@@ -116,8 +116,8 @@ def selected(name: str, n: int, examples: Any) -> Sequence[int]:
             a list, a numpy array, a torch tensor or a pandas Series.
 
     Raises:
-        NeuronShareError: a bare number, something else that does not select, an example that is not there or is
-            selected twice, another number of booleans than of examples, or nothing is selected.
+        NeuronShareError: a bare number, a value that does not select examples, an example that is not there or is
+            selected twice, booleans that are not as many as the examples, or nothing is selected.
 
     Example:
         >>> selected("prompts", 3, slice(1, None)), selected("prompts", 3, [True, False, True])

@@ -405,7 +405,7 @@ def hashes_of(prompts: ParallelPrompts) -> list[str]:
 
 
 def are_of(hashes: str, others: str) -> bool:
-    """Whether an example's hashes contain all the others: it has the same prompts, and maybe more languages."""
+    """Tell whether an example has the prompts that the other hashes stand for, and maybe more languages."""
     return set(others.split()) <= set(hashes.split())
 
 

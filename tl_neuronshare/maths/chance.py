@@ -15,7 +15,7 @@ _Value = TypeVar("_Value", Tensor, float)
 
 
 def independent_types(activated: Float[Tensor, "*batch language layer"]) -> Float[Tensor, "type *batch layer"]:
-    """Expect the share of each type if every language's activated neurons were drawn at random, as many as there are.
+    """Compute the expected share of each type if each language drew as many activated neurons as it has at random.
 
     Args:
         activated: the share of a layer's neurons that each language activates, 0 to 1.
@@ -51,7 +51,7 @@ def jaccard(intersection: _Value, first: _Value, second: _Value) -> _Value:
 def expected_intersection(
     first: Float[Tensor, "*#batch layer"], second: Float[Tensor, "*#batch layer"], widths: Float[Tensor, " layer"]
 ) -> Float[Tensor, "*batch layer"]:
-    """Expect how many neurons two sets of these sizes have in common, when drawn at random from each layer.
+    """Compute how many neurons two sets of these sizes have in common on average, when drawn at random by layer.
 
     `jaccard` of it is the index of the expected counts. The expected index is a little larger: for two sets of 10 of
     100 neurons .055 rather than .053. The more neurons, the smaller the difference.

@@ -65,18 +65,10 @@ def _bars_of_ablation(axes: Axes, overall: pd.DataFrame, types: list[str], kinds
     for index, kind in enumerate(kinds):
         rows = overall[overall["ablated"] == kind].set_index("type").reindex(types)
         values, missing = rows["value"].to_numpy(), rows["value"].isna().to_numpy()
-        places = places_of(np.arange(len(types)), series=index, n_series=len(kinds))
-        spread = whiskers(rows["difference"], rows)
-        bars(
-            axes,
-            places,
-            values,
-            spread,
-            series=index,
-            n_series=len(kinds),
-            colour=COLOURS[index],
-            label="the type itself" if kind == "type" else f"control: {kind}",
-        )
+        series, spread = (index, len(kinds)), whiskers(rows["difference"], rows)
+        places = places_of(np.arange(len(types)), series)
+        label = "the type itself" if kind == "type" else f"control: {kind}"
+        bars(axes, places, values, spread, series, label=label)
         axes.plot(places[missing], np.zeros(missing.sum()), "x", color=COLOURS[index], clip_on=False)
         tops = values + np.nan_to_num(spread[1])
         for place, top, n_examples in zip(places, tops, rows["examples"], strict=True):

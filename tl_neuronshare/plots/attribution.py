@@ -180,19 +180,12 @@ def _bars_of_shares(axes: Axes, table: pd.DataFrame, language: str) -> None:
     for index, (statistic, label) in enumerate(_READINGS.items()):
         rows = of_language(_attributed(table, "correctness", statistic, whole_model=True), language)
         rows = rows.set_index("type").loc[list(LABELS)]
-        places = places_of(groups, series=index, n_series=len(_READINGS))
+        series = (index, len(_READINGS))
+        places = places_of(groups, series)
         wrong = "for a wrong answer" if index == 0 else None
         axes.plot(places, rows["other_answer"], "D", color="white", markeredgecolor="black", ms=3, label=wrong)
-        bars(
-            axes,
-            places,
-            rows["value"],
-            whiskers(rows["value"], rows),
-            series=index,
-            n_series=len(_READINGS),
-            colour=COLOURS[(4, 5, 7, 8)[index]],
-            label=label,
-        )
+        spread, colour = whiskers(rows["value"], rows), COLOURS[(4, 5, 7, 8)[index]]
+        bars(axes, places, rows["value"], spread, series, label=label, colour=colour)
         if index == 0:
             ends = (groups - 0.45, groups + 0.45)
             axes.hlines(rows["chance"], *ends, color="black", linestyle=":", label="as many random neurons")
@@ -229,16 +222,9 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
             present = [score for score in scores if score in set(of_target["score"])]
             for index, score in enumerate(present):
                 rows = of_target[of_target["score"] == score]
-                bars(
-                    axes,
-                    places_of(rows["layer"], series=index, n_series=len(present)),
-                    rows["value"],
-                    whiskers(rows["value"], rows),
-                    series=index,
-                    n_series=len(present),
-                    colour=COLOURS[index],
-                    label=_CHECKED.get(score, score),
-                )
+                series, spread = (index, len(present)), whiskers(rows["value"], rows)
+                places, label = places_of(rows["layer"], series), _CHECKED.get(score, score)
+                bars(axes, places, rows["value"], spread, series, label=label)
             axes.axhline(0, color="grey", linewidth=0.5)
             name_panel(axes, _TARGETS.get(target, target))
             layer_axis(axes)

@@ -55,30 +55,32 @@ def legend_below(figure: Figure, axes: Axes, *, columns: int, title: str | None 
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, title=title, title_fontsize=7)
 
 
+def places_of(centres: Any, series: tuple[int, int]) -> Any:
+    """Say where the bars of a series are, round the centres of groups; `series` is its number, and of how many."""
+    number, n_series = series
+    return centres + (number - (n_series - 1) / 2) * (_GROUP / n_series)
+
+
 def bars(
-    axes: Axes, places: Any, values: Any, spread: Any, *, series: int, n_series: int, colour: str, label: str
+    axes: Axes, places: Any, values: Any, spread: Any, series: tuple[int, int], *, label: str, colour: str | None = None
 ) -> None:
     """Draw one of several series of bars side by side, with whiskers; hatches tell series apart without colour.
 
-    `places` is as `places_of` gives it, and `spread` as `whiskers` does.
+    `places` come from `places_of`, with the same `series`, and `spread` comes from `whiskers`.
     """
+    number, n_series = series
     axes.bar(
         places,
         values,
         _GROUP / n_series * 0.92,
         yerr=spread,
-        color=colour,
-        hatch=HATCHES[series % len(HATCHES)],
+        color=colour or COLOURS[number],
+        hatch=HATCHES[number % len(HATCHES)],
         edgecolor="white",
         linewidth=0,
         error_kw={"elinewidth": 0.8, "capsize": 1.5},
         label=label,
     )
-
-
-def places_of(centres: Any, *, series: int, n_series: int) -> Any:
-    """Say where the bars of one of several series are, round the centres of their groups."""
-    return centres + (series - (n_series - 1) / 2) * (_GROUP / n_series)
 
 
 def whiskers(middle: pd.Series, rows: pd.DataFrame) -> NDArray[np.float64]:

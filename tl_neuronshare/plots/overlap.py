@@ -35,7 +35,8 @@ def language_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw how far languages activate the same neurons: each pair over all layers; and by layer, beside chance.
 
     Args:
-        table: of `language_overlap`. Right, lines are means over pairs, the band from the least to the most alike pair.
+        table: the table of `language_overlap`. Right, lines are means over pairs; the band goes from the least to the
+            most alike pair.
         title: above both panels.
 
     Raises:
@@ -124,7 +125,7 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw how far two inputs have the same neurons of one type: inputs of one task, of two tasks, and at random.
 
     Args:
-        table: of `input_overlap`.
+        table: the table of `input_overlap`.
         title: above both panels.
 
     Raises:

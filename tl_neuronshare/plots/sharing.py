@@ -106,8 +106,8 @@ def side_by_side(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw the types of several tasks, thresholds or models by layer: a panel for each type.
 
     Args:
-        table: of `side_by_side`; lines are means over examples, bands reach from the smallest to the largest. Where the
-            first column is "model", layers are shown as a fraction of the model's depth.
+        table: the table of `side_by_side`. Lines are means over examples, bands reach from the smallest to the largest.
+            Where the first column is "model", layers are shown as a fraction of the model's depth.
         title: above all panels.
 
     Raises:

@@ -204,9 +204,9 @@ def _jaccard_of_pairs(
 ) -> tuple[Float[Tensor, "example pair layer_and_all"], Float[Tensor, "example pair layer_and_all"]]:
     """The index of each pair of languages, and what it would be at random: by layer, and last over all layers."""
     counts = rearrange(sharing.intersections().double(), "example layer a b -> example a b layer")
-    some, others = (list(side) for side in zip(*pairs, strict=True))
-    sizes, other_sizes = counts[:, some, some], counts[:, others, others]
-    return _with_chance(counts[:, some, others], sizes, other_sizes, sharing.widths)
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    sizes, other_sizes = counts[:, first, first], counts[:, second, second]
+    return _with_chance(counts[:, first, second], sizes, other_sizes, sharing.widths)
 
 
 def _jaccard_of_inputs(

@@ -34,8 +34,8 @@ def write_tensors(
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     write_tensors({"one": torch.ones(1)}, f"{folder}/one.safetensors", kind="mine/1")
-        ...     read_tensors(f"{folder}/one.safetensors", lambda tensors, header: tensors["one"], kind="mine/1")
+        ...     write_tensors({"ones": torch.ones(1)}, f"{folder}/x.safetensors", kind="mine/1")
+        ...     read_tensors(f"{folder}/x.safetensors", lambda tensors, header: tensors["ones"], kind="mine/1")
         tensor([1.])
     """
     path = Path(path)

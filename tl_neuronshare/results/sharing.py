@@ -186,7 +186,7 @@ class NeuronSharing:
         )
 
     def _bits(self, places: Sequence[int]) -> UInt8[Tensor, "example language layer byte"]:
-        """The packed activations of some examples; a view where torch has one."""
+        """The packed activations of the examples at these places; a view where torch has one."""
         if isinstance(places, range) and places.step > 0:
             return self.packed[places.start : places.stop : places.step]
         return self.packed[list(places)]
@@ -259,7 +259,7 @@ class NeuronSharing:
         """Show a different example in each language, to see what is shared without shared meaning.
 
         Each language's examples are moved round by an offset of its own, so that every example of every language
-        is used once and no two languages of a new example show the same one. What is all-shared here is activated
+        is used once, and no two languages of a new example show the same example. What is all-shared here is activated
         by whatever the examples have in common: their form, their task, or being text at all. Where examples are of
         several kinds, the kinds are mixed; to keep them apart, mismatch each kind's examples alone.
 

@@ -149,7 +149,7 @@ def _statistics(values: Float[Tensor, "name example layer"]) -> dict[str, Float[
         "min": torch.Tensor.min,
         "max": torch.Tensor.max,
     }
-    # One vector at a time: over an axis of a larger tensor torch rounds sums in another way.
+    # One vector at a time, since torch rounds a sum over an axis of a larger tensor differently.
     return {
         name: torch.stack([torch.stack([measure(row) for row in rows.unbind(-1)]) for rows in values])
         for name, measure in measures.items()

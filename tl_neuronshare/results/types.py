@@ -19,7 +19,7 @@ from tl_neuronshare.errors import NeuronShareError
 
 
 class NeuronType(IntEnum):
-    """In how many of the K languages a neuron is activated: none, one, some, or all.
+    """Name the types: activated in none of the K languages, in one, in some, or in all.
 
     Example:
         >>> NeuronType.ALL_SHARED.label

@@ -254,7 +254,9 @@ def _check_wording(
 ) -> None:
     """Refuse patterns and instructions that would not be used, and a cloze without an instruction."""
     if isinstance(pattern, Mapping) and len(relations) > 1:
-        raise NeuronShareError("pattern is a mapping, and says the same of every relation; ask for one relation only.")
+        raise NeuronShareError(
+            "pattern is a mapping, which would serve every relation alike; ask for one relation only."
+        )
     if instructions is not None and (not isinstance(instructions, Mapping) or form != "cloze"):
         raise NeuronShareError(
             f"instructions={instructions!r}; give a mapping from languages to texts with {{}}, for form='cloze' only."

@@ -144,8 +144,8 @@ def hub_data(
             data = datasets.load_dataset(str(source), config, **how)
     except Exception as error:  # what it raises depends on its version, and on why the network fails
         raise NeuronShareError(
-            f"{task}: {str(source)!r} is no file or folder in the original format, and could not be loaded as a data "
-            f"set (configuration {config!r}, split {split!r}: {_first_line(error)}). {how_to_get}"
+            f"{task}: {str(source)!r} is not a file or folder in the original format, and could not be loaded as a "
+            f"data set (configuration {config!r}, split {split!r}: {_first_line(error)}). {how_to_get}"
         ) from error
     if not len(data) or any(column not in data.column_names for column in columns):
         raise NeuronShareError(

@@ -234,9 +234,9 @@ def world_facts(
     answer begins with a space, also in Thai and Chinese where the prompt ends in a symbol.
 
     Args:
-        relations: some of `country_code`, `currency_code`, `language_code`, `sum`, `currency`, `continent`,
+        relations: which relations, of `country_code`, `currency_code`, `language_code`, `sum`, `currency`, `continent`,
             `official_language`.
-        languages: some of en, de, es, fr, ru, th, tr, vi, zh; at least two.
+        languages: which languages, of en, de, es, fr, ru, th, tr, vi, zh; at least two.
         limit: the most examples to give.
         seed: the seed of the shuffle and of the choices.
         n_choices: how many choices an example has, the answer included; 2 to 5.
@@ -285,7 +285,7 @@ def world_facts(
 
 
 def choose(fact: Fact, pool: Sequence[Mapping[str, str]], *, n_choices: int, seed: int) -> list[Mapping[str, str]]:
-    """Draw answers of the pool beside the fact's own, no two alike in any language, in an order drawn too."""
+    """Draw answers of the pool to stand beside the fact's own, no two alike in any language, in a random order."""
     draw = random.Random(f"{seed}/{fact.label}")
     row = [fact.answer]
     for answer in draw.sample(pool, len(pool)):

@@ -1,4 +1,4 @@
-"""XNLI (Conneau et al., EMNLP 2018): whether a sentence follows from a different one, in fifteen languages."""
+"""XNLI (Conneau et al., EMNLP 2018): whether a hypothesis follows from a premise, in fifteen languages."""
 
 from __future__ import annotations
 
