@@ -21,7 +21,7 @@ def assert_agrees(sharing: ns.NeuronSharing, active: reference.ActiveNeurons) ->
                 found = set(activated[example, index, layer].nonzero().flatten().tolist())
                 wrong += len(found ^ active[example, language, layer])
             for label, neurons in reference.types(active, example, layer, languages, width).items():
-                found = set((types[example, layer] == ns.results.sharing.as_type(label)).nonzero().flatten().tolist())
+                found = set((types[example, layer] == ns.results.types.as_type(label)).nonzero().flatten().tolist())
                 wrong_types += len(found - neurons)
     assert wrong <= activated.numel() // 100_000
     assert wrong_types <= wrong

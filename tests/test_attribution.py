@@ -581,7 +581,7 @@ def test_unknown_options(ready, function, options, message, as_users_run_it):
 
 
 def test_other_unknown_options(ready, as_users_run_it):
-    with pytest.raises(ns.NeuronShareError, match="n_resamples=0; give a number"):
+    with pytest.raises(ns.NeuronShareError, match="n_resamples=0; give a whole number"):
         ns.attribute(*ready, n_resamples=0)
     with pytest.raises(ns.NeuronShareError, match="score='sum' is unknown; use one of generation, correctness"):
         ns.top_neurons(*ready, score="sum")

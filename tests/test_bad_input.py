@@ -30,7 +30,7 @@ PROMPTS = {
     "None": ({"en": ["a", None], "de": ["c", "d"]}, "'en', example 1: the prompt None is a NoneType"),
     "a string for a list": ({"en": "ab", "de": ["c", "d"]}, "'en': a str where a list of prompts belongs"),
     "a list for a mapping": (["a", "b"], "prompts is a list; give a mapping"),
-    "a language that is no string": ({1: ["a"], "de": ["b"]}, "1 is no name of a language"),
+    "a language that is no string": ({1: ["a"], "de": ["b"]}, "1 is not the name of a language"),
 }
 
 
@@ -62,7 +62,7 @@ def test_answers_and_choices(rest, message):
 
 
 def test_one_example_by_number():
-    with pytest.raises(ns.NeuronShareError, match=r"use a slice, such as prompts\[3:4\]"):
+    with pytest.raises(ns.NeuronShareError, match=r"bare number; write prompts\[\[0\]\]"):
         ns.ParallelPrompts(TWO)[0]
 
 
@@ -79,7 +79,7 @@ FRAMES = {
     ),
     "a row stands twice": (
         pd.DataFrame({"example": [1, 1, 1], "language": ["en", "de", "de"], "prompt": list("abc")}),
-        "Example 1 stands more than once in language 'de'",
+        "Example 1 appears more than once in language 'de'",
     ),
     "no language": (
         pd.DataFrame({"example": [1, 1], "language": ["en", None], "prompt": list("ab")}),
@@ -465,21 +465,22 @@ def test_tampered_files(tmp_path, change, dtype, message):
 def test_results():
     sharing = ns.NeuronSharing.from_activated(torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de"])
     with pytest.raises(
-        ns.NeuronShareError, match="'shared' is no type of neuron; use one of all-shared, partial-shared"
+        ns.NeuronShareError, match="'shared' is not a type of neuron; use one of all-shared, partial-shared"
     ):
         sharing.mask("shared")
-    with pytest.raises(ns.NeuronShareError, match=r"use a slice, such as sharing\[3:4\]"):
+    with pytest.raises(ns.NeuronShareError, match=r"bare number; write sharing\[\[0\]\]"):
         sharing[0]
-    with pytest.raises(ns.NeuronShareError, match=r"slice\(5, None, None\) selects none of the 1 examples"):
+    with pytest.raises(ns.NeuronShareError, match=r"slice\(5, None, None\)\] selects none of the 1 examples"):
         sharing[5:]
-    for examples in (0, [0]):
-        with pytest.raises(ns.NeuronShareError, match=r"use a slice, such as sharing\[3:4\]"):
-            sharing.activated(examples)
+    with pytest.raises(ns.NeuronShareError, match=r"bare number; write sharing\[\[0\]\]"):
+        sharing.activated(0)
     for odd in (torch.ones(1, 2, 1, 8), torch.ones(2, 1, 8, dtype=torch.bool), [[[[True]]]]):
-        with pytest.raises(ns.NeuronShareError, match="activated is no boolean tensor with axes example, language"):
+        with pytest.raises(ns.NeuronShareError, match="activated is not a boolean tensor with axes example, language"):
             ns.NeuronSharing.from_activated(odd, languages=["en", "de"])
     for odd in ({0.0: sharing}, [sharing, None], sharing):
-        with pytest.raises(ns.NeuronShareError, match="results is no list of NeuronSharing; with several thresholds"):
+        with pytest.raises(
+            ns.NeuronShareError, match="results is not a list of NeuronSharing; with several thresholds"
+        ):
             ns.NeuronSharing.concatenate(odd)
     with pytest.raises(ns.NeuronShareError, match="1 language"):
         ns.neuron_types(torch.ones(1, 1, 4, dtype=torch.bool))

@@ -49,12 +49,12 @@ def test_results_of_other_languages_are_not_set_side_by_side():
         ns.NeuronShareError, match="task 'b' is of en, de, the first of en, de, th; types are comparable"
     ):
         ns.side_by_side({"a": random_sharing(), "b": random_sharing(n_languages=2)}, name="task")
-    with pytest.raises(ns.NeuronShareError, match="results is no mapping from names to NeuronSharing"):
+    with pytest.raises(ns.NeuronShareError, match="results is not a mapping from names to NeuronSharing"):
         ns.side_by_side({}, name="task")
     for name in ("layer", "depth"):
         with pytest.raises(ns.NeuronShareError, match=f"name='{name}' is a column already"):
             ns.side_by_side({"a": random_sharing()}, name=name)
-    with pytest.raises(ns.NeuronShareError, match="n_resamples=0; give a number"):
+    with pytest.raises(ns.NeuronShareError, match="n_resamples=0; give a whole number"):
         ns.language_overlap(random_sharing(), n_resamples=0)
 
 

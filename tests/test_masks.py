@@ -196,7 +196,7 @@ class TestBadInput:
         assert torch.equal(ns.load_masks(tmp_path / "x")["first"], mask[0])
 
     def test_files(self, tmp_path):
-        with pytest.raises(ns.NeuronShareError, match="masks is no mapping"):
+        with pytest.raises(ns.NeuronShareError, match="masks is not a mapping"):
             ns.save_masks([random_mask(1, 2)], tmp_path / "x")
         with pytest.raises(ns.NeuronShareError, match="make the directory first"):
             ns.save_masks({"x": random_mask(1, 2)}, tmp_path / "no" / "x")
@@ -222,7 +222,7 @@ class TestBadInput:
         with pytest.raises(ns.NeuronShareError, match="cannot be read"):
             ns.load_lape_neurons(tmp_path / "x", d_mlp=2)
         torch.save({"en": 1}, tmp_path / "x")
-        with pytest.raises(ns.NeuronShareError, match="no list of languages"):
+        with pytest.raises(ns.NeuronShareError, match="not a list of languages"):
             ns.load_lape_neurons(tmp_path / "x", d_mlp=2)
         torch.save([[torch.tensor([5])]], tmp_path / "x")
         with pytest.raises(ns.NeuronShareError, match="'en', layer 0: neuron 5 is beyond d_mlp=2"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
 
 import tl_neuronshare as ns
@@ -145,3 +147,78 @@ def test_a_tokenizer_without_a_chat_template_or_one_that_refuses(animals):
     tokenizer.chat_template = "{{ raise_exception('no system message') }}"
     with pytest.raises(ns.NeuronShareError, match="refuses the messages: no system message"):
         prompts.with_chat_template(tokenizer, system="x")
+
+
+# Selecting examples.
+
+FIVE = ns.ParallelPrompts({"en": list("abcde"), "de": list("vwxyz")}, examples=list("pqrst"))
+
+
+@pytest.mark.parametrize(
+    ("examples", "expected"),
+    [
+        (slice(3, 5), "st"),
+        (slice(None, None, -2), "trp"),
+        ([0, -1], "pt"),
+        ((3, 1), "sq"),
+        (range(2), "pq"),
+        (np.array([4, 0]), "tp"),
+        (torch.tensor([1, 2]), "qr"),
+        (pd.Series([2], index=["x"]), "r"),
+        ([True, False, False, True, False], "ps"),
+        (np.arange(5) > 2, "st"),
+        (torch.arange(5) < 1, "p"),
+        (pd.Series([False, True, False, False, False]), "q"),
+    ],
+)
+def test_prompts_and_results_select_the_same_examples(examples, expected):
+    sharing = ns.NeuronSharing.from_activated(torch.eye(10, dtype=torch.bool).view(5, 2, 1, 10), languages=["en", "de"])
+    places = ["pqrst".index(label) for label in expected]
+    assert FIVE[examples].examples == tuple(expected)
+    assert FIVE[examples].prompts["de"] == tuple("vwxyz"[place] for place in places)
+    assert torch.equal(sharing[examples].activated(), sharing.activated()[places])
+    assert torch.equal(sharing.activated(examples), sharing.activated()[places])
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (3, r"prompts\[3\] is a bare number; write prompts\[\[3\]\] for this example alone"),
+        (np.int64(3), r"write prompts\[\[3\]\]"),
+        (torch.tensor(3), r"write prompts\[\[3\]\]"),
+        ([0, 5], "There is no example 5; prompts has 5, counted from 0"),
+        ([-6], "There is no example -6"),
+        ([1, 1], "selects example 1 twice"),
+        ([4, -1], "selects example 4 twice"),
+        ([], r"prompts\[\[\]\] selects none of the 5 examples"),
+        ([False] * 5, "selects none of the 5 examples"),
+        ([True] * 4, "4 booleans for 5 examples; give one for each"),
+        ([True, 1], "does not select examples; give a slice such as"),
+        ("st", "does not select examples"),
+        ([1.0], "does not select examples"),
+        (None, "does not select examples"),
+        (np.eye(5) > 0, "does not select examples"),
+    ],
+)
+def test_what_does_not_select_examples_is_refused(as_users_run_it, examples, message):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        FIVE[examples]
+
+
+def test_a_slice_of_a_result_is_a_view():
+    sharing = ns.NeuronSharing.from_activated(torch.ones(5, 2, 1, 8, dtype=torch.bool), languages=["en", "de"])
+    assert sharing[1:4:2].packed.data_ptr() == sharing.packed[1:].data_ptr()
+
+
+def test_examples_for_which_a_condition_holds(as_users_run_it):
+    prompts = ns.ParallelPrompts({"en": ["a", "bc"], "de": ["d", "e"]}, {"en": ["x", "y"], "de": ["z", "z"]})
+    assert prompts.where(lambda row: row["answers"]["en"] == "y") == prompts[1:]
+    assert prompts.where(lambda row: len(row["prompts"]["en"]) == 1 and row["choices"] is None) == prompts[:1]
+    assert prompts.where(lambda row: row["example"] == 1) == prompts.where([False, True]) == prompts[[1]]
+    with pytest.raises(ns.NeuronShareError, match="selects none of the 2 examples"):
+        prompts.where(lambda row: False)
+
+
+def test_no_language_is_called_all():
+    with pytest.raises(ns.NeuronShareError, match="A language is called 'all'"):
+        ns.ParallelPrompts({"en": ["a"], "all": ["b"]})

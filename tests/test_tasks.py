@@ -303,7 +303,7 @@ def test_numbers_of_a_data_set(tmp_path, offline, number):
     for path in folder.glob("*/*.parquet"):
         pd.read_parquet(path).assign(answer_number=number).to_parquet(path)
     if math.isnan(number):
-        with pytest.raises(ns.NeuronShareError, match="row 0: the answer_number is (nan|None), which is no number"):
+        with pytest.raises(ns.NeuronShareError, match="row 0: the answer_number is (nan|None), which is not a number"):
             ns.tasks.mgsm(folder)
     else:
         assert float(ns.tasks.mgsm(folder).answers["en"][0]) == number
@@ -323,7 +323,7 @@ def test_files_of_mzsre_that_differ_in_english_are_refused(mzsre):
     path.write_text(path.read_text("utf-8").replace("Where is the Nile?", "Where is the Rhine?"), "utf-8")
     assert len(ns.tasks.knowledge_editing(mzsre)) == 3  # it is not asked for
     with pytest.raises(
-        ns.NeuronShareError, match=r"enth\.json, line 2: .* stands also at .*ende\.json, line 2, and says"
+        ns.NeuronShareError, match=r"enth\.json, line 2: .* appears at .*ende\.json, line 2 too, and says"
     ):
         ns.tasks.knowledge_editing(mzsre, asks="locality")
 
@@ -475,7 +475,7 @@ MPARAREL = {
         "tuples/de/P36.jsonl",
         3,
         json.dumps(TUPLE | {"obj_label": "Lutetia"}),
-        r"line 3: P36/Q142/Q90 stands also at .*de/P36\.jsonl, line 2, and says something else",
+        r"line 3: P36/Q142/Q90 appears at .*de/P36\.jsonl, line 2 too, and says something else",
     ),
     "not UTF-8": ("tuples/de/P36.jsonl", 4, b'{"sub_uri": "Q\xfc"}', r"line 4: byte 0xfc is not UTF-8"),
     "no subject": ("patterns/de/P36.jsonl", 1, '{"pattern": "Es ist [Y]"}', r"line 1: the pattern .* has no \[X\]"),
@@ -508,13 +508,13 @@ EDITING = {
     "two lists": (lambda text: text + text, "line 80: more comes after the list"),
     "too deep": (lambda text: "[" * 100_000, "line 1: this is not JSON"),
     "half a character": (lambda text: text.replace('"blau"', '"\\ud83d"'), "'alt' holds half a character"),
-    "no list": (lambda text: '{"en": {}}', "line 1: this is no JSON list"),
+    "no list": (lambda text: '{"en": {}}', "line 1: this is not a JSON list"),
     "no answer": (lambda text: text.replace('"alt": "blau"', '"alt": ""'), r"line 28, 'de': 'alt' is ''"),
     "no question": (lambda text: text.replace('"src": "Wann', '"scr": "Wann'), r"line 54, 'de': no 'src'; it has"),
     "no English": (lambda text: text.replace('"en": {', '"eng": {', 1), r"line 2: no entry in 'en'"),
     "same key": (
         lambda text: json.dumps([*json.loads(text), json.loads(text.replace("blau", "rot"))[1]]),
-        "What colour is the Red House\\? blue stands also at .* says something else",
+        "What colour is the Red House\\? blue appears at .* says something else",
     ),
 }
 
@@ -528,10 +528,10 @@ def test_damage_to_mzsre(mzsre, damage, message):
 
 
 MGSM = {
-    "no answer": ("Wie viele?\t", r"mgsm_de\.tsv, line 1: the answer '' is no number"),
+    "no answer": ("Wie viele?\t", r"mgsm_de\.tsv, line 1: the answer '' is not a number"),
     "no tab": ("Wie viele? 7", r"mgsm_de\.tsv, line 1: no question, TAB and answer"),
-    "two numbers": ("Wie viele?\t18/7", r"line 1: the answer '18/7' is no number"),
-    "a word": ("Wie viele?\tsieben", r"line 1: the answer 'sieben' is no number"),
+    "two numbers": ("Wie viele?\t18/7", r"line 1: the answer '18/7' is not a number"),
+    "a word": ("Wie viele?\tsieben", r"line 1: the answer 'sieben' is not a number"),
     "not UTF-8": (b"Wie viele \xc4pfel?\t7", r"line 1: byte 0xc4 is not UTF-8"),
 }
 
@@ -566,7 +566,7 @@ XNLI = {
     ),
     "same key": (
         lambda lines: [*lines, lines[1].replace("Montag", "Sonntag")],
-        "line 11: 1/11 stands also at .*, line 2, and says something else",
+        "line 11: 1/11 appears at .*, line 2 too, and says something else",
     ),
 }
 
@@ -598,12 +598,12 @@ def test_an_xnli_file_without_rows(xnli):
     [
         ({"relations": "P1"}, "has no relation 'P1'; it has P36, P37"),
         ({"relations": []}, "give one, such as 'P36'"),
-        ({"form": "question"}, "form='question' is unknown; use one of 'continuation', 'cloze'"),
+        ({"form": "question"}, "form='question' is unknown; use one of continuation, cloze"),
         ({"pattern": "last"}, "pattern='last'; give a number"),
         ({"pattern": {"xx": "[X] [Y]"}}, "pattern is for 'xx' too"),
         ({"pattern": {"en": "[X] is [Z]"}}, r"pattern\['en'\]: the pattern '\[X\] is \[Z\]' has no \[Y\]"),
         ({"pattern": {"en": "[Y] is of [X]"}}, r"does not end in \[Y\]"),
-        ({"n_choices": 1}, "n_choices is 1"),
+        ({"n_choices": 1}, "n_choices=1; give a whole number, at least 2"),
         ({"relations": 36}, "relations=36; give one"),
         ({"relations": None}, "relations=None; give one"),
         ({"relations": ["P36", "P37"], "pattern": {"en": "[X] [Y]"}}, "ask for one relation only"),

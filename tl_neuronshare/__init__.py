@@ -23,7 +23,8 @@ from tl_neuronshare.results.masks import (
     random_like,
     save_masks,
 )
-from tl_neuronshare.results.sharing import NeuronSharing, NeuronType, neuron_types
+from tl_neuronshare.results.sharing import NeuronSharing
+from tl_neuronshare.results.types import NeuronType, neuron_types
 from tl_neuronshare.results.typology import permutation_test, same_family, same_script, typological_similarity
 from tl_neuronshare.running.categorising import categorise, categorise_caches
 from tl_neuronshare.running.rates import activation_rates

@@ -5,9 +5,11 @@ A checker takes an option's name and value, and returns the value in the form th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, fields
 from numbers import Integral, Real
+from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -93,6 +95,64 @@ def distinct(name: str, values: Any, *, known: Iterable[Any] | None = None, leas
         of_these = "values" if known is None else ", ".join(map(str, known))
         raise NeuronShareError(f"{name}={values!r}; give a list of {of_these}, each once.")
     return given
+
+
+def refuse_language_all(languages: Iterable[str]) -> None:
+    """Refuse a language of the name that stands for all languages in tables.
+
+    Raises:
+        NeuronShareError: a language is called "all".
+    """
+    if "all" in languages:
+        raise NeuronShareError("A language is called 'all', which means all of them in tables; name it otherwise.")
+
+
+def selected(name: str, n: int, examples: Any) -> Sequence[int]:
+    """Find the places of the selected examples: a range for a slice, otherwise a list.
+
+    Args:
+        name: what is selected from, for messages.
+        n: how many examples there are.
+        examples: a slice, numbers of examples (negative ones count from the end), or one boolean for each example; as
+            a list, a numpy array, a torch tensor or a pandas Series.
+
+    Raises:
+        NeuronShareError: a bare number, a value that does not select examples, an example that is not there or is
+            selected twice, booleans that are not as many as the examples, or nothing is selected.
+
+    Example:
+        >>> selected("prompts", 3, slice(1, None)), selected("prompts", 3, [True, False, True])
+        (range(1, 3), [0, 2])
+    """
+    places = range(n)[examples] if isinstance(examples, slice) else _places(name, n, examples)
+    if not places:
+        raise NeuronShareError(f"{name}[{shortened(examples)}] selects none of the {n} examples.")
+    return places
+
+
+def _places(name: str, n: int, examples: Any) -> list[int]:
+    """The places of examples that are selected by number or by booleans."""
+    given = examples.tolist() if hasattr(examples, "tolist") else examples
+    if isinstance(given, Integral) and not isinstance(given, bool):
+        raise NeuronShareError(f"{name}[{given}] is a bare number; write {name}[[{given}]] for this example alone.")
+    values = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    values = [value.item() if getattr(value, "shape", None) == () else value for value in values]
+    if values and all(isinstance(value, bool) for value in values):
+        if len(values) != n:
+            raise NeuronShareError(f"{name}[...] has {len(values)} booleans for {n} examples; give one for each.")
+        return [place for place, chosen in enumerate(values) if chosen]
+    if not all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
+        raise NeuronShareError(
+            f"{name}[{shortened(examples)}] does not select examples; give a slice such as {name}[3:5], a "
+            f"list of numbers such as {name}[[0, 4]], or one boolean for each example."
+        )
+    if absent := [value for value in values if not -n <= value < n]:
+        raise NeuronShareError(f"There is no example {absent[0]}; {name} has {n}, counted from 0.")
+    places = [int(value) % n for value in values]
+    if len(set(places)) < len(places):
+        twice = next(place for place, times in Counter(places).items() if times > 1)
+        raise NeuronShareError(f"{name}[{shortened(given)}] selects example {twice} twice; give each example once.")
+    return places
 
 
 def or_none(check: Checker) -> Checker:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
 
+from tl_neuronshare.checks import refuse_language_all, selected
 from tl_neuronshare.errors import NeuronShareError
 
 if TYPE_CHECKING:
@@ -16,10 +19,15 @@ if TYPE_CHECKING:
 
 COLUMNS = ("example", "language", "prompt")
 OPTIONAL_COLUMNS = ("answer", "choices")
+# What selects examples: a slice, their numbers, or one boolean for each.
+Selection = slice | Sequence[int] | NDArray[Any] | Tensor | pd.Series
 
 
 class ParallelPrompts:
-    """The same examples in every language: `prompts[language][i]` means the same for all languages.
+    """Hold the same examples in every language: `prompts[language][i]` means the same for all languages.
+
+    Examples are selected by a slice (`prompts[3:5]`), by their numbers (`prompts[[0, 4]]`), by one boolean for each
+    (`prompts[mask]`), or by a condition (`where`).
 
     Args:
         prompts: for each language its prompts, all languages in the same order of examples.
@@ -28,18 +36,18 @@ class ParallelPrompts:
         choices: for each language and example the candidate continuations, the answer among them.
         name: what to call this set in tables and metadata.
         examples: a label for each example, unique; 0, 1, 2 ... by default.
-        report: what whoever read these kept and dropped, and why; a slice keeps the report of the whole.
+        report: what whoever read these kept and dropped, and why; a selection keeps the report of the whole.
 
     Raises:
-        NeuronShareError: fewer than two languages, languages of different length, no examples, a prompt
-            that is empty or not a string, a string where a list belongs, answers or choices that do not fit.
+        NeuronShareError: fewer than two languages, a language called "all", languages of different length, no examples,
+            a prompt that is empty or not a string, a string where a list belongs, answers or choices that do not fit.
 
     Example:
         >>> prompts = ParallelPrompts({"en": ["Two and two is", "Red and"], "de": ["Zwei und zwei ist", "Rot und"]})
         >>> prompts
         ParallelPrompts(2 examples x 2 languages: en, de)
-        >>> prompts[1:].prompts["de"]
-        ('Rot und',)
+        >>> prompts[1:].prompts["de"], prompts[[0]].prompts["de"]
+        (('Rot und',), ('Zwei und zwei ist',))
     """
 
     def __init__(
@@ -52,34 +60,14 @@ class ParallelPrompts:
         examples: Sequence[Hashable] | None = None,
         report: pd.DataFrame | None = None,
     ) -> None:
-        if not isinstance(prompts, Mapping):
-            raise NeuronShareError(
-                f"prompts is a {type(prompts).__name__}; give a mapping from each language to its list of prompts, "
-                'such as {"en": [...], "de": [...]}.'
-            )
-        if len(prompts) < 2:
-            raise NeuronShareError(
-                f"prompts has {len(prompts)} language(s) ({', '.join(map(str, prompts))}); "
-                "sharing is between languages, so give at least two."
-            )
         labels = () if examples is None else tuple(examples)
-
-        def label(index: int) -> Hashable:
-            return labels[index] if index < len(labels) else index
-
-        self.prompts = {language: _texts(texts, "prompt", language, label) for language, texts in prompts.items()}
+        _check_languages(prompts)
+        self.prompts = {
+            language: _texts(texts, "prompt", language, lambda index: labels[index] if index < len(labels) else index)
+            for language, texts in prompts.items()
+        }
         self.languages = tuple(self.prompts)
-        lengths = {language: len(texts) for language, texts in self.prompts.items()}
-        if len(set(lengths.values())) > 1:
-            raise NeuronShareError(
-                "The languages have different numbers of prompts: "
-                + ", ".join(f"{language} {length}" for language, length in lengths.items())
-                + ". Example i must mean the same in every language: align the lists, or use "
-                "ParallelPrompts.from_frame, which aligns by the column 'example'."
-            )
-        self._length = next(iter(lengths.values()))
-        if self._length == 0:
-            raise NeuronShareError("prompts has no examples: every list is empty. Give at least one prompt a language.")
+        self._length = _common_length(self.prompts)
         self.name = name
         self.report = report
         self.examples = tuple(range(self._length)) if examples is None else labels
@@ -137,16 +125,24 @@ class ParallelPrompts:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, examples: slice) -> ParallelPrompts:
-        """The selected examples, in all languages."""
-        if not isinstance(examples, slice):
-            raise NeuronShareError(f"{examples!r} selects no examples; use a slice, such as prompts[3:4].")
+    def __getitem__(self, examples: Selection) -> ParallelPrompts:
+        """Select examples, in all languages, by a slice, a list of numbers, or one boolean for each example."""
+        places = selected("prompts", len(self), examples)
+        return self._rearranged(
+            lambda table: {language: [rows[place] for place in places] for language, rows in table.items()},
+            [self.examples[place] for place in places],
+        )
+
+    def _rearranged(
+        self, rearrange: Callable[[Mapping[str, Any]], Mapping[str, Any]], examples: Sequence[Hashable]
+    ) -> ParallelPrompts:
+        """The same prompts, answers and choices with other examples or languages."""
         return ParallelPrompts(
-            {language: texts[examples] for language, texts in self.prompts.items()},
-            self.answers and {language: texts[examples] for language, texts in self.answers.items()},
-            self.choices and {language: rows[examples] for language, rows in self.choices.items()},
+            rearrange(self.prompts),
+            self.answers and rearrange(self.answers),
+            self.choices and rearrange(self.choices),
             self.name,
-            examples=self.examples[examples],
+            examples=examples,
             report=self.report,
         )
 
@@ -164,7 +160,7 @@ class ParallelPrompts:
         return f"ParallelPrompts({name}{size}: {', '.join(self.languages)})"
 
     def select(self, languages: Sequence[str]) -> ParallelPrompts:
-        """The same examples in some of the languages, in the order asked for.
+        """Select languages, in the order asked for, with all examples.
 
         Raises:
             NeuronShareError: a language that is not there, or fewer than two.
@@ -178,17 +174,39 @@ class ParallelPrompts:
             raise NeuronShareError(
                 f"No prompts in {', '.join(map(repr, unknown))}; these have {', '.join(self.languages)}."
             )
-        return ParallelPrompts(
-            {language: self.prompts[language] for language in languages},
-            self.answers and {language: self.answers[language] for language in languages},
-            self.choices and {language: self.choices[language] for language in languages},
-            self.name,
-            examples=self.examples,
-            report=self.report,
-        )
+        return self._rearranged(lambda table: {language: table[language] for language in languages}, self.examples)
+
+    def where(self, condition: Callable[[dict[str, Any]], Any] | Selection) -> ParallelPrompts:
+        """Select the examples for which a condition holds.
+
+        Args:
+            condition: a function that is given an example as a dictionary with its label (`example`) and, by language,
+                its `prompts`, `answers` and `choices` (None where there are none); or one boolean for each example.
+
+        Raises:
+            NeuronShareError: no example fulfils the condition.
+
+        Example:
+            >>> prompts = ParallelPrompts({"en": ["Red and", "Two and two is"], "de": ["Rot und", "Zwei und zwei ist"]})
+            >>> prompts.where(lambda row: len(row["prompts"]["en"]) > 10).prompts["de"]
+            ('Zwei und zwei ist',)
+        """
+        return self[[bool(condition(row)) for row in self._rows()] if callable(condition) else condition]
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Each example as a dictionary: its label, and by language its prompts, answers and choices."""
+        tables = {"prompts": self.prompts, "answers": self.answers, "choices": self.choices}
+        for place, label in enumerate(self.examples):
+            yield {
+                "example": label,
+                **{
+                    name: table and {language: rows[place] for language, rows in table.items()}
+                    for name, table in tables.items()
+                },
+            }
 
     def with_chat_template(self, tokenizer: Any, *, system: str | None = None, **options: Any) -> ParallelPrompts:
-        """Each prompt as the user's message of a chat, up to where the assistant begins to answer.
+        """Make of each prompt the user's message of a chat, up to where the assistant begins to answer.
 
         Answers and choices begin as the template has it: mostly without the space that a plain prompt needs. The last
         token of every prompt is then the template's, the same in all languages.
@@ -196,7 +214,7 @@ class ParallelPrompts:
         Args:
             tokenizer: the model's, such as `model.tokenizer`.
             system: a message that comes before the prompt.
-            options: what else the template knows, such as `enable_thinking=False`.
+            options: other options that the template knows, such as `enable_thinking=False`.
 
         Raises:
             NeuronShareError: the tokenizer has no chat template, or it refuses the messages.
@@ -212,33 +230,12 @@ class ParallelPrompts:
         """
         if not getattr(tokenizer, "chat_template", None):
             raise NeuronShareError(
-                "The tokenizer has no chat template; that of a base model has none: use the prompts as they are."
+                "The tokenizer has no chat template, as that of a base model has none; use the prompts as they are."
             )
-        before = [] if system is None else [{"role": "system", "content": system}]
-
-        def rendered(prompt: str, *answer: dict[str, str], **how: bool) -> str:
-            messages = [*before, {"role": "user", "content": prompt}, *answer]
-            try:
-                text: str = tokenizer.apply_chat_template(messages, tokenize=False, **how, **options)
-            except Exception as error:  # whatever a template may raise
-                raise NeuronShareError(f"The chat template refuses the messages: {error}") from error
-            return text
-
-        opened = {
-            language: [rendered(text, add_generation_prompt=True) for text in texts]
-            for language, texts in self.prompts.items()
-        }
-        try:
-            whole = rendered("Q", {"role": "assistant", "content": "A"}, continue_final_message=True)
-            space = whole.removeprefix(rendered("Q", add_generation_prompt=True)).removesuffix("A")
-        except NeuronShareError:  # a template that cannot be continued says nothing of a space
-            space = ""
-        # Lines before an answer belong to the prompt, a space to the answer: tokenizers merge it with the first word.
-        space = space if space.isspace() else ""
-        end = space.rfind("\n") + 1
-        lines, space = space[:end], space[end:]
+        chat = _Chat(tokenizer, system, options)
+        lines, space = chat.before_answer()
         return ParallelPrompts(
-            {language: [text + lines for text in texts] for language, texts in opened.items()},
+            {language: [chat.opened(text) + lines for text in texts] for language, texts in self.prompts.items()},
             self.answers
             and {language: [space + text.lstrip() for text in texts] for language, texts in self.answers.items()},
             self.choices
@@ -249,7 +246,7 @@ class ParallelPrompts:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each example and language: example, language, prompt[, answer][, choices].
+        """Make a long table, one row for each example and language: example, language, prompt[, answer][, choices].
 
         Example:
             >>> print(ParallelPrompts({"en": ["Red and"], "de": ["Rot und"]}).to_frame().to_string(index=False))
@@ -258,62 +255,32 @@ class ParallelPrompts:
                    0       de Rot und
         """
         rows = []
-        for index, example in enumerate(self.examples):
+        for place, example in enumerate(self.examples):
             for language in self.languages:
-                row: dict[str, Any] = {
-                    "example": example,
-                    "language": language,
-                    "prompt": self.prompts[language][index],
-                }
+                row: dict[str, Any] = {"example": example, "language": language}
+                row["prompt"] = self.prompts[language][place]
                 if self.answers is not None:
-                    row["answer"] = self.answers[language][index]
+                    row["answer"] = self.answers[language][place]
                 if self.choices is not None:
-                    row["choices"] = list(self.choices[language][index])
+                    row["choices"] = list(self.choices[language][place])
                 rows.append(row)
         return pd.DataFrame(rows)
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, *, name: str = "") -> ParallelPrompts:
-        """From a long table with columns example, language, prompt[, answer][, choices], in any order of rows.
+        """Read a long table with the columns example, language, prompt[, answer][, choices], its rows in any order.
 
         Examples and languages keep the order in which they first appear; rows are aligned by `example`.
 
         Raises:
-            NeuronShareError: a column is missing, an example lacks a language, or a pair stands there twice.
+            NeuronShareError: a column is missing, an example lacks a language, or a pair of both appears twice.
 
         Example:
             >>> table = pd.DataFrame({"example": [7, 7], "language": ["en", "de"], "prompt": ["Red and", "Rot und"]})
             >>> ParallelPrompts.from_frame(table).prompts
             {'en': ('Red and',), 'de': ('Rot und',)}
         """
-        if not isinstance(frame, pd.DataFrame):
-            raise NeuronShareError(f"frame is a {type(frame).__name__}; give a pandas DataFrame.")
-        missing = [column for column in COLUMNS if column not in frame.columns]
-        if missing:
-            raise NeuronShareError(
-                f"The table lacks the column(s) {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}. "
-                f"It needs {', '.join(COLUMNS)}, and may have {', '.join(OPTIONAL_COLUMNS)}."
-            )
-        keys = frame[["example", "language"]]
-        if keys.isna().to_numpy().any():
-            row = int(keys.isna().any(axis=1).to_numpy().argmax())
-            raise NeuronShareError(f"Row {row} of the table has no example or no language; fill it in or drop the row.")
-        twice = keys[keys.duplicated()]
-        if len(twice):
-            example, language = next(twice.itertuples(index=False, name=None))
-            raise NeuronShareError(
-                f"Example {example!r} stands more than once in language {language!r} "
-                f"({len(twice)} such rows); keep one row for each example and language."
-            )
-        examples, languages = keys["example"].unique().tolist(), keys["language"].unique().tolist()
-        if len(frame) < len(examples) * len(languages):
-            present = set(keys.itertuples(index=False, name=None))
-            lacking = [(e, la) for e in examples for la in languages if (e, la) not in present]
-            example, language = lacking[0]
-            raise NeuronShareError(
-                f"Example {example!r} has no row in language {language!r} ({len(lacking)} rows are missing in all); "
-                "every example needs every language: add the rows or drop those examples."
-            )
+        examples, languages = _labels_of(frame)
         indexed = frame.set_index(["language", "example"])
 
         def column(name: str) -> dict[str, list[Any]] | None:
@@ -332,10 +299,10 @@ class ParallelPrompts:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, *, name: str = "") -> ParallelPrompts:
-        """From a Hugging Face `datasets.Dataset` with the columns of `from_frame`.
+        """Read a Hugging Face `datasets.Dataset` with the columns of `from_frame`.
 
         Raises:
-            NeuronShareError: as `from_frame`, or for a DatasetDict (choose a split).
+            NeuronShareError: as for `from_frame`, or for a DatasetDict (choose a split).
 
         Example:
             >>> from datasets import Dataset
@@ -350,14 +317,83 @@ class ParallelPrompts:
         return cls.from_frame(dataset.to_pandas(), name=name)
 
 
+class _Chat:
+    """A chat of one question, as a tokenizer's template writes it."""
+
+    def __init__(self, tokenizer: Any, system: str | None, options: Mapping[str, Any]) -> None:
+        self._tokenizer, self._options = tokenizer, options
+        self._before = [] if system is None else [{"role": "system", "content": system}]
+
+    def opened(self, question: str) -> str:
+        """Write the question, up to where the assistant begins to answer."""
+        return self._written({"role": "user", "content": question}, add_generation_prompt=True)
+
+    def before_answer(self) -> tuple[str, str]:
+        """Find what the template puts before an answer: lines, which belong to the prompt, and a space.
+
+        The space belongs to the answer, since tokenizers merge it with the first word.
+        """
+        question, answer = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+        try:
+            whole = self._written(question, answer, continue_final_message=True)
+            space = whole.removeprefix(self.opened("Q")).removesuffix("A")
+        except NeuronShareError:  # a template that cannot be continued does not say what comes before an answer
+            space = ""
+        space = space if space.isspace() else ""
+        end = space.rfind("\n") + 1
+        return space[:end], space[end:]
+
+    def _written(self, *messages: dict[str, str], **how: bool) -> str:
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                [*self._before, *messages], tokenize=False, **how, **self._options
+            )
+        except Exception as error:  # whatever a template may raise
+            raise NeuronShareError(f"The chat template refuses the messages: {error}") from error
+        return text
+
+
+def _labels_of(frame: pd.DataFrame) -> tuple[list[Hashable], list[str]]:
+    """The examples and the languages of a long table that has one row for each pair of them; refuse any other table."""
+    if not isinstance(frame, pd.DataFrame):
+        raise NeuronShareError(f"frame is a {type(frame).__name__}; give a pandas DataFrame.")
+    missing = [column for column in COLUMNS if column not in frame.columns]
+    if missing:
+        raise NeuronShareError(
+            f"The table lacks the column(s) {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}. "
+            f"It needs {', '.join(COLUMNS)}, and may have {', '.join(OPTIONAL_COLUMNS)}."
+        )
+    keys = frame[["example", "language"]]
+    if keys.isna().to_numpy().any():
+        row = int(keys.isna().any(axis=1).to_numpy().argmax())
+        raise NeuronShareError(f"Row {row} of the table has no example or no language; fill it in or drop the row.")
+    twice = keys[keys.duplicated()]
+    if len(twice):
+        example, language = next(twice.itertuples(index=False, name=None))
+        raise NeuronShareError(
+            f"Example {example!r} appears more than once in language {language!r} "
+            f"({len(twice)} such rows); keep one row for each example and language."
+        )
+    examples, languages = keys["example"].unique().tolist(), keys["language"].unique().tolist()
+    if len(frame) < len(examples) * len(languages):
+        present = set(keys.itertuples(index=False, name=None))
+        lacking = [(e, la) for e in examples for la in languages if (e, la) not in present]
+        example, language = lacking[0]
+        raise NeuronShareError(
+            f"Example {example!r} has no row in language {language!r} ({len(lacking)} rows are missing in all); "
+            "every example needs every language: add the rows or drop those examples."
+        )
+    return examples, languages
+
+
 def hashes_of(prompts: ParallelPrompts) -> list[str]:
-    """For each example the hashes of its prompts in all languages, sorted, so that their order does not matter.
+    """Hash each example's prompts in all languages; hashes are sorted, so that the order of languages does not matter.
 
     Example:
-        >>> one = ParallelPrompts({"en": ["Red and"], "de": ["Rot und"], "fr": ["Rouge et"]})
-        >>> hashes_of(one) == hashes_of(one.select(["fr", "de", "en"]))
+        >>> prompts = ParallelPrompts({"en": ["Red and"], "de": ["Rot und"], "fr": ["Rouge et"]})
+        >>> hashes_of(prompts) == hashes_of(prompts.select(["fr", "de", "en"]))
         True
-        >>> are_of(hashes_of(one)[0], hashes_of(one.select(["fr", "en"]))[0])
+        >>> are_of(hashes_of(prompts)[0], hashes_of(prompts.select(["fr", "en"]))[0])
         True
     """
     return [
@@ -369,12 +405,12 @@ def hashes_of(prompts: ParallelPrompts) -> list[str]:
 
 
 def are_of(hashes: str, others: str) -> bool:
-    """Whether an example has the prompts that others are hashes of, and maybe more languages."""
+    """Tell whether an example has the prompts that the other hashes stand for, and maybe more languages."""
     return set(others.split()) <= set(hashes.split())
 
 
 def short_hash(text: str) -> str:
-    """Sixteen hexadecimal digits that stand for a text.
+    """Shorten a text to sixteen hexadecimal digits that stand for it.
 
     Example:
         >>> short_hash("Rot und")
@@ -384,14 +420,45 @@ def short_hash(text: str) -> str:
 
 
 def as_list(texts: Any) -> Any:
-    """Numpy arrays and pandas columns as the lists that they stand for."""
+    """Turn a numpy array or a pandas column into a list; leave everything else as it is."""
     return texts.tolist() if hasattr(texts, "tolist") else texts
+
+
+def _check_languages(prompts: Any) -> None:
+    """Refuse prompts that are not a mapping from at least two languages, none of them called "all"."""
+    if not isinstance(prompts, Mapping):
+        raise NeuronShareError(
+            f"prompts is a {type(prompts).__name__}; give a mapping from each language to its list of prompts, "
+            'such as {"en": [...], "de": [...]}.'
+        )
+    if len(prompts) < 2:
+        raise NeuronShareError(
+            f"prompts has {len(prompts)} language(s) ({', '.join(map(str, prompts))}); "
+            "sharing is between languages, so give at least two."
+        )
+    refuse_language_all(prompts)
+
+
+def _common_length(prompts: Mapping[str, Sequence[str]]) -> int:
+    """The number of examples, which must be the same in every language and not 0."""
+    lengths = {language: len(texts) for language, texts in prompts.items()}
+    if len(set(lengths.values())) > 1:
+        raise NeuronShareError(
+            "The languages have different numbers of prompts: "
+            + ", ".join(f"{language} {length}" for language, length in lengths.items())
+            + ". Example i must mean the same in every language: align the lists, or use "
+            "ParallelPrompts.from_frame, which aligns by the column 'example'."
+        )
+    length = next(iter(lengths.values()))
+    if length == 0:
+        raise NeuronShareError("prompts has no examples: every list is empty. Give at least one prompt a language.")
+    return length
 
 
 def _texts(texts: Sequence[str], what: str, language: str, example: Callable[[int], Hashable]) -> tuple[str, ...]:
     """The texts as a tuple, each a string that is not empty; `example` names text i's example in messages."""
     if not isinstance(language, str):
-        raise NeuronShareError(f"{language!r} is no name of a language; use a string such as 'en'.")
+        raise NeuronShareError(f"{language!r} is not the name of a language; use a string such as 'en'.")
     texts = as_list(texts)
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise NeuronShareError(

@@ -32,7 +32,8 @@ from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.maths.impact import generation_impact
 from tl_neuronshare.models import Hooks, LensModel, Site
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
-from tl_neuronshare.results.sharing import TYPES, NeuronSharing, NeuronType, as_type
+from tl_neuronshare.results.sharing import NeuronSharing
+from tl_neuronshare.results.types import TYPES, NeuronType, as_type
 from tl_neuronshare.running import provenance
 from tl_neuronshare.running.plan import Batch, BatchSize, Loop, Plan, Running, running
 

@@ -20,8 +20,10 @@ from tl_neuronshare.checks import Options, flag, is_count, option, or_none, shar
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.draws import drawn
 from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.results.identity import first_differing
 from tl_neuronshare.results.masks import check_mask
-from tl_neuronshare.results.sharing import NeuronSharing, NeuronType, as_type, first_differing
+from tl_neuronshare.results.sharing import NeuronSharing
+from tl_neuronshare.results.types import NeuronType, as_type
 
 _MAJORITY = 0.5
 

@@ -26,7 +26,8 @@ from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.maths.impact import largest
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.results.sharing import TYPES, NeuronSharing
+from tl_neuronshare.results.sharing import NeuronSharing
+from tl_neuronshare.results.types import TYPES
 from tl_neuronshare.running.plan import BatchSize
 
 Score = Literal["generation", "correctness"]

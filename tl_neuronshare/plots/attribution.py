@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,16 +14,19 @@ from tl_neuronshare.plots.drawing import (
     COLOURS,
     HATCHES,
     LABELS,
-    STYLE,
     bars,
-    entitle,
     layer_axis,
+    legend_below,
     line,
+    name_panel,
     of_language,
+    places_of,
     require,
+    styled_figure,
+    whiskers,
 )
 
-_FEW_LAYERS = 12  # whose bars are wide enough for hatches
+_FEW_LAYERS = 12  # the most layers whose bars are wide enough for hatches
 _UNITS = {"generation": "generation impact (length)", "correctness": "correctness impact (logits)"}
 _READINGS = {
     "mean_positive_share": "positive, mean of shares",
@@ -46,11 +48,11 @@ _CHECKED = {
 
 
 def top_shares(table: pd.DataFrame, *, title: str = "") -> Figure:
-    """Which types the neurons are of that write the most, by layer: a panel for each language and for their mean.
+    """Draw the types of the neurons that write the most, by layer: a panel for each language and for their mean.
 
     Args:
-        table: of `attribute`. Bars are stacked and add up to 100 %; the dots across them are what the all-shared
-            neurons' share would be for as many neurons drawn at random.
+        table: the table of `attribute`. Bars are stacked and add up to 100 %. The dots across them are the share that
+            the all-shared neurons would have if as many neurons were drawn at random.
         title: above all panels.
 
     Raises:
@@ -67,51 +69,53 @@ def top_shares(table: pd.DataFrame, *, title: str = "") -> Figure:
     n_columns = min(5, len(languages))
     n_rows = -(-len(languages) // n_columns)
     few_layers = rows["layer"].nunique() <= _FEW_LAYERS
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 0.9 + 1.35 * n_rows), layout="constrained")
+    with styled_figure(0.9 + 1.35 * n_rows, title) as figure:
         panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
         for axes, language in zip(panels.flat, languages, strict=False):
-            of_language = rows[rows["language"] == language]
-            below = 0.0
-            for index, label in enumerate(LABELS):
-                found = of_language[of_language["type"] == label]
-                layers, values = found["layer"].astype(int), found["value"].to_numpy()
-                axes.bar(
-                    layers,
-                    values,
-                    0.9 if few_layers else 1.0,
-                    bottom=below,
-                    color=COLOURS[index],
-                    hatch=HATCHES[index] * 2 if few_layers else None,
-                    edgecolor="white",
-                    linewidth=0,
-                    label=label,
-                )
-                below = below + values
-            random = of_language[of_language["type"] == LABELS[0]]
-            layers = random["layer"].astype(int)
-            ends = (layers - 0.5, layers + 0.5)
-            axes.hlines(random["chance"], *ends, color="black", linestyle=":", label="as many random as all-shared")
-            axes.set_title(language, loc="left", fontsize=8)
-            axes.set_ylim(0, 100)
-            axes.set_xlim(layers.min() - 0.6, layers.max() + 0.6)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
+            _stack(axes, rows[rows["language"] == language], few_layers=few_layers)
+            name_panel(axes, language)
         for axes in panels.flat[len(languages) :]:
             axes.set_visible(False)
         for axes in panels[-1]:
             axes.set_xlabel("layer")
         figure.supylabel("top-K neurons (%)", fontsize=8)
-        figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
-        entitle(figure, title)
+        legend_below(figure, panels.flat[0], columns=5)
     return figure
 
 
+def _stack(axes: Axes, rows: pd.DataFrame, *, few_layers: bool) -> None:
+    """Stack the types' shares by layer, and mark the share of as many random neurons as there are all-shared ones."""
+    below = np.zeros(rows["layer"].nunique())
+    for index, label in enumerate(LABELS):
+        of_type = rows[rows["type"] == label]
+        values = of_type["value"].to_numpy()
+        axes.bar(
+            of_type["layer"].astype(int),
+            values,
+            0.9 if few_layers else 1.0,
+            bottom=below,
+            color=COLOURS[index],
+            hatch=HATCHES[index] * 2 if few_layers else None,
+            edgecolor="white",
+            linewidth=0,
+            label=label,
+        )
+        below = below + values
+    all_shared = rows[rows["type"] == LABELS[0]]
+    layers = all_shared["layer"].astype(int)
+    ends = (layers - 0.5, layers + 0.5)
+    axes.hlines(all_shared["chance"], *ends, color="black", linestyle=":", label="as many random as all-shared")
+    axes.set_ylim(0, 100)
+    axes.set_xlim(layers.min() - 0.6, layers.max() + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
+
+
 def impact(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Figure:
-    """Mean and sum of both scores by layer, for each type.
+    """Draw mean and sum of both scores by layer, for each type.
 
     Args:
-        table: of `attribute`. Lines are means over examples, bands 95 % intervals.
-        language: which; `all` is the mean over languages.
+        table: the table of `attribute`. Lines are means over examples, bands 95 % intervals.
+        language: the language to show; `all` is the mean over languages.
         title: above all panels.
 
     Raises:
@@ -123,8 +127,7 @@ def impact(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Fi
         >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
         ['Mean over neurons', 'Sum over neurons']
     """
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 4.4), layout="constrained")
+    with styled_figure(4.4, title) as figure:
         panels = figure.subplots(2, 2, sharex=True)
         for row, (score, unit) in enumerate(_UNITS.items()):
             for column, statistic in enumerate(("mean", "sum")):
@@ -132,23 +135,22 @@ def impact(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Fi
                 _by_layer(axes, of_language(_attributed(table, score, statistic), language))
                 axes.set_ylabel(unit if column == 0 else "")
                 if row == 0:
-                    axes.set_title(f"{statistic.capitalize()} over neurons", loc="left", fontsize=8)
+                    name_panel(axes, f"{statistic.capitalize()} over neurons")
                 else:
                     axes.set_xlabel("layer")
-        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
-        entitle(figure, title)
+        legend_below(figure, panels[0, 0], columns=4)
     return figure
 
 
 def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Figure:
-    """What pushes the answer: the strongest neuron of each type by layer; and each type's share, by every reading.
+    """Draw what pushes the answer: the strongest neuron of each type by layer; and each type's share, by every reading.
 
     Args:
-        table: of `attribute`. Left, lines are means over examples of the largest correctness impact. Right, the types'
-            shares of the whole model's correctness impact, in all readings of the paper's figure, and two controls: the
-            dots across each group are the share that as many neurons drawn at random would have, the diamond in each
-            bar the share for a wrong answer. Bands and whiskers are 95 % intervals.
-        language: which; `all` is the mean over languages.
+        table: the table of `attribute`. Left, lines are means over examples of the largest correctness impact. Right,
+            bars are the types' shares of the whole model's correctness impact, in all readings of the paper's figure.
+            There are two controls: the dots across each group are the share that as many neurons drawn at random would
+            have, and the diamond in each bar is the share for a wrong answer. Bands and whiskers are 95 % intervals.
+        language: the language to show; `all` is the mean over languages.
         title: above both panels.
 
     Raises:
@@ -160,41 +162,45 @@ def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") 
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['largest correctness impact (logits)', "share of the model's impact (%)"]
     """
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 3.1), layout="constrained")
+    with styled_figure(3.1, title) as figure:
         left, right = figure.subplots(1, 2)
         _by_layer(left, of_language(_attributed(table, "correctness", "max"), language))
         left.set_xlabel("layer")
         left.set_ylabel("largest correctness impact (logits)")
-        left.set_title("The strongest neuron of each type", loc="left", fontsize=8)
-        left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
-        width = 0.8 / len(_READINGS)
-        for index, (statistic, label) in enumerate(_READINGS.items()):
-            rows = of_language(_attributed(table, "correctness", statistic, whole_model=True), language)
-            rows = rows.set_index("type").loc[list(LABELS)]
-            places = np.arange(len(LABELS)) + (index - (len(_READINGS) - 1) / 2) * width
-            other = "for a wrong answer" if index == 0 else None
-            right.plot(places, rows["other_answer"], "D", color="white", markeredgecolor="black", ms=3, label=other)
-            spread = np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]]))
-            colour = COLOURS[(4, 5, 7, 8)[index]]
-            bars(right, places, rows["value"], spread, width=width, index=index, colour=colour, label=label)
-            for place, chance in enumerate(rows["chance"] if index == 0 else ()):
-                label_once = "as many random neurons" if place == 0 else None
-                right.hlines(chance, place - 0.45, place + 0.45, color="black", linestyle=":", label=label_once)
-        right.set_xticks(range(len(LABELS)), [label.replace("-", "-\n") for label in LABELS], fontsize=7)
-        right.set_ylabel("share of the model's impact (%)")
-        right.set_title("All neurons of each type", loc="left", fontsize=8)
-        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
-        entitle(figure, title)
+        name_panel(left, "The strongest neuron of each type")
+        _bars_of_shares(right, table, language)
+        for axes in (left, right):
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
     return figure
 
 
+def _bars_of_shares(axes: Axes, table: pd.DataFrame, language: str) -> None:
+    """Draw each type's share of the model's correctness impact by every reading, beside both controls."""
+    groups = np.arange(len(LABELS))
+    for index, (statistic, label) in enumerate(_READINGS.items()):
+        rows = of_language(_attributed(table, "correctness", statistic, whole_model=True), language)
+        rows = rows.set_index("type").loc[list(LABELS)]
+        series = (index, len(_READINGS))
+        places = places_of(groups, series)
+        wrong = "for a wrong answer" if index == 0 else None
+        axes.plot(places, rows["other_answer"], "D", color="white", markeredgecolor="black", ms=3, label=wrong)
+        spread, colour = whiskers(rows["value"], rows), COLOURS[(4, 5, 7, 8)[index]]
+        bars(axes, places, rows["value"], spread, series, label=label, colour=colour)
+        if index == 0:
+            ends = (groups - 0.45, groups + 0.45)
+            axes.hlines(rows["chance"], *ends, color="black", linestyle=":", label="as many random neurons")
+    axes.set_xticks(range(len(LABELS)), [label.replace("-", "-\n") for label in LABELS], fontsize=7)
+    axes.set_ylabel("share of the model's impact (%)")
+    name_panel(axes, "All neurons of each type")
+
+
 def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
-    """How far scores rank the neurons of each layer as zeroing each alone does.
+    """Draw how far scores rank the neurons of each layer as zeroing each neuron alone does.
 
     Args:
-        table: of `experiments/causal_check.py`: columns target (logit, log_prob, abs_logit), layer, score, language,
-            value, low, high. Bars are means over all prompts, whiskers 95 % intervals over examples.
+        table: the table of `experiments/causal_check.py`, with the columns target (logit, log_prob, abs_logit), layer,
+            score, language, value, low and high. Bars are means over all prompts, whiskers 95 % intervals over
+            examples.
         title: above both panels.
 
     Raises:
@@ -209,29 +215,26 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
     require(table, "causal_check", ("target", "layer", "score", "language", "value", "low", "high"))
     overall = of_language(table, "all")
     targets, scores = list(overall["target"].unique()), list(overall["score"].unique())
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 2.9), layout="constrained")
+    with styled_figure(2.9, title) as figure:
         panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
         for axes, target in zip(panels, targets, strict=True):
             of_target = overall[overall["target"] == target]
-            width = 0.8 / of_target["score"].nunique()
-            for index, score in enumerate(score for score in scores if score in set(of_target["score"])):
+            present = [score for score in scores if score in set(of_target["score"])]
+            for index, score in enumerate(present):
                 rows = of_target[of_target["score"] == score]
-                places = rows["layer"] + (index - (of_target["score"].nunique() - 1) / 2) * width
-                spread = np.abs(np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]]))
-                label = _CHECKED.get(score, score)
-                bars(axes, places, rows["value"], spread, width=width, index=index, colour=COLOURS[index], label=label)
+                series, spread = (index, len(present)), whiskers(rows["value"], rows)
+                places, label = places_of(rows["layer"], series), _CHECKED.get(score, score)
+                bars(axes, places, rows["value"], spread, series, label=label)
             axes.axhline(0, color="grey", linewidth=0.5)
-            axes.set_title(_TARGETS.get(target, target), loc="left", fontsize=8)
+            name_panel(axes, _TARGETS.get(target, target))
             layer_axis(axes)
         panels[0].set_ylabel("Spearman's correlation")
-        figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
-        entitle(figure, title)
+        legend_below(figure, panels[-1], columns=4)
     return figure
 
 
 def _attributed(table: pd.DataFrame, score: str, statistic: str, *, whole_model: bool = False) -> pd.DataFrame:
-    """One statistic of `attribute`, by layer or of the whole model."""
+    """The rows of one statistic of `attribute`, by layer or of the whole model."""
     columns = ("language", "layer", "type", "score", "statistic", "value", "low", "high", "chance", "other_answer")
     require(table, "attribute", (*columns, "examples"))
     rows = table[(table["score"] == score) & (table["statistic"] == statistic)]
@@ -240,19 +243,19 @@ def _attributed(table: pd.DataFrame, score: str, statistic: str, *, whole_model:
     if missing:
         where = "of the whole model (layer 'all')" if whole_model else "by layer"
         raise NeuronShareError(
-            f"The table has no {statistic} of {score} {where} for {', '.join(missing)}; give all that attribute made."
+            f"The table has no {statistic} of {score} {where} for {', '.join(missing)}; give all rows of attribute."
         )
     return rows
 
 
 def _by_layer(axes: Axes, rows: pd.DataFrame) -> None:
-    """A line for each type, with its interval; with gaps where it is a mean of fewer than ten examples out of more."""
+    """Draw a line for each type, with its interval; it has gaps where fewer than ten examples of more have a value."""
     enough = min(FEWEST, rows["examples"].max())
     for index, label in enumerate(LABELS):
-        found = rows[rows["type"] == label]
-        found = found.mask(found["examples"] < enough).assign(layer=found["layer"])
-        layers = found["layer"].astype(int)
-        line(axes, layers, found["value"], index, label)
-        axes.fill_between(layers, found["low"], found["high"], color=COLOURS[index], alpha=0.2, linewidth=0)
+        of_type = rows[rows["type"] == label]
+        layers = of_type["layer"].astype(int)
+        shown = of_type.mask(of_type["examples"] < enough)
+        line(axes, layers, shown["value"], index, label)
+        axes.fill_between(layers, shown["low"], shown["high"], color=COLOURS[index], alpha=0.2, linewidth=0)
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

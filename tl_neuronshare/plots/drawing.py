@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from textwrap import fill
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.results.sharing import TYPES
+from tl_neuronshare.results.types import TYPES
 
-# Okabe and Ito's colours, told apart by the colour-blind too; markers and dashes say the same without colour.
+# Okabe and Ito's colours, which the colour-blind can tell apart too; markers and dashes say the same without colour.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999933", "#882255")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\")
-_FEW_CELLS = 12  # a side, which are large enough for numbers
+_GROUP = 0.8  # how wide a group of bars is
+_FEW_CELLS = 12  # the most cells a side that are large enough for numbers
 LABELS = tuple(type.label for type in TYPES)
 STYLE = {
     "font.size": 8,
@@ -29,17 +34,48 @@ STYLE = {
 }
 
 
+@contextmanager
+def styled_figure(height: float, title: str) -> Iterator[Figure]:
+    """Open a figure in our style, as wide as a page, and put the title above what is drawn in it."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.9, height), layout="constrained")
+        yield figure
+        if title:
+            figure.suptitle(fill(title, 100), fontsize=9)
+
+
+def name_panel(axes: Axes, name: str) -> None:
+    """Write a panel's name above its left corner."""
+    axes.set_title(name, loc="left", fontsize=8)
+
+
+def legend_below(figure: Figure, axes: Axes, *, columns: int, title: str | None = None) -> None:
+    """Put the legend of one panel below the whole figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, title=title, title_fontsize=7)
+
+
+def places_of(centres: Any, series: tuple[int, int]) -> Any:
+    """Say where the bars of a series are, round the centres of groups; `series` is its number, and of how many."""
+    number, n_series = series
+    return centres + (number - (n_series - 1) / 2) * (_GROUP / n_series)
+
+
 def bars(
-    axes: Axes, places: Any, values: Any, spread: Any, *, width: float, index: int, colour: str, label: str
+    axes: Axes, places: Any, values: Any, spread: Any, series: tuple[int, int], *, label: str, colour: str | None = None
 ) -> None:
-    """One of several series of bars side by side, with whiskers; told apart by hatches too."""
+    """Draw one of several series of bars side by side, with whiskers; hatches tell series apart without colour.
+
+    `places` come from `places_of`, with the same `series`, and `spread` comes from `whiskers`.
+    """
+    number, n_series = series
     axes.bar(
         places,
         values,
-        width * 0.92,
+        _GROUP / n_series * 0.92,
         yerr=spread,
-        color=colour,
-        hatch=HATCHES[index % len(HATCHES)],
+        color=colour or COLOURS[number],
+        hatch=HATCHES[number % len(HATCHES)],
         edgecolor="white",
         linewidth=0,
         error_kw={"elinewidth": 0.8, "capsize": 1.5},
@@ -47,21 +83,21 @@ def bars(
     )
 
 
-def entitle(figure: Figure, title: str) -> None:
-    """Long titles take several lines."""
-    if title:
-        figure.suptitle(fill(title, 100), fontsize=9)
+def whiskers(middle: pd.Series, rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Say how far whiskers reach below and above the middle: to the columns low and high."""
+    reach: NDArray[np.float64] = np.abs(np.stack([middle - rows["low"], rows["high"] - middle]))
+    return reach
 
 
 def line(axes: Axes, layers: Any, values: pd.Series, index: int, label: str, *, linestyle: str | None = None) -> None:
-    """Values by layer; colours and markers repeat only with different dashes."""
-    n = len(COLOURS)
+    """Draw values by layer; where there are so many lines that colours and markers repeat, dashes differ."""
+    repeats, place = divmod(index, len(COLOURS))
     axes.plot(
         layers,
         values,
-        color=COLOURS[index % n],
-        marker=MARKERS[index % n],
-        linestyle=linestyle or ("-", "--", ":")[index // n % 3],
+        color=COLOURS[place],
+        marker=MARKERS[place],
+        linestyle=linestyle or ("-", "--", ":")[repeats % 3],
         linewidth=1.2,
         label=label,
     )
@@ -75,22 +111,22 @@ def require(table: pd.DataFrame, name: str, columns: tuple[str, ...]) -> None:
 
 
 def of_language(rows: pd.DataFrame, language: str) -> pd.DataFrame:
-    """The rows of one language."""
-    found = rows[rows["language"] == language]
-    if found.empty:
+    """Take the rows of one language; refuse a language that is not in the table."""
+    chosen = rows[rows["language"] == language]
+    if chosen.empty:
         known = ", ".join(rows["language"].unique())
         raise NeuronShareError(f"language={language!r} is not in the table; use one of {known}.")
-    return found
+    return chosen
 
 
 def layer_axis(axes: Axes) -> None:
-    """An axis of layers, which are whole numbers."""
+    """Make the axis one of layers, which are whole numbers."""
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def heatmap(axes: Axes, table: pd.DataFrame, *, title: str) -> None:
-    """A square table of numbers from 0 to 1, with the numbers written in where there is room; gaps stay white."""
+    """Draw a square table of numbers from 0 to 1, with the numbers where there is room; gaps stay white."""
     values = table.to_numpy(float)
     shown = values[~np.isnan(values)]
     low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
@@ -106,4 +142,4 @@ def heatmap(axes: Axes, table: pd.DataFrame, *, title: str) -> None:
     axes.spines[:].set_visible(False)
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.85)
     bar.ax.tick_params(labelsize=7)
-    axes.set_title(title, loc="left", fontsize=8)
+    name_panel(axes, title)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.plots.drawing import COLOURS, MARKERS, STYLE, entitle, heatmap, layer_axis, line, require
+from tl_neuronshare.plots.drawing import (
+    COLOURS,
+    MARKERS,
+    heatmap,
+    layer_axis,
+    legend_below,
+    line,
+    name_panel,
+    require,
+    styled_figure,
+)
 
 _INDEX = "Jaccard index"
 _LEVELS = {
@@ -22,10 +32,11 @@ _LEVELS = {
 
 
 def language_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
-    """How far languages activate the same neurons: each pair over all layers; and by layer, beside chance.
+    """Draw how far languages activate the same neurons: each pair over all layers; and by layer, beside chance.
 
     Args:
-        table: of `language_overlap`. Right, lines are means over pairs, the band from the least to the most alike pair.
+        table: the table of `language_overlap`. Right, lines are means over pairs; the band goes from the least to the
+            most alike pair.
         title: above both panels.
 
     Raises:
@@ -37,19 +48,17 @@ def language_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
         ['Jaccard index: all layers, mean over inputs', 'By layer, mean over pairs']
     """
     require(table, "language_overlap", ("layer", "language", "other", "jaccard", "independent", "mismatched"))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 3.2), layout="constrained")
+    with styled_figure(3.2, title) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
         overall = table[table["layer"].astype(str) == "all"]
         heatmap(left, _square(overall, "language"), title=f"{_INDEX}: all layers, mean over inputs")
         _by_layer(right, table)
-        right.set_title("By layer, mean over pairs", loc="left", fontsize=8)
-        entitle(figure, title)
+        name_panel(right, "By layer, mean over pairs")
     return figure
 
 
 def _by_layer(axes: Axes, table: pd.DataFrame) -> None:
-    """The mean over pairs, beside both chance levels."""
+    """Draw the mean over pairs, beside both chance levels."""
     rows = table[table["layer"].astype(str) != "all"]
     of_layers = rows.assign(layer=rows["layer"].astype(int)).groupby("layer")[list(_LEVELS)]
     means = of_layers.mean()
@@ -71,17 +80,17 @@ def relatedness(
     tests: Mapping[str, Mapping[str, Any]],
     title: str = "",
 ) -> Figure:
-    """How far pairs of languages activate the same neurons, against how alike they are: a panel for each measure.
+    """Draw how far pairs of languages activate the same neurons, against how alike they are: a panel for each measure.
 
     Args:
-        sharing: square, such as `NeuronSharing.overlap()`.
-        similarity: for each measure a square table, such as `typological_similarity`.
-        family: square, as of `same_family`: pairs of one family have another marker.
-        tests: for each measure what `permutation_test` gave; shown above its panel.
+        sharing: a square table, such as `NeuronSharing.overlap()`.
+        similarity: for each measure a square table, such as that of `typological_similarity`.
+        family: the square table of `same_family`; pairs of one family have a marker of their own.
+        tests: for each measure the result of `permutation_test`, shown above its panel.
         title: above all panels.
 
     Raises:
-        NeuronShareError: no measure, or other tests than measures.
+        NeuronShareError: no measure, or tests of other measures.
 
     Example:
         >>> measure, family = same_script(sharing.languages), same_family(sharing.languages)
@@ -90,11 +99,9 @@ def relatedness(
         'script'
     """
     if not similarity or set(similarity) != set(tests):
-        raise NeuronShareError("Give at least one measure of similarity, and for each what permutation_test gave.")
-    languages = list(sharing.index)
-    pairs = [(one, other) for i, one in enumerate(languages) for other in languages[i + 1 :]]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 2.9), layout="constrained")
+        raise NeuronShareError("similarity and tests differ, or are empty; give the same measures in both.")
+    pairs = list(combinations(sharing.index, 2))
+    with styled_figure(2.9, title) as figure:
         panels = figure.subplots(1, len(similarity), sharey=True, squeeze=False)[0]
         for axes, (measure, table) in zip(panels, similarity.items(), strict=True):
             for index, name in enumerate(("other family", "same family")):
@@ -108,19 +115,17 @@ def relatedness(
                     label=name,
                 )
             axes.set_xlabel(measure)
-            found = tests[measure]
-            axes.set_title(f"ρ = {found['spearman']:.2f}, p = {found['p_value']:.3f}", loc="left", fontsize=8)
+            name_panel(axes, f"ρ = {tests[measure]['spearman']:.2f}, p = {tests[measure]['p_value']:.3f}")
         panels[0].set_ylabel(f"{_INDEX}, mean over inputs")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
-        entitle(figure, title)
+        legend_below(figure, panels[0], columns=2)
     return figure
 
 
 def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
-    """How far two inputs have the same neurons of one type: of one task, of two tasks, and at random.
+    """Draw how far two inputs have the same neurons of one type: inputs of one task, of two tasks, and at random.
 
     Args:
-        table: of `input_overlap`.
+        table: the table of `input_overlap`.
         title: above both panels.
 
     Raises:
@@ -133,8 +138,7 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     """
     require(table, "input_overlap", ("layer", "task", "other", "jaccard", "independent"))
     is_all = table["layer"].astype(str) == "all"
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 3.2), layout="constrained")
+    with styled_figure(3.2, title) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
         heatmap(left, _square(table[is_all], "task"), title=f"{_INDEX}: all layers, mean over pairs of inputs")
         rows = table[~is_all].assign(layer=table[~is_all]["layer"].astype(int))
@@ -144,20 +148,19 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
             ("inputs of two tasks", rows[~same], "jaccard", "--"),
             ("as many random neurons", rows, "independent", ":"),
         )
-        for index, (name, of_kind, column, dashes) in enumerate(lines):
-            found = of_kind.groupby("layer")[column].mean()
-            line(right, found.index, found, index, name, linestyle=dashes)
+        for index, (name, chosen, column, dashes) in enumerate(lines):
+            means = chosen.groupby("layer")[column].mean()
+            line(right, means.index, means, index, name, linestyle=dashes)
         right.set_ylabel(_INDEX)
         right.set_ylim(bottom=0)
         layer_axis(right)
-        right.set_title("By layer, mean over tasks", loc="left", fontsize=8)
+        name_panel(right, "By layer, mean over tasks")
         right.legend(fontsize=7)
-        entitle(figure, title)
     return figure
 
 
 def _square(pairs: pd.DataFrame, name: str) -> pd.DataFrame:
-    """A square table of the pairs' indices, in their order."""
+    """A square table of the pairs' indices, in the order of the pairs."""
     names = list(dict.fromkeys([*pairs[name], *pairs["other"]]))
     table = pairs.pivot(index=name, columns="other", values="jaccard").reindex(index=names, columns=names)
     return table.fillna(table.T)

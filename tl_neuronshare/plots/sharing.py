@@ -1,16 +1,24 @@
-"""Figures of the types of neurons: by layer, task, threshold and model, beside chance; persistence; silence."""
+"""Figures of the types of neurons: by layer, task, threshold and model, beside chance; persistence; never activated."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tl_neuronshare.plots.drawing import COLOURS, LABELS, STYLE, entitle, layer_axis, line, require
+from tl_neuronshare.plots.drawing import (
+    COLOURS,
+    LABELS,
+    layer_axis,
+    legend_below,
+    line,
+    name_panel,
+    require,
+    styled_figure,
+)
 
 _LEVELS = {
     "mean": ("measured", "-"),
@@ -20,7 +28,7 @@ _LEVELS = {
 
 
 def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "") -> Figure:
-    """Types by layer beside activation by language: the paper's figure of patterns by layer.
+    """Draw types by layer beside activation by language: the paper's figure of patterns by layer.
 
     Args:
         summary: `NeuronSharing.summary()`; lines are means, bands the standard deviation over examples.
@@ -37,8 +45,7 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
     """
     require(summary, "summary", ("layer", "type", "mean", "std"))
     require(by_language, "by_language", ("layer", "language", "mean"))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 2.9), layout="constrained")
+    with styled_figure(2.9, title) as figure:
         left, right = figure.subplots(1, 2)
         for index, label in enumerate(LABELS):
             rows = summary[summary["type"] == label]
@@ -49,27 +56,26 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
             rows = by_language[by_language["language"] == language]
             line(right, rows["layer"], rows["mean"], index, language)
         left.set_ylabel("neurons (% of layer)")
-        left.set_title("Types: mean ± std over examples", loc="left", fontsize=8)
+        name_panel(left, "Types: mean ± std over examples")
         right.set_ylabel("activated neurons (% of layer)")
-        right.set_title("Activated, by language", loc="left", fontsize=8)
+        name_panel(right, "Activated, by language")
         for axes in (left, right):
             layer_axis(axes)
             axes.margins(y=0.08)
             axes.set_ylim(bottom=0)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=7)
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=7)
-        entitle(figure, title)
     return figure
 
 
 def _spread(axes: Axes, rows: pd.DataFrame, colour: str, *, label: str | None = None) -> None:
-    """A band of a standard deviation round the mean, within 0 and 100 %."""
+    """Draw a band of a standard deviation round the mean, within 0 and 100 %."""
     low, high = (rows["mean"] - rows["std"]).clip(lower=0), (rows["mean"] + rows["std"]).clip(upper=100)
     axes.fill_between(rows["layer"], low, high, color=colour, alpha=0.2, linewidth=0, label=label)
 
 
 def chance(summary: pd.DataFrame, *, title: str = "") -> Figure:
-    """Each type by layer, beside what mismatched examples and independent languages would give.
+    """Draw each type by layer, beside what mismatched examples and independent languages would give.
 
     Args:
         summary: `NeuronSharing.summary()`. Solid lines are means over examples, bands the standard deviation.
@@ -83,27 +89,25 @@ def chance(summary: pd.DataFrame, *, title: str = "") -> Figure:
         ['all-shared', 'partial-shared', 'specific', 'non-activated']
     """
     require(summary, "summary", ("layer", "type", "mean", "std", "independent", "mismatched"))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 4.2), layout="constrained")
+    with styled_figure(4.2, title) as figure:
         panels = figure.subplots(2, 2, sharex=True)
         for axes, label in zip(panels.flat, LABELS, strict=True):
             rows = summary[summary["type"] == label]
             for index, (column, (name, dashes)) in enumerate(_LEVELS.items()):
                 line(axes, rows["layer"], rows[column], index, name, linestyle=dashes)
             _spread(axes, rows, COLOURS[0], label="± std")
-            axes.set_title(label, loc="left", fontsize=8)
+            name_panel(axes, label)
             axes.set_ylim(bottom=0)
         _share_labels(figure, panels)
-        entitle(figure, title)
     return figure
 
 
 def side_by_side(table: pd.DataFrame, *, title: str = "") -> Figure:
-    """The types of several tasks, thresholds or models by layer: a panel for each type.
+    """Draw the types of several tasks, thresholds or models by layer: a panel for each type.
 
     Args:
-        table: of `side_by_side`; lines are means over examples, bands reach from the smallest to the largest. Where the
-            first column is "model", layers are shown as a fraction of the model's depth.
+        table: the table of `side_by_side`. Lines are means over examples, bands reach from the smallest to the largest.
+            Where the first column is "model", layers are shown as a fraction of the model's depth.
         title: above all panels.
 
     Raises:
@@ -118,8 +122,7 @@ def side_by_side(table: pd.DataFrame, *, title: str = "") -> Figure:
     name = table.columns[0]
     place = "depth" if name == "model" else "layer"
     n_results = table[name].nunique()
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 4.4), layout="constrained")
+    with styled_figure(4.4, title) as figure:
         panels = figure.subplots(2, 2, sharex=True)
         for axes, label in zip(panels.flat, LABELS, strict=True):
             for index, (which, rows) in enumerate(table[table["type"] == label].groupby(name, sort=False)):
@@ -127,39 +130,35 @@ def side_by_side(table: pd.DataFrame, *, title: str = "") -> Figure:
                 colour = COLOURS[index % len(COLOURS)]
                 faint = 0.15 / n_results
                 axes.fill_between(rows[place], rows["min"], rows["max"], color=colour, alpha=faint, linewidth=0)
-                for edge in ("min", "max"):  # bands lie upon each other
+                for edge in ("min", "max"):  # bands overlap, so their edges are drawn too
                     axes.plot(rows[place], rows[edge], color=colour, linewidth=0.5, alpha=0.7)
-            axes.set_title(label, loc="left", fontsize=8)
+            name_panel(axes, label)
             axes.set_ylim(bottom=0)
         panels.flat[0].plot([], [], color="grey", linewidth=0.5, label="smallest, largest")
-        along = "layer (fraction of depth)" if place == "depth" else "layer"
-        _share_labels(figure, panels, place=along, legend=str(name))
-        entitle(figure, title)
+        _share_labels(figure, panels, is_depth=place == "depth", legend=str(name))
     return figure
 
 
-def _share_labels(figure: Figure, panels: NDArray[Any], *, place: str = "layer", legend: str | None = None) -> None:
-    """Panels of a figure have the same axes and legend."""
+def _share_labels(figure: Figure, panels: NDArray[Any], *, is_depth: bool = False, legend: str | None = None) -> None:
+    """Label axes and lines once for all panels of a figure."""
     figure.supylabel("neurons (% of layer)", fontsize=8)
     for axes in panels[-1]:
-        if place == "layer":
-            layer_axis(axes)
+        if is_depth:
+            axes.set_xlabel("layer (fraction of depth)")
         else:
-            axes.set_xlabel(place)
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    columns = min(6, len(labels))
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, fontsize=7, title=legend, title_fontsize=7
-    )
+            layer_axis(axes)
+    n_labels = len(panels.flat[0].get_legend_handles_labels()[1])
+    legend_below(figure, panels.flat[0], columns=min(6, n_labels), title=legend)
 
 
 def persistence(table: pd.DataFrame, growth: pd.DataFrame, *, title: str = "") -> Figure:
-    """Which neurons are of one type for every input: by layer, and by how many inputs there are.
+    """Draw how many neurons are of one type for every input: by layer, and by how many inputs there are.
 
     Args:
-        table: `NeuronSharing.persistence()`. Left: filled markers are the percent that is of the type for every input,
+        table: `NeuronSharing.persistence()`. Left, filled markers are the percent that is of the type for every input,
             dashes the average over inputs.
-        growth: columns inputs, type, every: right, the mean over layers of the first so many inputs.
+        growth: the same for the first 1, 2, ... inputs, with the columns inputs, type and every. Right, lines are means
+            over layers.
         title: above both panels.
 
     Raises:
@@ -172,15 +171,14 @@ def persistence(table: pd.DataFrame, growth: pd.DataFrame, *, title: str = "") -
     """
     require(table, "persistence", ("layer", "type", "average", "every"))
     require(growth, "persistence", ("inputs", "type", "every"))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 3.0), layout="constrained")
+    with styled_figure(3.0, title) as figure:
         left, right = figure.subplots(1, 2)
         for index, label in enumerate(LABELS):
             rows = table[table["type"] == label]
             line(left, rows["layer"], rows["every"], index, label)
             left.plot(rows["layer"], rows["average"], color=COLOURS[index], linestyle="--", linewidth=0.8)
-            found = growth[growth["type"] == label].groupby("inputs")["every"].mean()
-            line(right, found.index, found, index, label)
+            means = growth[growth["type"] == label].groupby("inputs")["every"].mean()
+            line(right, means.index, means, index, label)
         left.plot([], [], color="grey", linestyle="--", linewidth=0.8, label="average over inputs")
         layer_axis(left)
         right.set_xscale("log")
@@ -190,15 +188,14 @@ def persistence(table: pd.DataFrame, growth: pd.DataFrame, *, title: str = "") -
         right.minorticks_off()
         for axes, what in ((left, "every input"), (right, "the first inputs (mean of layers)")):
             axes.set_ylabel("neurons (% of layer)")
-            axes.set_title(f"Of one type for {what}", loc="left", fontsize=8)
+            name_panel(axes, f"Of one type for {what}")
             axes.set_ylim(bottom=0)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
-        entitle(figure, title)
+        legend_below(figure, left, columns=5)
     return figure
 
 
 def never_activated(table: pd.DataFrame, *, title: str = "") -> Figure:
-    """Which neurons no token activates: for an input on average, and for every input; by layer and language.
+    """Draw how many neurons no token activates: of an input on average, and of any input; by layer and language.
 
     Args:
         table: `NeuronSharing.never_activated()` of a result at position "any".
@@ -213,8 +210,7 @@ def never_activated(table: pd.DataFrame, *, title: str = "") -> Figure:
     """
     require(table, "never_activated", ("layer", "language", "mean", "every"))
     languages = [language for language in table["language"].unique() if language != "all"]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, 3.0), layout="constrained")
+    with styled_figure(3.0, title) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         named = (("mean", "By no token of an input (mean)"), ("every", "By no token of any input"))
         for axes, (column, name) in zip(panels, named, strict=True):
@@ -223,10 +219,9 @@ def never_activated(table: pd.DataFrame, *, title: str = "") -> Figure:
                 line(axes, rows["layer"], rows[column], index, language)
             rows = table[table["language"] == "all"]
             axes.plot(rows["layer"], rows[column], color="grey", linewidth=2, linestyle="--", label="in no language")
-            axes.set_title(name, loc="left", fontsize=8)
+            name_panel(axes, name)
             axes.set_ylim(bottom=0)
             layer_axis(axes)
         panels[0].set_ylabel("neurons (% of layer)")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
-        entitle(figure, title)
+        legend_below(figure, panels[0], columns=6)
     return figure

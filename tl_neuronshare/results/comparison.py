@@ -1,4 +1,4 @@
-"""Results against each other: tasks, thresholds and models side by side; languages and inputs pair by pair."""
+"""Compare results: tasks, thresholds and models side by side; languages and inputs pair by pair."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Any
 import pandas as pd
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.maths.chance import expected_intersection, jaccard
-from tl_neuronshare.results.sharing import MISMATCHES, NeuronSharing, NeuronType, first_difference
+from tl_neuronshare.results.identity import first_difference
+from tl_neuronshare.results.sharing import NeuronSharing
+from tl_neuronshare.results.tables import MISMATCHES, mismatched_level
+from tl_neuronshare.results.types import NeuronType
 
 
 def side_by_side(
@@ -25,21 +28,21 @@ def side_by_side(
     mismatches: int = MISMATCHES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The patterns of several results in one table: of tasks, thresholds or models.
+    """Put the patterns of several results into one table: of tasks, thresholds or models.
 
     Args:
-        results: for each task (threshold, model) its result, all of the same languages: with fewer of them more
-            neurons are all-shared.
-        name: of the first column, such as "task", "threshold", "model".
+        results: for each task (threshold, model) its result. All must have the same languages, since fewer languages
+            have more all-shared neurons.
+        name: the first column's name, such as "task", "threshold" or "model".
         mismatches: as in `NeuronSharing.summary`.
         seed: as in `NeuronSharing.summary`.
 
     Returns:
-        The rows of every `summary()`, with two more columns: `name`, and `depth`, the layer as a fraction of the
-        model's depth (0 the first layer, 1 the last), by which models of different depth can be compared.
+        The rows of every `summary()`, with two more columns: `name`, and `depth`. The depth is the layer as a fraction
+        of the model's depth (0 for the first layer, 1 for the last), so that models of different depth can be compared.
 
     Raises:
-        NeuronShareError: no results, or of other languages.
+        NeuronShareError: no results, or results in different languages.
 
     Source: the paper's patterns by task, by threshold, and of several models.
 
@@ -50,14 +53,16 @@ def side_by_side(
         14   first      3  13.5
         30  others      3  11.0
     """
-    first, *others = _results(results)
+    first, *others = _as_results(results)
     if not isinstance(name, str) or name in {*first[:1].summary(mismatches=0).columns, "depth"}:
-        raise NeuronShareError(f"name={name!r} is a column already, or no name; use such as task, threshold or model.")
+        raise NeuronShareError(
+            f"name={name!r} is a column already, or not a name; give one such as task, threshold or model."
+        )
     for other, result in zip(list(results)[1:], others, strict=True):
         if set(result.languages) != set(first.languages):
             raise NeuronShareError(
                 f"{name} {other!r} is of {', '.join(result.languages)}, the first of {', '.join(first.languages)}; "
-                "types are comparable for the same languages only: categorise both with these."
+                "types are comparable for the same languages only: categorise both with the same."
             )
     tables = []
     for label, result in results.items():
@@ -71,23 +76,23 @@ def side_by_side(
 def language_overlap(
     sharing: NeuronSharing, *, mismatches: int = MISMATCHES, seed: int = 0, n_resamples: int = 5000
 ) -> pd.DataFrame:
-    """How far each two languages activate the same neurons, by layer and in all, beside what chance would give.
+    """Measure how far each two languages activate the same neurons, by layer and in all, beside what chance would give.
 
     Args:
-        sharing: what `categorise` found.
-        mismatches: draws of mismatched examples; 0 saves their time.
-        seed: of the first draw.
-        n_resamples: of the bootstrap over examples.
+        sharing: the result of `categorise`.
+        mismatches: the number of draws of mismatched examples; 0 leaves this chance level out and saves its time.
+        seed: the seed of the first draw.
+        n_resamples: the number of resamples of the bootstrap over examples.
 
     Returns:
         A table with a row for each layer, and "all" for all together, and each pair of languages: layer, language,
         other, jaccard (the mean over examples of |A and B| / |A or B|; examples where both are empty are left out),
-        low, high (its 95 % interval over examples; NaN for fewer than ten), and two chance levels. `independent`: as
-        many neurons drawn at random from each layer (`chance.expected_intersection`). `mismatched`: the languages
-        show different examples; NaN where there are fewer examples than languages.
+        low, high (its 95 % interval over examples; NaN for fewer than ten), and two chance levels. `independent` is the
+        index of as many neurons drawn at random from each layer (`chance.expected_intersection`). `mismatched` is the
+        index when the languages show different examples; it is NaN where there are fewer examples than languages.
 
     Raises:
-        NeuronShareError: no number of resamples.
+        NeuronShareError: n_resamples or mismatches is not such a number, or seed is not a whole number.
 
     Example:
         >>> table = language_overlap(sharing)
@@ -97,18 +102,21 @@ def language_overlap(
     """
     bootstrap = Bootstrap(n_resamples)
     pairs = list(combinations(range(len(sharing.languages)), 2))
-    found, expected = _jaccard_of_pairs(sharing, pairs)
-    mismatched = torch.full_like(found[0], torch.nan)
-    if mismatches and sharing.n_examples >= len(sharing.languages):
-        draws = [sharing.mismatched(seed=seed + draw) for draw in range(mismatches)]
-        mismatched = torch.stack([_jaccard_of_pairs(draw, pairs)[0].nanmean(0) for draw in draws]).mean(0)
-    low, high = bootstrap.intervals(found.nan_to_num(0).numpy(), (~found.isnan()).double().numpy())
-    value, independent = found.nanmean(0), expected.nanmean(0)
+    indices, at_random = _jaccard_of_pairs(sharing, pairs)
+    low, high = bootstrap.intervals(indices.nan_to_num(0).numpy(), (~indices.isnan()).double().numpy())
+    value, independent = indices.nanmean(0), at_random.nanmean(0)
+    mismatched = mismatched_level(
+        sharing,
+        lambda drawn: _jaccard_of_pairs(drawn, pairs)[0].nanmean(0),
+        mismatches=mismatches,
+        seed=seed,
+        like=value,
+    )
     return pd.DataFrame(
         {
             "layer": layer,
-            "language": sharing.languages[a],
-            "other": sharing.languages[b],
+            "language": sharing.languages[first],
+            "other": sharing.languages[second],
             "jaccard": value[pair, place].item(),
             "low": low[pair, place],
             "high": high[pair, place],
@@ -116,29 +124,30 @@ def language_overlap(
             "mismatched": mismatched[pair, place].item(),
         }
         for place, layer in enumerate(_layers(sharing))
-        for pair, (a, b) in enumerate(pairs)
+        for pair, (first, second) in enumerate(pairs)
     )
 
 
 def input_overlap(
     results: Mapping[str, NeuronSharing], *, type: NeuronType | str = NeuronType.ALL_SHARED
 ) -> pd.DataFrame:
-    """How far the neurons of one type are the same for two inputs: of two tasks, and of one task.
+    """Measure how far the neurons of one type are the same for two inputs: of two tasks, and of one task.
 
-    Types belong to an input, so two tasks are compared input by input: every input of the one with every input of the
-    other. Whether tasks differ shows beside how much two inputs of the same task do.
+    Types belong to an input, so two tasks are compared input by input: every input of the first with every input of
+    the second. Two tasks differ if their inputs have less in common than two inputs of the same task.
 
     Args:
         results: for each task its result, of one model and the same languages.
-        type: which neurons.
+        type: the type of the neurons that are compared.
 
     Returns:
-        A table with a row for each layer, and "all" for all together, and each pair of tasks, each with itself too:
-        layer, task, other, jaccard (the mean over pairs of inputs, an input never with itself; pairs where both sets
-        are empty are left out), independent (as many neurons drawn at random from each layer), pairs (how many count).
+        A table with a row for each layer, and "all" for all together, and each pair of tasks, a task with itself
+        included: layer, task, other, jaccard (the mean over pairs of two different inputs; pairs where both sets are
+        empty are left out), independent (the index of as many neurons drawn at random from each layer), pairs (the
+        number of pairs that count).
 
     Raises:
-        NeuronShareError: no results, or of other layers, languages, weights, site, position or threshold.
+        NeuronShareError: no results, or results that differ in layers, languages, weights, site, position or threshold.
 
     Example:
         >>> table = input_overlap({"first": sharing[:1], "others": sharing[1:]})
@@ -148,7 +157,7 @@ def input_overlap(
         9    first  others     0.15         0.02      2
         14  others  others     0.06         0.01      1
     """
-    first, *others = _results(results)
+    first, *others = _as_results(results)
     for name, result in zip(list(results)[1:], others, strict=True):
         difference = first_difference(first, result)
         if difference is not None:
@@ -159,39 +168,31 @@ def input_overlap(
     masks = {task: result.mask(type) for task, result in results.items()}
     rows = []
     for task, other in combinations_with_replacement(masks, 2):
-        common = torch.stack(  # layer by layer: as floats masks take four times the bytes
-            [
-                einsum(masks[task][:, layer].float(), masks[other][:, layer].float(), "a neuron, b neuron -> a b")
-                for layer in range(first.n_layers)
-            ],
-            dim=-1,
-        )
-        one, two = rearrange(masks[task].sum(-1), "a layer -> a 1 layer"), masks[other].sum(-1)
-        pairs = torch.ones(common.shape[:2], dtype=torch.bool, device="cpu")
+        indices, at_random = _jaccard_of_inputs(masks[task], masks[other], first.widths)
+        pairs = torch.ones(indices.shape[:2], dtype=torch.bool, device="cpu")
         if task == other:
-            pairs = pairs.triu(diagonal=1)
-        widths = torch.tensor(first.widths, device="cpu")
-        found = _with_all(common.double(), one, two)[pairs]
-        independent = _with_all(expected_intersection(one.double(), two.double(), widths.double()), one, two)[pairs]
+            pairs = pairs.triu(diagonal=1)  # an input is never compared with itself
+        indices, at_random = indices[pairs], at_random[pairs]
         rows += [
             {
                 "layer": layer,
                 "task": task,
                 "other": other,
-                "jaccard": found[:, place].nanmean().item(),
-                "independent": independent[:, place].nanmean().item(),
-                "pairs": int((~found[:, place].isnan()).sum()),
+                "jaccard": indices[:, place].nanmean().item(),
+                "independent": at_random[:, place].nanmean().item(),
+                "pairs": int((~indices[:, place].isnan()).sum()),
             }
             for place, layer in enumerate(_layers(first))
         ]
     return pd.DataFrame(rows)
 
 
-def _results(results: Mapping[Any, NeuronSharing]) -> list[NeuronSharing]:
-    found = list(results.values()) if isinstance(results, Mapping) else []
-    if not found or not all(isinstance(one, NeuronSharing) for one in found):
-        raise NeuronShareError("results is no mapping from names to NeuronSharing; give {'xnli': sharing, ...}.")
-    return found
+def _as_results(results: Mapping[Any, NeuronSharing]) -> list[NeuronSharing]:
+    """The results of a mapping; refuse what is not a mapping to results."""
+    values = list(results.values()) if isinstance(results, Mapping) else []
+    if not values or not all(isinstance(value, NeuronSharing) for value in values):
+        raise NeuronShareError("results is not a mapping from names to NeuronSharing; give {'xnli': sharing, ...}.")
+    return values
 
 
 def _layers(sharing: NeuronSharing) -> list[int | str]:
@@ -200,20 +201,39 @@ def _layers(sharing: NeuronSharing) -> list[int | str]:
 
 def _jaccard_of_pairs(
     sharing: NeuronSharing, pairs: Sequence[tuple[int, int]]
-) -> tuple[Float[Tensor, "example pair layer"], Float[Tensor, "example pair layer"]]:
-    """The index of each pair of languages, and what it would be at random; by layer, and at the end in all."""
+) -> tuple[Float[Tensor, "example pair layer_and_all"], Float[Tensor, "example pair layer_and_all"]]:
+    """The index of each pair of languages, and what it would be at random: by layer, and last over all layers."""
     counts = rearrange(sharing.intersections().double(), "example layer a b -> example a b layer")
-    one, other = (list(side) for side in zip(*pairs, strict=True))
-    first, second = counts[:, one, one], counts[:, other, other]
-    expected = expected_intersection(first, second, torch.tensor(sharing.widths, device="cpu").double())
-    return _with_all(counts[:, one, other], first, second), _with_all(expected, first, second)
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    sizes, other_sizes = counts[:, first, first], counts[:, second, second]
+    return _with_chance(counts[:, first, second], sizes, other_sizes, sharing.widths)
 
 
-def _with_all(
-    common: Shaped[Tensor, "*batch layer"],
-    first: Shaped[Tensor, "*#batch layer"],
-    second: Shaped[Tensor, "*#batch layer"],
-) -> Float[Tensor, "*batch layer_and_all"]:
-    """The Jaccard index from the counts of each layer, and at the end from their sums."""
-    with_sums = [torch.cat([counts, counts.sum(-1, keepdim=True)], dim=-1) for counts in (common, first, second)]
-    return jaccard(*with_sums)
+def _jaccard_of_inputs(
+    mask: Bool[Tensor, "a layer neuron"], other: Bool[Tensor, "b layer neuron"], widths: Sequence[int]
+) -> tuple[Float[Tensor, "a b layer_and_all"], Float[Tensor, "a b layer_and_all"]]:
+    """The index of each pair of inputs, and what it would be at random: by layer, and last over all layers."""
+    common = torch.stack(  # layer by layer: as floats masks take four times the bytes
+        [
+            einsum(mask[:, layer].float(), other[:, layer].float(), "a neuron, b neuron -> a b")
+            for layer in range(len(widths))
+        ],
+        dim=-1,
+    )
+    sizes = rearrange(mask.sum(-1), "a layer -> a 1 layer")
+    return _with_chance(common.double(), sizes.double(), other.sum(-1).double(), widths)
+
+
+def _with_chance(
+    common: Float[Tensor, "*batch layer"],
+    sizes: Float[Tensor, "*#batch layer"],
+    other_sizes: Float[Tensor, "*#batch layer"],
+    widths: Sequence[int],
+) -> tuple[Float[Tensor, "*batch layer_and_all"], Float[Tensor, "*batch layer_and_all"]]:
+    """The Jaccard index from counts, and that of as many neurons drawn at random; last from the sums over layers."""
+    at_random = expected_intersection(sizes, other_sizes, torch.tensor(widths, device="cpu").double())
+
+    def index(intersection: Tensor) -> Tensor:
+        return jaccard(*(torch.cat([n, n.sum(-1, keepdim=True)], dim=-1) for n in (intersection, sizes, other_sizes)))
+
+    return index(common), index(at_random)

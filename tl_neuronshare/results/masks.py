@@ -1,7 +1,7 @@
 """Masks: boolean tensors over neurons, [layer, neuron] or [example, layer, neuron].
 
-Set algebra is that of tensors: `a | b`, `a & b`, `~a`. Here are what else one needs: random and matched controls of
-the same size, files, tables, and the neuron files of other tools.
+Masks are combined as tensors: `a | b`, `a & b`, `~a`. This module adds random and matched controls of the same size,
+files, tables, and the neuron files of other tools.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.draws import NEAR, drawn, matched
-from tl_neuronshare.results.files import write_tensors
+from tl_neuronshare.results.files import read_tensors, write_tensors
 
-_FORMAT = "tl_neuronshare.masks/1"
+_KIND = "tl_neuronshare.masks/1"
 # The order of the languages in the files of LAPE's authors.
 _LAPE_LANGUAGES = ("en", "zh", "fr", "es", "vi", "id", "ja")
 
@@ -32,16 +31,16 @@ def random_like(
     generator: torch.Generator,
     within: Bool[Tensor, "*#batch #layer neuron"] | None = None,
 ) -> Bool[Tensor, "*batch layer neuron"]:
-    """Random neurons, as many in each layer (and of each example) as the mask has; some may be the mask's own.
+    """Draw random neurons, as many in each layer (of each example) as the mask has; they may be the mask's own.
 
     Args:
-        mask: whose size to take.
-        generator: on the CPU, seeded by you.
-        within: which neurons to draw from; all by default. For layers that are narrower than the widest it must leave
-            out what is no neuron (`sharing.types != 255`).
+        mask: the mask whose size the draw has.
+        generator: a generator on the CPU, seeded by you.
+        within: which neurons to draw from; all by default. Where layers are narrower than the widest, it must leave out
+            places that are not neurons (`sharing.types != 255`).
 
     Raises:
-        NeuronShareError: no boolean mask, or a layer in which `within` has fewer neurons than are needed.
+        NeuronShareError: the mask is not boolean, or in some layer `within` has fewer neurons than are needed.
 
     Example:
         >>> mask = torch.tensor([[True, True, False, False], [False, False, False, True]])
@@ -61,18 +60,19 @@ def magnitude_matched_like(
     *,
     generator: torch.Generator,
 ) -> Bool[Tensor, "*batch layer neuron"]:
-    """For each of the mask's neurons, in random order, the nearest unused one outside the mask by impact.
+    """Match each of the mask's neurons, in random order, with the unused neuron outside it that is nearest by impact.
 
     Args:
-        mask: whose neurons to match; the match is in the same layer.
-        impact: such as `generation_impact`; NaN where there is no neuron.
-        generator: on the CPU, seeded by you.
+        mask: the mask whose neurons are matched, within their layer.
+        impact: a number for each neuron, such as `generation_impact`; NaN where there is no neuron.
+        generator: a generator on the CPU, seeded by you.
 
     Warns:
-        UserWarning: where the impact of some match is not near (within a tenth); says of what share.
+        UserWarning: some matches are not near (within a tenth); the warning says what share of them.
 
     Raises:
-        NeuronShareError: no boolean mask, another shape, or a layer with fewer neurons outside the mask than in it.
+        NeuronShareError: the mask is not boolean, impact has a different shape, or a layer has fewer neurons
+            outside the mask than in it.
 
     Example:
         >>> mask = torch.tensor([[True, False, False, True]])
@@ -90,17 +90,17 @@ def magnitude_matched_like(
             "impact is NaN or infinite for some of the mask's neurons; give finite numbers for these."
         )
     noise = torch.rand(mask.shape, generator=generator, dtype=torch.float32, device="cpu").to(impact.device)
-    found, far = matched(noise, mask.to(impact.device), impact)
-    if share := far.sum().item() / max(1, mask.sum().item()):
+    match, is_far = matched(noise, mask.to(impact.device), impact)
+    if share := is_far.sum().item() / max(1, mask.sum().item()):
         warnings.warn(
             f"For {share:.1%} of the mask's neurons no unused neuron outside it has an impact within {NEAR:.0%}.",
             stacklevel=2,
         )
-    return found.to(mask.device)
+    return match.to(mask.device)
 
 
 def check_mask(mask: Any) -> None:
-    """Refuse what is no boolean tensor over neurons."""
+    """Refuse a mask that is not a boolean tensor over neurons."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim not in (2, 3):
         is_what = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise NeuronShareError(
@@ -113,7 +113,7 @@ def save_masks(masks: Mapping[str, Bool[Tensor, "*batch layer neuron"]], path: s
     """Write masks, by name, to one safetensors file.
 
     Raises:
-        NeuronShareError: something that is no mask, or no such directory.
+        NeuronShareError: a value that is not a mask, or no such directory.
 
     Example:
         >>> masks = {"sun": torch.eye(2, dtype=torch.bool), "moon": torch.ones(1, 2, 3, dtype=torch.bool)}
@@ -124,20 +124,18 @@ def save_masks(masks: Mapping[str, Bool[Tensor, "*batch layer neuron"]], path: s
         ['moon', 'sun']
     """
     if not isinstance(masks, Mapping) or not all(isinstance(name, str) for name in masks):
-        raise NeuronShareError("masks is no mapping from a name to a mask; give {'all-shared': mask, ...}.")
+        raise NeuronShareError("masks is not a mapping from names to masks; give {'all-shared': mask, ...}.")
     for mask in masks.values():
         check_mask(mask)
-    if not Path(path).parent.is_dir() or Path(path).is_dir():
-        raise NeuronShareError(f"{str(path)!r} is no file in a directory that exists; make the directory first.")
-    tensors = {name: mask.to("cpu", copy=True).contiguous() for name, mask in masks.items()}
-    write_tensors(tensors, path, {"format": _FORMAT})
+    # Copies, since two masks may be views of one tensor, which safetensors refuses.
+    write_tensors({name: mask.to("cpu", copy=True).contiguous() for name, mask in masks.items()}, path, kind=_KIND)
 
 
 def load_masks(path: str | Path) -> dict[str, Bool[Tensor, "*batch layer neuron"]]:
     """Read what `save_masks` wrote: masks by name, in alphabetical order.
 
     Raises:
-        NeuronShareError: no such file, or not such a file.
+        NeuronShareError: no such file, a file of another kind, or a damaged one.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -147,19 +145,11 @@ def load_masks(path: str | Path) -> dict[str, Bool[Tensor, "*batch layer neuron"
         tensor([[ True, False],
                 [False,  True]])
     """
-    if not Path(path).is_file():
-        raise NeuronShareError(f"There is no file {str(path)!r}; save masks there first, or check the path.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("format") != _FORMAT:
-                raise NeuronShareError(f"{str(path)!r} holds no masks ({_FORMAT}); give one that save_masks wrote.")
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, OSError) as error:
-        raise NeuronShareError(f"{str(path)!r} cannot be read ({error}); it is damaged or no such file.") from error
+    return read_tensors(path, lambda masks, header: masks, kind=_KIND)
 
 
 def mask_to_frame(mask: Bool[Tensor, "*batch layer neuron"]) -> pd.DataFrame:
-    """A mask as a table of its neurons: layer, neuron, and before them example where the mask has that axis.
+    """List a mask's neurons in a table: layer, neuron, and before them example where the mask has that axis.
 
     Example:
         >>> print(mask_to_frame(torch.tensor([[False, True], [True, False]])).to_string(index=False))
@@ -175,7 +165,7 @@ def mask_to_frame(mask: Bool[Tensor, "*batch layer neuron"]) -> pd.DataFrame:
 def mask_from_frame(
     frame: pd.DataFrame, *, n_layers: int, d_mlp: int, n_examples: int | None = None
 ) -> Bool[Tensor, "*batch layer neuron"]:
-    """A mask from a table with the columns layer and neuron; with `n_examples`, example too.
+    """Make a mask from a table with the columns layer and neuron; with `n_examples`, also example.
 
     Raises:
         NeuronShareError: a column is missing, or a number is beyond the shape.
@@ -185,12 +175,12 @@ def mask_from_frame(
         tensor([[False,  True],
                 [ True, False]])
     """
-    columns = {"layer": n_layers, "neuron": d_mlp} if n_examples is None else {
-        "example": n_examples, "layer": n_layers, "neuron": d_mlp,
-    }  # fmt: skip
-    if n_examples is None and "example" in frame:
+    columns = {"layer": n_layers, "neuron": d_mlp}
+    if n_examples is not None:
+        columns = {"example": n_examples, **columns}
+    elif "example" in frame:
         raise NeuronShareError(
-            "The table has a column example; say n_examples=, or drop the column for one mask of all."
+            "The table has a column example; say n_examples=, or drop the column for one mask of all examples."
         )
     missing = [column for column in columns if column not in frame]
     if missing:
@@ -212,15 +202,15 @@ def mask_from_frame(
 def load_lape_neurons(
     path: str | Path, *, d_mlp: int, languages: Sequence[str] | None = None
 ) -> dict[str, Bool[Tensor, "layer neuron"]]:
-    """The language neurons that LAPE's authors publish (`MODEL.neuron.pth`), as one mask a language.
+    """Read the language neurons that LAPE's authors publish (`MODEL.neuron.pth`), as one mask a language.
 
     Args:
-        path: their file, a list of languages, each a list of layers, each a tensor of neurons.
+        path: their file: a list of languages, each a list of layers, each a tensor of neurons.
         d_mlp: how many neurons a layer of that model has (BLOOM-7B 16384, LLaMA-2-7B 11008).
-        languages: the names, in the order of the file; en zh fr es vi id [ja] by default.
+        languages: the languages' names, in the order of the file; en zh fr es vi id [ja] by default.
 
     Raises:
-        NeuronShareError: no such file, another number of languages, or neurons beyond d_mlp.
+        NeuronShareError: no such file, a different number of languages, or neurons beyond d_mlp.
 
     Source: Tang et al. 2024 (arXiv 2402.16438). The file is read with `weights_only`: no code of it is run.
 
@@ -234,19 +224,21 @@ def load_lape_neurons(
     if not Path(path).is_file():
         raise NeuronShareError(f"There is no file {str(path)!r}; give a downloaded MODEL.neuron.pth.")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling stumbles over
+        neurons_of = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling may raise
         raise NeuronShareError(f"{str(path)!r} cannot be read ({error}); is it a MODEL.neuron.pth?") from error
-    if not _is_lape(found):
-        raise NeuronShareError(f"{str(path)!r} is no list of languages, each a list of layers of neurons.")
-    names = _LAPE_LANGUAGES[: max(6, len(found))] if languages is None else tuple(languages)
-    if len(names) != len(found):
+    if not _is_lape(neurons_of):
         raise NeuronShareError(
-            f"{str(path)!r} holds {len(found)} languages, and {len(names)} are named ({', '.join(names)}); "
+            f"{str(path)!r} is not a list of languages, each a list of layers of neurons; give a MODEL.neuron.pth."
+        )
+    names = _LAPE_LANGUAGES[: max(6, len(neurons_of))] if languages is None else tuple(languages)
+    if len(names) != len(neurons_of):
+        raise NeuronShareError(
+            f"{str(path)!r} holds {len(neurons_of)} languages, and {len(names)} are named ({', '.join(names)}); "
             "name them with languages=[...], in the order of the file."
         )
     masks = {}
-    for name, layers in zip(names, found, strict=True):
+    for name, layers in zip(names, neurons_of, strict=True):
         mask = torch.zeros(len(layers), d_mlp, dtype=torch.bool, device="cpu")
         for layer, neurons in enumerate(layers):
             beyond = neurons[(neurons < 0) | (neurons >= d_mlp)]
@@ -260,10 +252,11 @@ def load_lape_neurons(
     return masks
 
 
-def _is_lape(found: Any) -> bool:
+def _is_lape(value: Any) -> bool:
+    """Whether this is a list of languages, each with as many layers, each layer a tensor."""
     return (
-        isinstance(found, list)
-        and bool(found)
-        and all(isinstance(layers, list) and all(isinstance(one, Tensor) for one in layers) for layers in found)
-        and len({len(layers) for layers in found}) == 1
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(layers, list) and all(isinstance(each, Tensor) for each in layers) for layers in value)
+        and len({len(layers) for layers in value}) == 1
     )

@@ -18,7 +18,8 @@ from tl_neuronshare.models import verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts, hashes_of, short_hash
-from tl_neuronshare.results.sharing import NeuronSharing, first_differing
+from tl_neuronshare.results.identity import first_differing
+from tl_neuronshare.results.sharing import NeuronSharing
 
 _PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch")
 _CHUNK_OF_COLUMNS = 1000  # enough for a standard deviation

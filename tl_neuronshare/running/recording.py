@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tl_neuronshare import models
-from tl_neuronshare.checks import Options, count, finite, is_count, one_of, option
+from tl_neuronshare.checks import Options, count, finite, is_count, one_of, option, refuse_language_all
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import (
     Number,
@@ -34,7 +34,8 @@ from tl_neuronshare.maths.activation import (
 from tl_neuronshare.models import LensModel, Site, verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of
-from tl_neuronshare.results.sharing import NeuronSharing, fingerprint, refuse_all
+from tl_neuronshare.results.identity import fingerprint
+from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running import provenance
 
 _CHUNK = 1 << 20  # values at a time: what is needed for a moment is little beside what the model itself needs
@@ -518,7 +519,7 @@ def _as_languages(languages: Any) -> tuple[str, ...]:
     names = () if isinstance(languages, str) or not isinstance(languages, Iterable) else tuple(languages)
     if len(set(names)) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise NeuronShareError(f"languages={languages!r}; give a list of at least two names, all different.")
-    refuse_all(names)
+    refuse_language_all(names)
     return names
 
 

@@ -1,14 +1,15 @@
-"""Fact probing with mParaRel (Fierro and Søgaard, Findings of ACL 2022): facts of Wikidata, asked by a pattern."""
+"""Fact probing with mParaRel (Fierro and Søgaard, Findings of ACL 2022): facts of Wikidata, asked by patterns."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from tl_neuronshare.checks import count
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts, short_hash
 from tl_neuronshare.tasks import reading
@@ -41,11 +42,11 @@ HOW_TO_GET = (
 )
 _COLUMNS = ("language", "relation", "template", "sub_uri", "obj_uri", "sub_label", "obj_label")
 _FOLDERS = (".", "data/mpararel_reviewed", "mpararel_reviewed")
-_NO_SPACES = ("ja", "th", "zh")  # of a data set whose templates lost their end
+_NO_SPACES = ("ja", "th", "zh")  # languages that put no space before [Y] where a data set cut it off
 
 
 class _Pair(NamedTuple):
-    """What makes an example the same in every language: the relation, and Wikidata's numbers of subject and object."""
+    """What makes an example the same in every language: the relation, and Wikidata's numbers for subject and object."""
 
     relation: str
     subject: str
@@ -75,33 +76,33 @@ def fact_probing(
     limit: int | None = None,
     seed: int = 0,
 ) -> ParallelPrompts:
-    """Facts of mParaRel, aligned by subject and object, with answers and choices.
+    """Read facts of mParaRel, aligned by subject and object, with answers and choices.
 
-    An example is a pair of subject and object that every language has. Its other choices are objects of the same
-    relation that no language's file says of its subject, and that are called differently in every language.
+    An example is a pair of subject and object that every language has. Its wrong choices are objects of the same
+    relation that are not true of its subject by any language's file, and whose names all differ in every language.
 
     Args:
         source: the folder `mpararel_reviewed` (or the repository around it), or the name of a data set.
-        relations: one or more of Wikidata's, such as P36: the object is the subject's capital.
+        relations: one or more of Wikidata's relations, such as P36: the object is the subject's capital.
         form: `continuation`: patterns that end in `[Y]`, so that the answer continues the prompt.
             `cloze`: any pattern, with a blank for `[Y]`, and an instruction in the pattern's language.
         pattern: which of a language's patterns that fit the form: a number from 0, `random` (drawn for each example
             and language), or a mapping from languages to patterns of your own, which come before the first.
         instructions: for some languages an instruction of the cloze instead of ours, with {} for the text.
-        without_pattern: a language that has no fitting pattern, or nothing of a relation: `drop` it, with a warning, or
-            `refuse`.
+        without_pattern: what happens to a language that has no fitting pattern, or no facts of a relation: `drop` it,
+            with a warning, or `refuse`.
         n_choices: the most choices that an example has, the answer included.
         languages: a list, `all` that the source has, or None for those of the paper's nine that it has. Chinese is
             `zh`, which is mParaRel's zh-hans.
         limit: the most examples to give.
-        seed: of the order of examples, the choices and random patterns.
+        seed: the seed of the order of examples, the choices and random patterns.
 
     Returns:
         Prompts whose `report` says what was kept and dropped, and how many answers are the same in several languages.
 
     Raises:
-        NeuronShareError: no such source, relation, language or pattern; a line that is not as it should be, by file and
-            number; a pair that stands twice with different labels; no example that all languages have.
+        NeuronShareError: no such source, relation, language or pattern; a line in the wrong format, by file and number;
+            a pair that appears twice with different labels; no example that all languages have.
 
     Source: mParaRel; arXiv 2406.09265, fact probing.
 
@@ -113,63 +114,52 @@ def fact_probing(
         >>> prompts.choices["en"], prompts.choices["de"]
         (((' Paris', ' Athens', ' La Paz', ' Sucre'),), ((' Paris', ' Athen', ' La Paz', ' Sucre'),))
     """
-    names = [relations] if isinstance(relations, str) else relations
     if isinstance(languages, (list, tuple)):
-        languages = [_called(language) for language in languages]
-    reading.check_task(
-        limit=limit,
-        seed=seed,
-        one_of={"form": (form, get_args(Form)), "without_pattern": (without_pattern, get_args(WithoutPattern))},
-    )
-    if not isinstance(names, (list, tuple)) or not names or len(set(names)) < len(names):
-        raise NeuronShareError(f"relations={relations!r}; give one, such as 'P36', or several different ones.")
-    if isinstance(n_choices, bool) or not isinstance(n_choices, int) or n_choices < 2:
-        raise NeuronShareError(f"n_choices is {n_choices!r}; an example needs at least two.")
-    found = _source(source)
+        languages = [_common_name(language) for language in languages]
+    one_of = {"form": (form, get_args(Form)), "without_pattern": (without_pattern, get_args(WithoutPattern))}
+    reading.check_task(limit=limit, seed=seed, one_of=one_of)
+    count("n_choices", n_choices, least=2)
+    names = _relation_names(relations)
+    facts = _source(source)
     for name in names:
-        if name not in found.relations:
+        if name not in facts.relations:
             raise NeuronShareError(
-                f"fact_probing: {str(source)!r} has no relation {name!r}; it has {', '.join(found.relations)}."
+                f"fact_probing: {str(source)!r} has no relation {name!r}; it has {', '.join(facts.relations)}."
             )
     report = Report()
-    spoken = reading.languages_of("fact_probing", languages, found.languages, report)
+    spoken = reading.languages_of("fact_probing", languages, facts.languages, report)
     _check_wording(spoken, form, names, pattern, instructions)
-    usable = _usable_patterns(found, names, spoken, form, pattern)
+    usable = _usable_patterns(facts, names, spoken, form, pattern)
     tables = {
-        language: reading.by_key((row for name in names for row in found.pairs(name, language)), language, report)
+        language: reading.by_key((row for name in names for row in facts.pairs(name, language)), language, report)
         for language in spoken
     }
-    lacking = _lacking(usable, tables, form)
-    if lacking:
-        _leave_out(lacking, tables, form, without_pattern, report)
-    spoken = list(tables)
-    by_label = {str(pair): pair for pair in reading.in_all_languages(tables, "fact_probing", report)}
-    kept = _with_choices(
-        by_label,
-        _Objects(tables, _stated(found, names, tables), seed),
-        n_choices,
-        limit=limit,
-        seed=seed,
-        report=report,
-    )
-    asking = _Asking(usable, form, pattern, CLOZE | dict(instructions or {}), seed)
-    prompts: dict[str, list[str]] = defaultdict(list)
-    answers: dict[str, list[str]] = defaultdict(list)
-    options: dict[str, list[list[str]]] = defaultdict(list)
-    for language in spoken:
-        for label, choices in kept.items():
-            pair = by_label[label]
-            prompt, before = asking.of(pair, language, tables[language][pair].subject)
-            prompts[language].append(prompt)
-            answers[language].append(before + tables[language][pair].object)
-            options[language].append([before + choice[language] for choice in choices])
-    reading.note_answers(prompts, answers, report)
-    return ParallelPrompts(
-        prompts, answers, options, f"fact_probing/{'+'.join(names)}/{form}", examples=list(kept), report=report.table()
-    )
+    _leave_out(_lacking(usable, tables, form), tables, form, without_pattern, report)
+    shared = reading.in_all_languages(tables, "fact_probing", report)
+    objects = _Objects(tables, _stated(facts, names, tables), seed)
+    choices = _with_choices(shared, objects, n_choices, limit=limit, seed=seed, report=report)
+    wording = _Wording(usable, form, pattern, CLOZE | dict(instructions or {}), seed)
+
+    def ask(language: str, pair: _Pair) -> reading.Asked:
+        prompt, space = wording.of(pair, language, tables[language][pair].subject)
+        labels = [choice[language] for choice in choices[pair]]
+        return reading.Asked(prompt, tables[language][pair].object, labels, space)
+
+    name = f"fact_probing/{'+'.join(names)}/{form}"
+    return reading.build(name, tables, list(choices), ask, report=report, answers_noted=True)
+
+
+def _relation_names(relations: Any) -> list[str]:
+    """The relations that are asked for, as a list."""
+    if isinstance(relations, str):
+        return [relations]
+    if not isinstance(relations, (list, tuple)) or not relations or len(set(relations)) < len(relations):
+        raise NeuronShareError(f"relations={relations!r}; give one, such as 'P36', or several different ones.")
+    return list(relations)
 
 
 def _source(source: str | Path) -> _Folder | _DataSet:
+    """The facts of a folder or data set."""
     path = reading.local_path(source, "fact_probing", HOW_TO_GET)
     for name in _FOLDERS:
         if path and (path / name / "tuples").is_dir() and (path / name / "patterns").is_dir():
@@ -183,11 +173,11 @@ def _source(source: str | Path) -> _Folder | _DataSet:
 
 
 class _Folder:
-    """The original: a file of JSON lines for each language and relation. What a language lacks is empty."""
+    """The original: a file of JSON lines for each language and relation. A missing file gives nothing."""
 
     def __init__(self, folder: Path) -> None:
         self._folders = {
-            _called(path.name): path.name for path in sorted((folder / "tuples").iterdir()) if path.is_dir()
+            _common_name(path.name): path.name for path in sorted((folder / "tuples").iterdir()) if path.is_dir()
         }
         self._folder = folder
         self.languages = list(self._folders)
@@ -211,30 +201,30 @@ class _Folder:
 
 
 class _DataSet:
-    """The same from a table with a row for each language, relation, template and pair, as on the hub."""
+    """The same from a table with a row for each language, relation, template and pair, as it is on the hub."""
 
     def __init__(self, data: Dataset, name: str) -> None:
         self._data, self._name = data, name
         self._read: dict[str, dict[str, list[dict[str, Any]]]] = {}  # by relation, by language
-        self.languages = sorted(map(_called, data.unique("language")))
+        self.languages = sorted(map(_common_name, data.unique("language")))
         self.relations = sorted(data.unique("relation"))
 
     def pairs(self, relation: str, language: str) -> Iterator[tuple[str, _Pair, _Labels]]:
         seen = set()
         for where, row in self._of(relation, language):
-            found = _Pair(relation, row["sub_uri"], row["obj_uri"]), _Labels(row["sub_label"], row["obj_label"])
-            if found not in seen:  # it has a row for each template
-                seen.add(found)
-                yield where, *found
+            fact = _Pair(relation, row["sub_uri"], row["obj_uri"]), _Labels(row["sub_label"], row["obj_label"])
+            if fact not in seen:  # a fact has a row for each template
+                seen.add(fact)
+                yield where, *fact
 
     def patterns(self, relation: str, language: str) -> Iterator[tuple[str, str]]:
         numbered = {(row.get("template_id", 0), row["template"]): where for where, row in self._of(relation, language)}
         for (_, template), where in sorted(numbered.items()):
             space = "" if language in _NO_SPACES else " "
-            yield where, template if "[Y]" in template else f"{template}{space}[Y]"  # some cut it off their end
+            yield where, template if "[Y]" in template else f"{template}{space}[Y]"  # some data sets cut it off
 
     def _of(self, relation: str, language: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The rows of a relation and language; of the millions that there are, only those of the relation are read."""
+        """The rows of a relation and language; of the data set's millions of rows only the relation's are read."""
         if relation not in self._read:
             of_relation = self._data.filter(
                 lambda names: [name == relation for name in names],
@@ -244,9 +234,9 @@ class _DataSet:
             )
             self._read[relation] = {name: [] for name in self.languages}
             for row in of_relation:
-                self._read[relation][_called(row["language"])].append(row)
+                self._read[relation][_common_name(row["language"])].append(row)
         for number, row in enumerate(self._read[relation][language]):
-            # With aliases an object has a list of labels, of which the first is its own.
+            # Where there are aliases, an object has a list of labels, and the first is its own.
             label = row["obj_label"]
             with_one_label = {**row, "obj_label": label[0] if isinstance(label, list) and label else label}
             where = f"{self._name}, {relation} in {language!r}, row {number}"
@@ -254,8 +244,8 @@ class _DataSet:
             yield where, reading.fields(with_one_label, _COLUMNS, where) | numbered
 
 
-def _called(folder: str) -> str:
-    """A language as the other tasks call it: mParaRel's zh-hans is zh."""
+def _common_name(folder: str) -> str:
+    """The name that the other tasks have for a language: mParaRel's zh-hans is zh."""
     return "zh" if folder == "zh-hans" else folder
 
 
@@ -264,7 +254,9 @@ def _check_wording(
 ) -> None:
     """Refuse patterns and instructions that would not be used, and a cloze without an instruction."""
     if isinstance(pattern, Mapping) and len(relations) > 1:
-        raise NeuronShareError("pattern is a mapping, and says the same of every relation; ask for one relation only.")
+        raise NeuronShareError(
+            "pattern is a mapping, which would serve every relation alike; ask for one relation only."
+        )
     if instructions is not None and (not isinstance(instructions, Mapping) or form != "cloze"):
         raise NeuronShareError(
             f"instructions={instructions!r}; give a mapping from languages to texts with {{}}, for form='cloze' only."
@@ -273,12 +265,12 @@ def _check_wording(
     for what, given in (("pattern", pattern if isinstance(pattern, Mapping) else {}), ("instructions", own)):
         for language in given:
             if language not in languages:
-                raise NeuronShareError(f"{what} is for {language!r} too; the languages are {', '.join(languages)}.")
+                raise NeuronShareError(f"{what} is for {language!r} too; give it only for {', '.join(languages)}.")
     for language in languages if form == "cloze" else ():
         text = own.get(language, CLOZE.get(language))
         if not isinstance(text, str) or "{}" not in text:
             raise NeuronShareError(
-                f"fact_probing has no instruction in {language!r}; it has some in {', '.join(CLOZE)}. Give "
+                f"fact_probing has no instruction in {language!r}, only in {', '.join(CLOZE)}. Give "
                 f"instructions={{{language!r}: '... {{}} ...'}}, with {{}} for the text."
             )
 
@@ -286,7 +278,7 @@ def _check_wording(
 def _usable_patterns(
     source: _Folder | _DataSet, relations: Sequence[str], languages: Sequence[str], form: Form, pattern: Any
 ) -> dict[str, dict[str, list[str]]]:
-    """For each language and relation the patterns that fit the form, in their order; the user's own come first."""
+    """For each language and relation the patterns that fit the form, in their order; the user's own comes first."""
     own = pattern if isinstance(pattern, Mapping) else {}
     if not own and pattern != "random" and (isinstance(pattern, (bool, str)) or not isinstance(pattern, int)):
         raise NeuronShareError(f"pattern={pattern!r}; give a number from 0, 'random', or a mapping from languages.")
@@ -301,7 +293,9 @@ def _usable_patterns(
             ]
             usable[language][relation] = fitting
             if given and fitting[:1] != [own[language]]:
-                raise NeuronShareError(f"pattern[{language!r}] is {own[language]!r}, which does not end in [Y].")
+                raise NeuronShareError(
+                    f"pattern[{language!r}] is {own[language]!r}, which does not end in [Y]; end it so."
+                )
             if fitting and isinstance(pattern, int) and not 0 <= pattern < len(fitting):
                 raise NeuronShareError(
                     f"pattern={pattern}: language {language!r} has {len(fitting)} patterns of {relation} for a {form}, "
@@ -311,7 +305,7 @@ def _usable_patterns(
 
 
 def _ending(pattern: str, where: str) -> str | None:
-    """What stands before [Y] if that is the pattern's end, or None."""
+    """What comes before [Y] if that is the pattern's end, otherwise None."""
     for part in ("[X]", "[Y]"):
         if not isinstance(pattern, str) or pattern.count(part) < 1:
             raise NeuronShareError(
@@ -325,15 +319,15 @@ def _lacking(
     usable: Mapping[str, Mapping[str, Sequence[str]]], tables: Mapping[str, Mapping[_Pair, Any]], form: Form
 ) -> dict[str, str]:
     """The languages in which not every relation can be asked for, and why."""
-    found = {}
-    for language, of_language in usable.items():
-        there = {pair.relation for pair in tables[language]}
-        for relation, patterns in of_language.items():
-            if relation not in there:
-                found[language] = f"nothing of {relation}"
+    reasons = {}
+    for language, patterns_of in usable.items():
+        present = {pair.relation for pair in tables[language]}
+        for relation, patterns in patterns_of.items():
+            if relation not in present:
+                reasons[language] = f"nothing of {relation}"
             elif not patterns:
-                found[language] = f"no pattern of {relation}" + " that ends in [Y]" * (form == "continuation")
-    return found
+                reasons[language] = f"no pattern of {relation}" + " that ends in [Y]" * (form == "continuation")
+    return reasons
 
 
 def _leave_out(
@@ -343,7 +337,9 @@ def _leave_out(
     without_pattern: WithoutPattern,
     report: Report,
 ) -> None:
-    """Drop these languages from the tables with a warning, or refuse, as the user asked."""
+    """Drop the lacking languages from the tables with a warning, or refuse them, as the user asked."""
+    if not lacking:
+        return
     reasons = "; ".join(f"{language}: {reason}" for language, reason in lacking.items())
     how = ' Use form="cloze", which takes any pattern, or other languages.' if form == "continuation" else ""
     if without_pattern == "refuse" or len(tables) - len(lacking) < 2:
@@ -354,30 +350,30 @@ def _leave_out(
 
 
 def _with_choices(
-    by_label: Mapping[str, _Pair], objects: _Objects, n_choices: int, *, limit: int | None, seed: int, report: Report
-) -> dict[str, list[Mapping[str, str]]]:
-    """The first examples of those that have a second choice, with their choices."""
-    kept: dict[str, list[Mapping[str, str]]] = {}
+    pairs: Collection[_Pair], objects: _Objects, n_choices: int, *, limit: int | None, seed: int, report: Report
+) -> dict[_Pair, list[Mapping[str, str]]]:
+    """Draw at most `limit` of the pairs that have a second choice, and their choices."""
+    kept: dict[_Pair, list[Mapping[str, str]]] = {}
     alone = 0
-    for label in reading.in_order(by_label, seed):
+    for pair in reading.in_order(pairs, seed):
         if len(kept) == limit:
             break
-        choices = objects.choices(by_label[label], n_choices)
+        choices = objects.choices(pair, n_choices)
         if choices:
-            kept[label] = choices
+            kept[pair] = choices
         else:
             alone += 1
     if not kept:
         raise NeuronShareError("fact_probing: no example has a second choice; ask for other relations or languages.")
     report.dropped("all", "no other object to choose from", alone)
-    report.examples(len(kept), limit=limit, beyond=len(by_label) - alone - len(kept))
+    report.examples(len(kept), limit=limit, beyond=len(pairs) - alone - len(kept))
     return kept
 
 
 def _stated(
     source: _Folder | _DataSet, relations: Sequence[str], tables: Mapping[str, Iterable[_Pair]]
 ) -> dict[tuple[str, str], set[str]]:
-    """The objects that the file of any language says of each subject, also languages that were not asked for."""
+    """For each subject the objects that are true of it by the file of any language, asked for or not."""
     true: dict[tuple[str, str], set[str]] = defaultdict(set)
     others = (
         pair
@@ -405,18 +401,19 @@ class _Objects:
         for language, table in tables.items():
             for pair, labels in table.items():
                 counts[pair.relation, pair.object].setdefault(language, Counter())[labels.object] += 1
-        # Of several labels the most frequent, of equally frequent ones the first in the alphabet.
+        # Of several labels the most frequent is taken, and of equally frequent ones the first in the alphabet.
         self._labels: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
-        for (relation, object), of_object in counts.items():
+        for (relation, object), by_language in counts.items():
             self._labels[relation][object] = {
-                language: min(found, key=lambda label: (-found[label], label)) for language, found in of_object.items()
+                language: min(labels, key=lambda label: (-labels[label], label))
+                for language, labels in by_language.items()
             }
 
     def choices(self, pair: _Pair, n_choices: int) -> list[Mapping[str, str]] | None:
-        """The pair's object among others, what each language calls them; None if there is no other."""
+        """The pair's object and wrong ones, by their names in each language; None if there is no wrong one."""
         labels, true = self._labels[pair.relation], self._true[pair.relation, pair.subject]
         drawn = {pair.object: {language: table[pair].object for language, table in self._tables.items()}}
-        # Neither may another be called as something that is true, nor as one that was drawn before.
+        # The name of a wrong object must differ from those of true objects and of objects drawn before.
         taken = {
             language: {
                 label.casefold() for label in (drawn[pair.object][language], *self._names(labels, true, language))
@@ -442,7 +439,7 @@ class _Objects:
         return (labels[object][language] for object in objects if language in labels.get(object, ()))
 
 
-class _Asking:
+class _Wording:
     """Which pattern asks for a pair in a language, and how."""
 
     def __init__(

@@ -1,13 +1,13 @@
-"""MGSM (Shi et al., ICLR 2023): 250 problems of school mathematics, in eleven languages, each answered by a number."""
+"""MGSM (Shi et al., ICLR 2023): 250 problems of school mathematics in eleven languages, each answered by a number."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
@@ -24,6 +24,14 @@ HUB_LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh
 _NUMBER = re.compile(r"-?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")
 
 
+class _Problem(NamedTuple):
+    """A problem in one language: where it is, its question, and the number that answers it."""
+
+    where: str
+    question: str
+    answer: str
+
+
 def mgsm(
     source: str | Path = "juletxara/mgsm",
     *,
@@ -32,26 +40,26 @@ def mgsm(
     limit: int | None = None,
     seed: int = 0,
 ) -> ParallelPrompts:
-    """Problems of MGSM's test set, with the number that answers each; to be scored by `scoring="number"`.
+    """Read problems of MGSM's test set, with the number that answers each; score them by `scoring="number"`.
 
-    MGSM has no keys: problem i is the same in every language. A file that has another answer somewhere, or problems
-    too few, is refused. Lines that changed places and have the same answer cannot be told from right ones.
+    MGSM has no keys: problem i is the same in every language. Files are refused if an answer differs between languages,
+    or if one has fewer problems. Lines that changed places and have the same answer cannot be detected.
 
     Args:
         source: the hub's data set or a local copy of its repository, or the original folder with `mgsm_LANGUAGE.tsv`.
-        instructions: the words for question and answer in the problem's language (`native`), or in English.
+        instructions: `native`, the words for question and answer in the problem's language, or `english`.
         languages: a list, `all` that the source has, or None for those of the paper's nine that it has: MGSM has no
             Turkish and no Vietnamese.
         limit: the most examples to give.
-        seed: of the order of examples.
+        seed: the seed of the order of examples.
 
     Returns:
-        Prompts that end in the word for answer; no choices. Answers are numbers in digits, without separators. An
-        example is called by its place in the file, from 1.
+        Prompts that end in the word for answer, without choices. Answers are numbers in digits, without separators. An
+        example is labelled by its place in the file, from 1.
 
     Raises:
-        NeuronShareError: no such source or language; a line that is not as it should be, by file and number; languages
-            that disagree on an answer or have different numbers of problems.
+        NeuronShareError: no such source or language; a line in the wrong format, by file and number; languages that
+            disagree on an answer or have different numbers of problems.
 
     Source: MGSM; the paper has no mathematics.
 
@@ -72,44 +80,35 @@ def mgsm(
     if instructions == "native":
         reading.check_wording("mgsm", chosen, QUESTION, 'instructions="english"')
     tables = {
-        language: list(_of_file(files[language]) if files else _of_data_set(path or source, language))
+        language: reading.by_key(
+            _of_file(files[language]) if files else _of_data_set(path or source, language), language, report
+        )
         for language in chosen
     }
-    for language in chosen:
-        report.kept(language, "read", len(tables[language]))
     _check_parallel(tables)
-    numbers = reading.first(reading.in_order(map(str, range(1, len(tables[chosen[0]]) + 1)), seed), limit, report)
-    wording = {language: QUESTION[language if instructions == "native" else "en"] for language in chosen}
-    problems = {language: [tables[language][int(number) - 1] for number in numbers] for language in chosen}
-    prompts = {
-        language: [wording[language].replace("{}", question) for _, question, _ in problems[language]]
-        for language in chosen
-    }
-    return ParallelPrompts(
-        prompts,
-        {
-            language: [reading.before_answer(wording[language]) + number for _, _, number in problems[language]]
-            for language in chosen
-        },
-        name="mgsm",
-        examples=[int(number) for number in numbers],
-        report=report.table(),
-    )
+
+    def ask(language: str, number: int) -> reading.Asked:
+        problem = tables[language][number]
+        wording = QUESTION[language if instructions == "native" else "en"]
+        return reading.Asked(wording.replace("{}", problem.question), problem.answer)
+
+    numbers = reading.drawn(tables, "mgsm", seed=seed, limit=limit, report=report)
+    return reading.build("mgsm", chosen, numbers, ask, report=report)
 
 
-def _of_file(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Where each problem stands, its question and its number."""
-    for where, line in reading.lines_of(path):
+def _of_file(path: Path) -> Iterator[tuple[str, int, _Problem]]:
+    """The place of each problem of a file, its number from 1, and the problem."""
+    for number, (where, line) in enumerate(reading.lines_of(path), 1):
         question, tab, answer = line.partition("\t")
         if not tab or not question.strip():
             raise NeuronShareError(f"{where}: no question, TAB and answer; is the line cut off?")
         if not _NUMBER.fullmatch(answer.strip()):
-            raise NeuronShareError(f"{where}: the answer {answer!r} is no number.")
-        yield where, question.strip(), _in_digits(answer.strip().replace(",", ""))
+            raise NeuronShareError(f"{where}: the answer {answer!r} is not a number.")
+        yield where, number, _Problem(where, question.strip(), _in_digits(answer.strip().replace(",", "")))
 
 
-def _of_data_set(source: str | Path, language: str) -> Iterator[tuple[str, str, str]]:
-    """The same of a configuration of the hub's data set."""
+def _of_data_set(source: str | Path, language: str) -> Iterator[tuple[str, int, _Problem]]:
+    """The same from a configuration of the hub's data set."""
     columns = ("question", "answer_number")
     rows = reading.hub_data(source, config=language, split="test", columns=columns, task="mgsm", how_to_get=HOW_TO_GET)
     for number, row in enumerate(rows):
@@ -117,27 +116,28 @@ def _of_data_set(source: str | Path, language: str) -> Iterator[tuple[str, str, 
         question = reading.fields(row, ("question",), where)["question"]
         answer = row["answer_number"]
         if isinstance(answer, bool) or not isinstance(answer, (int, float)) or not math.isfinite(answer):
-            raise NeuronShareError(f"{where}: the answer_number is {answer!r}, which is no number.")
-        yield where, question, _in_digits(str(answer))
+            raise NeuronShareError(f"{where}: the answer_number is {answer!r}, which is not a number.")
+        yield where, number + 1, _Problem(where, question, _in_digits(str(answer)))
 
 
 def _in_digits(number: str) -> str:
-    """A number without exponent and without zeros that say nothing."""
+    """A number without exponent and without superfluous zeros."""
     return f"{Decimal(number).normalize():f}"
 
 
-def _check_parallel(tables: dict[str, list[tuple[str, str, str]]]) -> None:
+def _check_parallel(tables: Mapping[str, Mapping[int, _Problem]]) -> None:
     """Refuse languages that do not have the same answers in the same order."""
-    one, *others = tables
+    first, *others = tables
     for other in others:
-        for (where, _, number), (there, _, other_number) in zip(tables[one], tables[other], strict=False):
-            if number != other_number:
+        for ours, theirs in zip(tables[first].values(), tables[other].values(), strict=False):
+            if ours.answer != theirs.answer:
                 raise NeuronShareError(
-                    f"mgsm: the answer is {number} at {where}, and {other_number} at {there}. Problem i must be "
-                    "the same in every language: a line may be missing, or the files in another order."
+                    f"mgsm: the answer is {ours.answer} at {ours.where}, and {theirs.answer} at {theirs.where}. "
+                    "Problem i must be the same in every language: is a line missing, or are the files in a different "
+                    "order?"
                 )
-        if len(tables[one]) != len(tables[other]):
+        if len(tables[first]) != len(tables[other]):
             raise NeuronShareError(
-                f"mgsm: {one!r} has {len(tables[one])} problems, {other!r} {len(tables[other])}. Problem i must be the "
-                "same in every language: give whole files."
+                f"mgsm: {first!r} has {len(tables[first])} problems, {other!r} {len(tables[other])}. Problem i must be "
+                "the same in every language: give whole files."
             )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.tasks.reading import check_task
 
 _NO_SPACES = ("th", "zh")  # written without spaces between words
 LANGUAGES = ("en", "de", "es", "fr", "ru", "th", "tr", "vi", "zh")
@@ -103,7 +104,7 @@ RELATIONS = tuple(TEMPLATES)
 
 # Two-letter territory codes of CLDR that are not in ISO 3166-1: islands, unions, test and unknown codes.
 _NOT_ISO = frozenset("AC CP CQ DG EA EU EZ IC QO TA UN XA XB XK ZZ".split())
-# UN M49; left out: countries on two continents (AM AZ CY GE KZ RU TR), Antarctica and remote islands.
+# UN M49, without countries on two continents (AM AZ CY GE KZ RU TR), Antarctica and remote islands.
 _CONTINENTS = {
     "002": "DZ AO BJ BW BF BI CV CM CF TD KM CG CD CI DJ EG GQ ER SZ ET GA GM GH GN GW KE LS LR LY MG MW ML MR MU YT "
     "MA MZ NA NE NG RE RW SH ST SN SC SL SO ZA SS SD TZ TG TN UG EH ZM ZW",
@@ -116,14 +117,14 @@ _CONTINENTS = {
     "009": "AS AU CK FJ PF GU KI MH FM NR NC NZ NU NF MP PW PG PN WS SB TK TO TV VU WF",
 }
 _CONTINENT_OF = {territory: region for region, members in _CONTINENTS.items() for territory in members.split()}
-# One official language in CLDR, but more, or none, or a disputed one, by law or recent change.
+# Territories with one official language in CLDR, but with more, none or a disputed one by law or recent change.
 _OFFICIAL_LANGUAGE_UNSURE = frozenset("BF EH ET IQ ML NE UM ZA".split())
 _LARGEST_SUMMAND = 15
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact in nine languages: `subject[language]` fills the template, `answer[language]` is right."""
+    """A fact in nine languages: `subject[language]` fills the template, `answer[language]` is right."""
 
     relation: str
     key: str
@@ -136,13 +137,13 @@ class Fact:
         return f"{self.relation}/{self.key}"
 
     def prompt(self, language: str, *, subject_language: str | None = None, ending: str = " →") -> str:
-        """The template of `language` filled with the subject's name in `subject_language` (the same by default)."""
+        """Fill the template of `language` with the subject's name in `subject_language` (the same by default)."""
         return TEMPLATES[self.relation][language].format(*self.subject[subject_language or language]) + ending
 
 
 def facts(relations: Sequence[str] = RELATIONS) -> list[Fact]:
-    """All facts of these relations, in a fixed order: relation by relation, by key within each."""
-    from babel import Locale  # reads its data on import, so not before somebody asks for facts
+    """List all facts of these relations, in a fixed order: relation by relation, by key within each."""
+    from babel import Locale  # reads its data on import, so only once somebody asks for facts
 
     locales = {language: Locale.parse(language) for language in LANGUAGES}
     territories = sorted(c for c in locales["en"].territories if len(c) == 2 and c.isalpha() and c not in _NOT_ISO)
@@ -154,10 +155,10 @@ def facts(relations: Sequence[str] = RELATIONS) -> list[Fact]:
 
     def names(table: str, code: str | None) -> Mapping[str, str] | None:
         """The code's name in every language, if all have one."""
-        found = {language: getattr(locale, table).get(code) for language, locale in locales.items()}
-        return found if all(found.values()) else None
+        in_languages = {language: getattr(locale, table).get(code) for language, locale in locales.items()}
+        return in_languages if all(in_languages.values()) else None
 
-    # What each relation asks about, in which of CLDR's tables that is named, and the answer (None: no such fact).
+    # What each relation asks about, the table of CLDR that names it, and its answer (None: no such fact).
     answers: Mapping[str, tuple[list[str], str, Callable[[str], Mapping[str, str] | None]]] = {
         "country_code": (territories, "territories", same),
         "currency_code": (territories, "territories", lambda code: same(_only_currency(code))),
@@ -166,17 +167,17 @@ def facts(relations: Sequence[str] = RELATIONS) -> list[Fact]:
         "continent": (territories, "territories", lambda code: names("territories", _CONTINENT_OF.get(code))),
         "official_language": (territories, "territories", lambda code: names("languages", _only_official(code))),
     }
-    found = []
+    known = []
     for relation in relations:
         if relation == "sum":
-            found += _sums()
+            known += _sums()
             continue
         codes, table, answer_to = answers[relation]
         for code in codes:
             subject, answer = names(table, code), answer_to(code)
             if subject and answer:
-                found.append(Fact(relation, code, {la: (name,) for la, name in subject.items()}, answer))
-    return found
+                known.append(Fact(relation, code, {la: (name,) for la, name in subject.items()}, answer))
+    return known
 
 
 def _sums() -> list[Fact]:
@@ -226,21 +227,21 @@ def world_facts(
     n_choices: int = 4,
     ending: str = " →",
 ) -> ParallelPrompts:
-    """Facts from the Unicode CLDR as prompts for any model, with answers and choices.
+    """Make prompts for any model from facts of the Unicode CLDR, with answers and choices.
 
-    The facts of all relations are shuffled together by `seed`; `limit` takes the first so many. The other
-    choices are answers of the same relation, no two alike in any language, drawn by `seed` and
-    fact. An answer begins with a space, in Thai and Chinese too where the prompt ends in a symbol.
+    The facts of all relations are shuffled together by `seed`, and the first `limit` of them are taken. The wrong
+    choices are answers of the same relation, drawn by `seed` and fact, and no two choices are alike in any language. An
+    answer begins with a space, also in Thai and Chinese where the prompt ends in a symbol.
 
     Args:
-        relations: some of `country_code`, `currency_code`, `language_code`, `sum`, `currency`, `continent`,
+        relations: which relations, of `country_code`, `currency_code`, `language_code`, `sum`, `currency`, `continent`,
             `official_language`.
-        languages: some of en, de, es, fr, ru, th, tr, vi, zh; at least two.
+        languages: which languages, of en, de, es, fr, ru, th, tr, vi, zh; at least two.
         limit: the most examples to give.
-        seed: of the shuffle and of the choices.
+        seed: the seed of the shuffle and of the choices.
         n_choices: how many choices an example has, the answer included; 2 to 5.
-        ending: what every prompt ends in. It is the last token in every language, so that at the last
-            position the first layers see much the same; "" ends each prompt in its own way.
+        ending: what every prompt ends in. It is the last token in every language, so the first layers see nearly the
+            same at the last position; with "" each prompt ends in its own way.
 
     Raises:
         NeuronShareError: an unknown relation or language, a limit below one, or an n_choices out of range.
@@ -260,14 +261,13 @@ def world_facts(
             raise NeuronShareError(f"world_facts has no {what} {unknown[0]!r}; it has {', '.join(known)}.")
     if not relations:
         raise NeuronShareError(f"No relation was asked for; choose from {', '.join(RELATIONS)}.")
-    if limit is not None and limit < 1:
-        raise NeuronShareError(f"limit is {limit}; ask for at least one example, or leave it out for all.")
+    check_task(limit=limit, seed=seed)
     if not 2 <= n_choices <= len(_CONTINENTS):
         raise NeuronShareError(
             f"n_choices is {n_choices}; it can be 2 to {len(_CONTINENTS)} (there are five continents)."
         )
     chosen = facts([relation for relation in RELATIONS if relation in relations])
-    pools = {r: [f.answer for f in chosen if f.relation == r] for r in relations}
+    pools = {name: [fact.answer for fact in chosen if fact.relation == name] for name in relations}
     random.Random(seed).shuffle(chosen)
     chosen = chosen[:limit]
     choices = [choose(fact, pools[fact.relation], n_choices=n_choices, seed=seed) for fact in chosen]
@@ -275,14 +275,17 @@ def world_facts(
     return ParallelPrompts(
         {language: [fact.prompt(language, ending=ending) for fact in chosen] for language in languages},
         {language: [space[language] + fact.answer[language] for fact in chosen] for language in languages},
-        {la: [[space[la] + answer[la] for answer in row] for row in choices] for la in languages},
+        {
+            language: [[space[language] + answer[language] for answer in row] for row in choices]
+            for language in languages
+        },
         "world_facts",
         examples=[fact.label for fact in chosen],
     )
 
 
 def choose(fact: Fact, pool: Sequence[Mapping[str, str]], *, n_choices: int, seed: int) -> list[Mapping[str, str]]:
-    """The fact's answer among others of the pool, no two alike in any language, in an order drawn by seed and fact."""
+    """Draw answers of the pool to stand beside the fact's own, no two alike in any language, in a random order."""
     draw = random.Random(f"{seed}/{fact.label}")
     row = [fact.answer]
     for answer in draw.sample(pool, len(pool)):

@@ -1,8 +1,8 @@
-"""XNLI (Conneau et al., EMNLP 2018): does a sentence follow from another, in fifteen languages."""
+"""XNLI (Conneau et al., EMNLP 2018): whether a hypothesis follows from a premise, in fifteen languages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -21,13 +21,13 @@ HOW_TO_GET = (
 
 
 class _Wording(NamedTuple):
-    """An instruction with {premise} and {hypothesis}, and how it calls each of LABELS."""
+    """An instruction with {premise} and {hypothesis}, and its word for each of LABELS."""
 
     instruction: str
     answers: tuple[str, str, str]
 
 
-# The English one is the paper's: the authors put it round premise and hypothesis in every language.
+# The English wording is the paper's: the authors put it round premise and hypothesis in every language.
 WORDING = {
     "en": _Wording(
         'Take the following as truth: {premise}\nThen the following statement: "{hypothesis}" is "true", "false" or '
@@ -76,7 +76,7 @@ WORDING = {
 
 
 class _Sentences(NamedTuple):
-    """One pair of sentences in one language, and what the second is to the first."""
+    """A pair of sentences in one language, and how the second relates to the first."""
 
     premise: str
     hypothesis: str
@@ -91,23 +91,24 @@ def xnli(
     limit: int | None = None,
     seed: int = 0,
 ) -> ParallelPrompts:
-    """Pairs of sentences of XNLI's test set: the second is true, false or inconclusive if the first is true.
+    """Read pairs of sentences of XNLI's test set: the second is true, false or inconclusive if the first is true.
 
     Args:
         source: the hub's data set or a local copy of its repository, or the original `xnli.test.tsv` or its folder.
-        instructions: `english`, as the paper, round sentences of each language, with English choices; or `native`,
-            instruction and choices in the language of the sentences, for the paper's nine languages.
+        instructions: `english`, as in the paper: an English instruction round the sentences of each language, with
+            English choices. `native`: instruction and choices in the language of the sentences, for the paper's nine
+            languages.
         languages: a list, `all` that the source has, or None for those of the paper's nine that it has.
         limit: the most examples to give.
-        seed: of the order of examples.
+        seed: the seed of the order of examples.
 
     Returns:
-        Prompts with three choices each; their `report` says what was kept and dropped. An example is called by its
-        `promptID/pairID` in the file, by its row in the data set.
+        Prompts with three choices each; their `report` says what was kept and dropped. An example is labelled by its
+        `promptID/pairID` in the file, or by its row in the data set.
 
     Raises:
-        NeuronShareError: no such source or language; a line that is not as it should be, by file and number; a pair
-            that stands twice with different sentences; languages that label a pair differently.
+        NeuronShareError: no such source or language; a line in the wrong format, by file and number; a pair that
+            appears twice with different sentences; languages that label a pair differently.
 
     Source: XNLI; arXiv 2406.09265, reasoning task.
 
@@ -122,14 +123,7 @@ def xnli(
     path = reading.local_path(source, "xnli", HOW_TO_GET)
     if path and path.is_dir() and (path / FILE).is_file():
         path = path / FILE
-    rows: Iterable[tuple[str, str, str, _Sentences]] = (
-        _of_file(path) if path and path.is_file() else _of_data_set(path or source)
-    )
-    by_language: dict[str, list[tuple[str, str, _Sentences]]] = {}
-    for language, where, key, sentences in rows:
-        by_language.setdefault(language, []).append((where, key, sentences))
-    if not by_language:
-        raise NeuronShareError(f"{path}: there is nothing after the header. {HOW_TO_GET}")
+    by_language = _by_language(path, source)
     chosen = reading.languages_of("xnli", languages, list(by_language), report)
     if instructions == "native":
         reading.check_wording("xnli", chosen, WORDING, 'instructions="english"')
@@ -137,40 +131,31 @@ def xnli(
         language: _labelled(reading.by_key(by_language[language], language, report), language, report)
         for language in chosen
     }
-    shared = reading.in_all_languages(tables, "xnli", report)
-    labels = {key: tables[chosen[0]][key].label for key in shared}
-    for language in chosen:
-        differing = sorted(key for key in shared if tables[language][key].label != labels[key])
-        if differing:
-            key = differing[0]
-            raise NeuronShareError(
-                f"xnli: example {key} is {labels[key]} in {chosen[0]!r}, and {tables[language][key].label} in "
-                f"{language!r}; is one of the languages from another file?"
-            )
-    examples = reading.first(reading.in_order(shared, seed), limit, report)
-    wording = {language: WORDING[language if instructions == "native" else "en"] for language in chosen}
-    space = {language: reading.before_answer(wording[language].instruction) for language in chosen}
-    return ParallelPrompts(
-        {
-            language: [wording[language].instruction.format(**tables[language][key]._asdict()) for key in examples]
-            for language in chosen
-        },
-        {
-            language: [space[language] + wording[language].answers[LABELS.index(labels[key])] for key in examples]
-            for language in chosen
-        },
-        {
-            language: [[space[language] + answer for answer in wording[language].answers]] * len(examples)
-            for language in chosen
-        },
-        f"xnli/{instructions}",
-        examples=examples,
-        report=report.table(),
-    )
+    _check_labels(tables)
+
+    def ask(language: str, key: str) -> reading.Asked:
+        premise, hypothesis, label = tables[language][key]
+        instruction, answers = WORDING[language if instructions == "native" else "en"]
+        prompt = instruction.format(premise=premise, hypothesis=hypothesis)
+        return reading.Asked(prompt, answers[LABELS.index(label)], answers)
+
+    examples = reading.drawn(tables, "xnli", seed=seed, limit=limit, report=report)
+    return reading.build(f"xnli/{instructions}", chosen, examples, ask, report=report)
+
+
+def _by_language(path: Path | None, source: str | Path) -> dict[str, list[tuple[str, str, _Sentences]]]:
+    """For each language of the source the place, key and sentences of each row."""
+    rows = _of_file(path) if path and path.is_file() else _of_data_set(path or source)
+    by_language: dict[str, list[tuple[str, str, _Sentences]]] = {}
+    for language, where, key, sentences in rows:
+        by_language.setdefault(language, []).append((where, key, sentences))
+    if not by_language:
+        raise NeuronShareError(f"{path}: there is nothing after the header. {HOW_TO_GET}")
+    return by_language
 
 
 def _of_file(path: Path) -> Iterator[tuple[str, str, str, _Sentences]]:
-    """Language, where, key and sentences of each row of the original, whose columns are found by their names."""
+    """Language, place, key and sentences of each row of the original, whose columns are found by their names."""
     columns: list[str] = []
     names = ("language", "gold_label", "sentence1", "sentence2", "promptID", "pairID")
     for where, line in reading.lines_of(path):
@@ -188,7 +173,7 @@ def _of_file(path: Path) -> Iterator[tuple[str, str, str, _Sentences]]:
 
 
 def _of_data_set(source: str | Path) -> Iterator[tuple[str, str, str, _Sentences]]:
-    """The same of the hub's configuration all_languages, where a row holds all languages."""
+    """The same from the hub's configuration all_languages, where a row holds all languages."""
     rows = reading.hub_data(
         source,
         config="all_languages",
@@ -211,20 +196,34 @@ def _of_data_set(source: str | Path) -> Iterator[tuple[str, str, str, _Sentences
                 f"{where}: no premise, hypothesis and label as facebook/xnli's configuration all_languages has."
             ) from error
         for language, premise, hypothesis in texts:
-            both = reading.fields(
-                {"premise": premise, "hypothesis": hypothesis}, ("premise", "hypothesis"), f"{where}, {language!r}"
-            )
-            yield language, where, str(number), _Sentences(**both, label=label)
+            both = {"premise": premise, "hypothesis": hypothesis}
+            sentences = _Sentences(**reading.fields(both, tuple(both), f"{where}, {language!r}"), label=label)
+            yield language, where, str(number), sentences
 
 
 def _label(text: str, where: str) -> str:
+    """A gold label, which must be a known one."""
     if text not in (*LABELS, "-"):
         raise NeuronShareError(f"{where}: the gold_label is {text!r}; it can be {', '.join(LABELS)}.")
     return text
 
 
 def _labelled(table: Mapping[str, _Sentences], language: str, report: Report) -> dict[str, _Sentences]:
-    """Those on whose label the annotators agreed; MultiNLI writes - where they did not."""
+    """The pairs on whose label the annotators agreed; the label of the others is "-"."""
     labelled = {key: sentences for key, sentences in table.items() if sentences.label != "-"}
     report.dropped(language, "no gold label", len(table) - len(labelled))
     return labelled
+
+
+def _check_labels(tables: Mapping[str, Mapping[str, _Sentences]]) -> None:
+    """Refuse languages that label an example differently."""
+    first, *others = tables
+    shared = sorted(set.intersection(*map(set, tables.values())))
+    for language in others:
+        for key in shared:
+            ours, theirs = tables[first][key].label, tables[language][key].label
+            if ours != theirs:
+                raise NeuronShareError(
+                    f"xnli: example {key} is {ours} in {first!r}, and {theirs} in {language!r}; is one of the "
+                    "languages from a different file?"
+                )
