@@ -1,6 +1,6 @@
 """The invariants of the design, by number: on the zoo, and under hypothesis on models and prompts of any size.
 
-Pure parts of the first are in test_sharing.py too; the fifth is in test_ablation.py.
+The pure part of the first is in results/test_sharing.py; the fifth is in ablation/test_hooks.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tl_neuronshare as ns
-import zoo
+from support import zoo
 from tl_neuronshare import models
 
 

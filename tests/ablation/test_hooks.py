@@ -7,23 +7,12 @@ from functools import partial
 import pytest
 import torch
 
-import reference
 import tl_neuronshare as ns
-import zoo
+from support import reference, zoo
+from support.masks import POST, mask_of, tokens_of
 from tl_neuronshare import models
 
 SIX = ["bloom", "gpt2", "llama", "opt", "qwen2", "gemma2"]
-POST = "blocks.{}.mlp.hook_post"
-
-
-def mask_of(model, *, rows=(), share=0.3, seed=0):
-    """Random neurons of every layer."""
-    widths = [layer.width for layer in models.neuron_layers(model, "post")]
-    return torch.rand(*rows, len(widths), max(widths), generator=torch.Generator().manual_seed(seed)) < share
-
-
-def tokens_of(model, text="The capital of France is"):
-    return torch.tensor(models.tokenise(model, [text]))
 
 
 def values_at(model, run, layer=0, *, before=()):
@@ -259,6 +248,7 @@ def test_positions_as_a_mask_and_without_special_tokens(animals, backend):
 
 # Generation.
 
+
 PROMPTS = ["Country code of Peru →", "Sum of 12 and 10 →", "Währung von Japan →", "Kontinent: Kenia →"]
 NEW = 4
 
@@ -341,22 +331,6 @@ def test_the_last_prompt_token_and_nothing_after_it(animals, backend, cached):
 # Reference values.
 
 
-def test_reference_values_are_means_and_single_values(bloom, prompts):
-    means = ns.reference_values(bloom, prompts, position="all")
-    each = ns.reference_values(bloom, prompts, each=True)
-    for language in prompts.languages:
-        tokens_of_all, last_of_all = [], []
-        for text in prompts.prompts[language]:
-            _, cache = bloom.run_with_cache(tokens_of(bloom, text))
-            values = torch.stack([cache[POST.format(layer)][0] for layer in range(3)], dim=1)
-            tokens_of_all.append(values.mean(0))
-            last_of_all.append(values[-1])
-        assert (means[language] - torch.stack(tokens_of_all).mean(0)).abs().max() < 1e-5
-        assert (each[language] - torch.stack(last_of_all)).abs().max() < 1e-5
-    last = ns.reference_values(bloom, prompts)
-    assert (last["en"] - each["en"].mean(0)).abs().max() < 1e-5
-
-
 def test_layers_of_different_width(animals):
     """A narrower layer takes its own columns of a mask, and refuses neurons beyond them."""
     model = animals.narrowed_llama()
@@ -370,6 +344,7 @@ def test_layers_of_different_width(animals):
 
 
 # Bad input.
+
 
 WRONG = {
     "numbers for a mask": ({"mask": torch.ones(3, 128)}, "The mask is torch.float32 of shape .3, 128.; give a boolean"),
@@ -450,16 +425,3 @@ def test_functions_that_change_shape_or_dtype_are_an_error(bloom, edit, as_users
     hooks = ns.ablation_hooks(bloom, mask_of(bloom), mode=edit)
     with pytest.raises(ns.NeuronShareError, match="the function given as mode returned .*keep shape and dtype"):
         bloom.run_with_hooks(torch.tensor([[5, 6, 7]]), fwd_hooks=hooks)
-
-
-def test_what_reference_values_refuses(bloom, as_users_run_it):
-    for texts, options, message in (
-        ({}, {}, "give some texts"),
-        ({"en": []}, {}, "give some texts"),
-        ({"en": "a text"}, {}, "give some texts"),
-        ({"en": ["a"]}, {"position": -3}, "'en', text 0: too short for position=-3"),
-        ({"en": ["a"]}, {"site": "gate"}, "site='gate' has no values"),
-        ({"en": ["<|end|>"]}, {"position": "all"}, "'en', text 0: nothing but special tokens"),
-    ):
-        with pytest.raises(ns.NeuronShareError, match=message):
-            ns.reference_values(bloom, texts, **options)

@@ -6,71 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedTokenizerFast
 
 import tl_neuronshare as ns
-from conftest import BACKENDS
-from test_evaluation import QUIZ
-from test_toy import hadamard
+from support import zoo
+from support.planted import LANGUAGES, NEEDED, SETS, WORDS, save_planted
 from tl_neuronshare.ablation import controls, study
-
-LANGUAGES = ["en", "de", "fr"]
-WORDS = {"sun": ("sun", "Sonne", "soleil"), "moon": ("moon", "Mond", "lune")}
-RIGHT, WRONG = {"sun": "hot", "moon": "cold"}, {"sun": "cold", "moon": "hot"}
-# Each neuron is activated by a set of words. The needed ones write the answer; all others write what nobody reads.
-SETS = [
-    *({word} for words in WORDS.values() for word in words),  # specific
-    *({words[0], words[1]} for words in WORDS.values()),  # partial-shared
-    *({words[1], words[2]} for words in WORDS.values()),
-    *(set(words) for words in WORDS.values()),  # all-shared: the needed ones
-    *({words[0], "never"} for words in WORDS.values()),
-    *(set() for _ in range(10)),  # never activated
-]
-NEEDED = {concept: SETS.index(set(words)) for concept, words in WORDS.items()}
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """An OPT of one layer: without the neuron for a concept, in whatever language, its answer is the wrong one."""
-    directory = tmp_path_factory.mktemp("planted")
-    spoken = [word for words in WORDS.values() for word in words]
-    vocabulary = {word: index for index, word in enumerate(("<pad>", *spoken, "hot", "cold"))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {f"{name}_token": "<pad>" for name in ("unk", "pad", "bos", "eos")}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
-    rows = torch.kron(hadamard(), torch.tensor([[1.0, 1.0], [1.0, -1.0]]))[1:]  # 15 rows of 16, orthogonal
-    row = dict(zip((*spoken, "hot", "cold", "unread"), rows, strict=False))
-    model = AutoModelForCausalLM.from_config(
-        OPTConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=16,
-            word_embed_proj_dim=16,
-            ffn_dim=len(SETS),
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            max_position_embeddings=16,
-            tie_word_embeddings=False,
-            **{f"{name}_token_id": 0 for name in ("pad", "bos", "eos")},
-        )
-    )
-    with torch.no_grad():
-        for name, weights in model.named_parameters():
-            weights.fill_(1.0 if "layer_norm.weight" in name else 0.0)
-        for concept, words in WORDS.items():
-            for word in words:  # each word itself leans to the wrong answer
-                model.model.decoder.embed_tokens.weight[vocabulary[word]] = row[word] + 0.5 * row[WRONG[concept]]
-        for word in ("hot", "cold"):
-            model.lm_head.weight[vocabulary[word]] = row[word]
-        layer = model.model.decoder.layers[0]
-        for neuron, words in enumerate(SETS):
-            layer.fc1.weight[neuron] = sum((row[word] for word in words if word in row), torch.zeros(16))
-            layer.fc1.bias[neuron] = -8
-            written = next((RIGHT[concept] for concept, needed in NEEDED.items() if needed == neuron), "unread")
-            layer.fc2.weight[:, neuron] = row[written]
-    model.save_pretrained(directory)
-    return directory
+    return save_planted(tmp_path_factory.mktemp("planted"))
 
 
 @pytest.fixture
@@ -82,11 +27,6 @@ def concepts():
     return ns.ParallelPrompts(
         prompts, answers, {la: [[" hot", " cold"]] * 2 for la in LANGUAGES}, examples=["sun", "moon"]
     )
-
-
-@pytest.fixture
-def quiz():
-    return QUIZ
 
 
 def of_all(table, metric="accuracy"):
@@ -163,7 +103,7 @@ class Drawn:
 @pytest.fixture
 def small(animals):
     """The built-in model, twelve facts, four languages; as the class that each version has for it, to save time."""
-    model = animals.lens("demo", BACKENDS[-1])
+    model = animals.lens("demo", zoo.BACKENDS[-1])
     prompts = ns.demo.prompts()[:12].select(["en", "de", "th", "zh"])
     return model, prompts, ns.categorise(model, prompts)
 
@@ -586,15 +526,3 @@ class TestBadInput:
         sharing.metadata["fingerprint"] = "0123456789abcdef-" + sharing.metadata["fingerprint"].split("-")[1]
         with pytest.warns(UserWarning, match="measured on other weights"):
             ns.ablation_study(model, prompts, sharing, types=["specific"], controls=[])
-
-
-def test_selection_alone_knows_no_model():
-    """Pure: a sharing made by hand is enough."""
-    activated = torch.rand(6, 3, 2, 40, generator=torch.Generator().manual_seed(0)) < 0.5
-    sharing = ns.NeuronSharing.from_activated(activated, languages=LANGUAGES)
-    prompts = ns.ParallelPrompts({language: list("abcdef") for language in LANGUAGES})
-    selection = controls.Selection(
-        sharing, prompts, [ns.NeuronType.SPECIFIC], layers=None, consistent=None, one_mask=False, equal_size=False
-    )
-    assert selection.drawable(ns.NeuronType.SPECIFIC, "random").examples.all()
-    assert torch.equal(selection.drawn(ns.NeuronType.SPECIFIC, 0, [2]), sharing.mask("specific")[[2]])

@@ -1,4 +1,4 @@
-"""Scores: against loops over single neurons through Hugging Face, against ablations, and against TransformerLens."""
+"""Tables of scores: against sets and loops over single neurons through Hugging Face."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import reference
 import tl_neuronshare as ns
-import zoo
-from test_evaluation import PROMPTS, QUIZ, literal_start
-from test_memory import PeakMemory
-from test_toy import LAST, SETS, toy_directory  # noqa: F401
-from tl_neuronshare import models
-from tl_neuronshare.attribution import impacts as impacts_module
-from tl_neuronshare.models import layers, lens
+from support import reference, zoo
+from support.prompts import PROMPTS, QUIZ, quiz_for
+from support.toys import LAST, SETS
+from support.watching import PeakMemory
 
 TYPES = [type.label for type in ns.NeuronType][::-1]
 SHARES = ("mean_positive_share", "pooled_positive_share", "mean_absolute_share", "pooled_absolute_share")
@@ -27,133 +23,21 @@ STATISTICS = {
     "correctness": ("mean", "sum", "max", "min", *SHARES),
 }
 KEYS = ["language", "layer", "type", "score", "statistic"]
-LITERAL = ["bloom", "gpt2", "llama", "demo"]
-
-
-def quiz_for(name):
-    return ns.demo.prompts()[:4].select(["en", "ru", "zh"]) if name == "demo" else QUIZ
-
-
-def kind_of(name):
-    return zoo.KINDS["bloom"] if name == "demo" else zoo.KINDS[name]
-
-
-def layers_of(name):
-    return 4 if name == "demo" else zoo.KINDS[name].n_layers
-
-
-def gradient(hugging_face, name):
-    """In E's place the gradient of (what the final norm gives) . E, by Hugging Face's own module."""
-    module = hugging_face.get_submodule(kind_of(name).norm)
-
-    def direction(unembedding, residual):
-        residual = residual.detach().clone().requires_grad_()
-        return torch.autograd.grad(module(residual) @ unembedding, residual)[0]
-
-    return direction
-
-
-def literal_scores(animals, name, prompts, answer="first", norm="none"):
-    """(example, language, layer) -> each neuron's two scores, means over the answer's tokens."""
-    hugging_face, tokenizer = animals.hugging_face(name)
-    kind, options = kind_of(name), {}
-    if norm == "full":
-        options = {"direction": gradient(hugging_face, name), "norm": kind.norm}
-    found = {}
-    for language, example in product(prompts.languages, range(len(prompts))):
-        text, gold = prompts.prompts[language][example], prompts.answers[language][example]
-        start, (tokens,), _ = literal_start(tokenizer, text, [gold], kind.bos)
-        places = range(start, len(tokens) if answer == "all" else start + 1)
-        of_tokens = [
-            reference.scores(
-                hugging_face, tokens[:place], -1, tokens[place], down=kind.down, n_layers=layers_of(name), **options
-            )
-            for place in places
-        ]
-        for layer in range(layers_of(name)):
-            wrote, pushed = (np.mean([of_one[layer][which] for of_one in of_tokens], axis=0) for which in (0, 1))
-            found[example, language, layer] = wrote.tolist(), pushed.tolist()
-    return found
-
-
-def literal_table(animals, name, prompts, scores):
-    """Every statistic, with sets and loops."""
-    hugging_face, tokenizer = animals.hugging_face(name)
-    n_layers, kind = layers_of(name), kind_of(name)
-    active = reference.active_neurons(
-        hugging_face, tokenizer, prompts.prompts, module=kind.down, n_layers=n_layers, bos=kind.bos
-    )
-    languages = list(prompts.languages)
-    of_type, top = {}, {}
-    for example, layer in product(range(len(prompts)), range(n_layers)):
-        width = len(scores[example, languages[0], layer][0])
-        of_type[example, layer] = reference.types(active, example, layer, languages, width)
-        for language in languages:
-            wrote = scores[example, language, layer][0]
-            order = sorted(range(width), key=lambda neuron: (-wrote[neuron], neuron))
-            top[example, language, layer] = set(order[: int(800 / 16384 * width + 0.5)])
-    table = {}
-    for language, layer, type in product(["all", *languages], [*range(n_layers), "all"], TYPES):
-        pairs = product(range(len(prompts)), languages if language == "all" else [language])
-        layers = range(n_layers) if layer == "all" else [layer]
-        rows, shares = [], []
-        for example, spoken in pairs:
-            wrote = [scores[example, spoken, i][0][j] for i in layers for j in of_type[example, i][type]]
-            pushed = [scores[example, spoken, i][1][j] for i in layers for j in of_type[example, i][type]]
-            pushed_by_all = [push for i in layers for push in scores[example, spoken, i][1]]
-            best = sum(len(top[example, spoken, i]) for i in layers)
-            rows.append((wrote, pushed))
-            shares.append(
-                (
-                    sum(len(top[example, spoken, i] & of_type[example, i][type]) for i in layers) / best,
-                    (sum(max(p, 0) for p in pushed), sum(max(p, 0) for p in pushed_by_all)),
-                    (sum(abs(p) for p in pushed), sum(abs(p) for p in pushed_by_all)),
-                )
-            )
-        key = (language, layer, type)
-        table[(*key, "generation", "top_share")] = 100 * np.mean([share for share, _, _ in shares])
-        for which, score in enumerate(("generation", "correctness")):
-            some = [row[which] for row in rows if row[which]]
-            for statistic, function in {"mean": np.mean, "max": max, "min": min}.items():
-                table[(*key, score, statistic)] = np.mean([function(row) for row in some]) if some else np.nan
-            table[(*key, score, "sum")] = np.mean([sum(row[which]) for row in rows])
-        for place, sign in ((1, "positive"), (2, "absolute")):
-            parts = [share[place] for share in shares]
-            table[(*key, "correctness", f"mean_{sign}_share")] = 100 * np.mean([part / whole for part, whole in parts])
-            pooled = sum(part for part, _ in parts) / sum(whole for _, whole in parts)
-            table[(*key, "correctness", f"pooled_{sign}_share")] = 100 * pooled
-    return table
-
-
-def scores_of(model, prompts, sharing, **options):
-    """(example, language, layer) -> both scores, as the library has them."""
-    given = {"top_k": 1, "answer": "first", "norm": "none", "batch_size": "auto", "prepend_bos": None} | options
-    impacts = impacts_module.Impacts(model, prompts, sharing, **given)
-    return {
-        (example, one.language, one.layer): (wrote, pushed)
-        for one in impacts.each(desc="", progress=False)
-        for example, wrote, pushed in zip(one.examples, one.generation, one.correctness, strict=True)
-    }
 
 
 @pytest.mark.parametrize(("answer", "norm"), [("first", "none"), ("all", "full")])
-@pytest.mark.parametrize("name", LITERAL)
-def test_scores_and_table_equal_a_loop_over_single_neurons(animals, name, backend, answer, norm):
-    model, prompts = animals.lens(name, backend), quiz_for(name)
+@pytest.mark.parametrize("name", zoo.LITERAL)
+def test_the_table_equals_sets_and_loops_over_single_neurons(animals, name, backend, answer, norm):
+    model, prompts, kind = animals.lens(name, backend), quiz_for(name), animals.kind(name)
+    plain = animals.hugging_face(name)
+    scores = reference.literal_scores(*plain, kind, prompts, answer, norm)
+    in_loops = reference.literal_table(*plain, kind, prompts, scores)
     sharing = ns.categorise(model, prompts)
-    expected = literal_scores(animals, name, prompts, answer, norm)
-    found = scores_of(model, prompts, sharing, answer=answer, norm=norm)
-    assert found.keys() == expected.keys()
-    for key, of_one in expected.items():
-        for ours, in_a_loop in zip(found[key], of_one, strict=True):
-            theirs = torch.tensor(in_a_loop)
-            assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max(), key
     table = ns.attribute(model, prompts, sharing, answer=answer, norm=norm).set_index(KEYS)["value"].to_dict()
-    in_loops = literal_table(animals, name, prompts, expected)
     assert list(table) == [
         (language, layer, type, score, statistic)
         for language in ("all", *prompts.languages)
-        for layer in (*range(layers_of(name)), "all")
+        for layer in (*range(kind.n_layers), "all")
         for type in TYPES
         for score, statistics in STATISTICS.items()
         for statistic in statistics
@@ -204,111 +88,6 @@ def test_answers_merge_with_prompts_and_are_found(animals, backend):
     assert table.attrs["merged"] == merged.mean() > 0.2
 
 
-@pytest.mark.skipif(not models.has_hooked_transformer(), reason="needs HookedTransformer's normalization_type=None")
-def test_without_a_norm_the_score_is_what_the_logit_loses(animals):
-    """Causal: one neuron of the last layer zeroed at the last position."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    config = HookedTransformerConfig(
-        n_layers=2, d_model=32, n_ctx=64, d_head=8, d_mlp=48, act_fn="gelu", d_vocab=400, device="cpu", seed=1,
-        normalization_type=None,
-    )  # fmt: skip
-    model = HookedTransformer(config, AutoTokenizer.from_pretrained(animals.directory("bloom")))
-    sharing = ns.categorise(model, QUIZ)
-    for norm in ("none", "frozen", "full"):
-        found = scores_of(model, QUIZ, sharing, norm=norm)
-        for (example, language), neuron in zip(product(range(3), QUIZ.languages), (0, 7, 13) * 3, strict=True):
-            text, gold = QUIZ.prompts[language][example], QUIZ.answers[language][example]
-            start, (tokens,), _ = literal_start(model.tokenizer, text, [gold], True)
-            before = torch.tensor([tokens[:start]])
-            mask = torch.zeros(2, 48, dtype=torch.bool)
-            mask[1, neuron] = True
-            hooks = ns.ablation_hooks(model, mask, position="last")
-            logits = [model(before), model.run_with_hooks(before, fwd_hooks=hooks)]
-            lost = (logits[0] - logits[1])[0, -1, tokens[start]]
-            assert abs(found[example, language, 1][1][neuron] - lost) <= 1e-4
-
-
-def literal_norm(name, residual, scale_of, module):
-    """The final norm by its formula, at the scale of another residual stream."""
-    centre = (lambda x: x) if name in ("llama", "qwen2") else (lambda x: x - x.mean())
-    eps = 1e-6 if name in ("llama", "qwen2") else 1e-5
-    scale = (centre(scale_of).square().mean() + eps).sqrt()
-    return centre(residual) / scale * module.weight + getattr(module, "bias", 0.0)
-
-
-@pytest.mark.parametrize("name", ["bloom", "gpt2", "llama", "opt", "qwen2"])
-def test_at_a_frozen_scale_the_score_is_what_the_logit_loses(animals, name, backend):
-    """Causal, with the norm's weight: Hugging Face's model with one neuron zeroed, its last norm computed by hand."""
-    model, kind = animals.lens(name, backend), zoo.KINDS[name]
-    hugging_face, tokenizer = animals.hugging_face(name)
-    found = scores_of(model, QUIZ, ns.categorise(model, QUIZ), norm="frozen")
-    module = hugging_face.get_submodule(kind.norm)
-    last, residual = kind.n_layers - 1, []
-    module.register_forward_pre_hook(lambda _, inputs: residual.append(inputs[0].reshape(-1, 32)[-1]))
-    for (example, language), neuron in zip(product(range(3), QUIZ.languages), (0, 7, 13) * 3, strict=True):
-        text, gold = QUIZ.prompts[language][example], QUIZ.answers[language][example]
-        start, (tokens,), _ = literal_start(tokenizer, text, [gold], kind.bos)
-
-        def without(values, neuron=neuron):
-            flat = values.reshape(-1, values.shape[-1]).clone()
-            flat[-1, neuron] = 0
-            return flat.reshape(values.shape)
-
-        with torch.no_grad():
-            hugging_face(torch.tensor([tokens[:start]]))
-            with reference.edited(hugging_face, module=kind.down, edits={last: without}):
-                hugging_face(torch.tensor([tokens[:start]]))
-        before, after = residual[-2:]
-        torch.testing.assert_close(literal_norm(name, before, before, module), module(before), rtol=1e-5, atol=1e-5)
-        logits = [
-            literal_norm(name, one, before, module) @ hugging_face.get_output_embeddings().weight[tokens[start]]
-            for one in (before, after)
-        ]
-        assert abs(found[example, language, last][1][neuron] - (logits[0] - logits[1])) <= 1e-4
-
-
-@pytest.mark.skipif(not models.has_hooked_transformer(), reason="only HookedTransformer divides by its hook_scale")
-@pytest.mark.parametrize("name", ["bloom", "llama"])
-def test_at_a_scale_that_a_hook_freezes_too(animals, name):
-    model, neuron = animals.lens(name, "hooked"), 5
-    found = scores_of(model, QUIZ, ns.categorise(model, QUIZ), norm="frozen")
-    start, (tokens,), _ = literal_start(model.tokenizer, PROMPTS["en"][1], [QUIZ.answers["en"][1]], zoo.KINDS[name].bos)
-    before = torch.tensor([tokens[:start]])
-    logits, cache = model.run_with_cache(before)
-    mask = torch.zeros(3, model.cfg.d_mlp, dtype=torch.bool)
-    mask[2, neuron] = True
-    frozen = [("ln_final.hook_scale", lambda scale, hook: cache["ln_final.hook_scale"])]
-    ablated = model.run_with_hooks(before, fwd_hooks=frozen + ns.ablation_hooks(model, mask, position="last"))
-    lost = (logits - ablated)[0, -1, tokens[start]]
-    assert abs(found[1, "en", 2][1][neuron] - lost) <= 1e-4
-
-
-@pytest.mark.parametrize("name", ["bloom", "llama"])
-def test_without_the_norms_weight_it_is_what_transformer_lens_has(animals, name, backend, tmp_path):
-    """`stack_neuron_results` and `apply_ln`, which leaves out the weight."""
-    hugging_face, tokenizer = animals.hugging_face(name)
-    module = hugging_face.get_submodule(zoo.KINDS[name].norm)
-    with torch.no_grad():
-        module.weight.fill_(1.0)
-    hugging_face.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    model = (
-        zoo.hooked_by_hand(zoo.KINDS[name].hooked, tmp_path)
-        if backend == "hooked" and name == "llama"
-        else ns.load_model(tmp_path, backend=backend, device="cpu")
-    )
-    found = scores_of(model, QUIZ, ns.categorise(model, QUIZ), norm="frozen")
-    for example, language in product(range(3), QUIZ.languages):
-        text, gold = QUIZ.prompts[language][example], QUIZ.answers[language][example]
-        start, (tokens,), _ = literal_start(tokenizer, text, [gold], zoo.KINDS[name].bos)
-        _, cache = model.run_with_cache(torch.tensor([tokens[:start]]))
-        stack = cache.stack_neuron_results(layer=-1, pos_slice=-1, apply_ln=True)
-        theirs = (stack @ model.unembed.W_U[:, tokens[start]]).reshape(3, -1)
-        for layer in range(3):
-            torch.testing.assert_close(found[example, language, layer][1], theirs[layer], rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["bloom", "llama"])
 def test_shares_add_up_to_all(animals, name, backend):
     model = animals.lens(name, backend)
@@ -323,7 +102,7 @@ def test_shares_add_up_to_all(animals, name, backend):
 
 
 @pytest.fixture
-def toy(toy_directory, tmp_path, backend):  # noqa: F811
+def toy(toy_directory, tmp_path, backend):
     """Neurons of known types: each writes 1 to every coordinate, and so either 4 times the root of 8, or nothing."""
     model = AutoModelForCausalLM.from_pretrained(toy_directory)
     with torch.no_grad():
@@ -444,43 +223,6 @@ def test_hooks_of_the_users_are_seen_and_the_model_is_left_as_found(bloom):
     assert not any(hook.fwd_hooks for hook in bloom.hook_dict.values())
 
 
-def test_between_layers_the_users_own_code_keeps_its_gradients(bloom):
-    assert torch.is_grad_enabled()
-    impacts = impacts_module.Impacts(bloom, QUIZ, ns.categorise(bloom, QUIZ))
-    for one in impacts.each(desc=""):
-        assert torch.is_grad_enabled()
-        assert not one.correctness.requires_grad
-
-
-@pytest.mark.parametrize("norm", ["none", "frozen", "full"])
-def test_one_forward_pass_a_prompt_no_vocabulary_and_each_token_projected_once(bloom, norm, monkeypatch):
-    sharing = ns.categorise(bloom, QUIZ)
-    rows, unembedded, directions = [], [], []
-    original = impacts_module.projected
-
-    def counted(W_out, direction):  # noqa: N803
-        directions.append(len(direction))
-        return original(W_out, direction)
-
-    monkeypatch.setattr(impacts_module, "projected", counted)
-    hooks = [
-        ("blocks.0.mlp.hook_post", lambda tensor, hook: rows.append(len(tensor))),
-        ("unembed.hook_in", lambda tensor, hook: unembedded.append(tensor.shape[1])),
-    ]
-    with bloom.hooks(fwd_hooks=hooks):
-        ns.attribute(bloom, QUIZ, sharing, norm=norm, batch_size=1)
-    assert sum(rows) == 9
-    assert all(n_positions == 1 for n_positions in unembedded)
-    if norm != "full":  # whose direction is another for each prompt
-        starts = {
-            (language, literal_start(bloom.tokenizer, text, [gold], False)[1][0][start])
-            for language in QUIZ.languages
-            for text, gold in zip(QUIZ.prompts[language], QUIZ.answers[language], strict=True)
-            for start in [literal_start(bloom.tokenizer, text, [gold], False)[0]]
-        }
-        assert sum(directions) == 3 * len(starts)
-
-
 def test_no_product_of_neurons_and_coordinates_for_each_example(animals, backend):
     """Beside what categorising takes, far less than [prompt, neuron, d_model] is made for a moment."""
     model, prompts = animals.lens("demo", backend), ns.demo.prompts()[:200].select(["en", "de"])
@@ -519,7 +261,7 @@ def test_top_neurons_are_counted(animals, backend):
     """Against counting by hand, by both scores."""
     model, prompts = animals.lens("demo", backend), ns.demo.prompts()[:4].select(["en", "ru", "zh"])
     sharing = ns.categorise(model, prompts)
-    scores = literal_scores(animals, "demo", prompts)
+    scores = reference.literal_scores(*animals.hugging_face("demo"), animals.kind("demo"), prompts)
     for which, score in enumerate(("generation", "correctness")):
         times, total, of_language = {}, {}, {}
         for (example, language, layer), of_one in scores.items():
@@ -553,12 +295,6 @@ def test_neurons_that_write_nothing_are_never_the_top(toy):
     table = ns.top_neurons(model, prompts, sharing, n=None, top_k=1.0)
     assert len(table) == 2 * sum(1 for words in SETS if words)
     assert ns.top_neurons(model, prompts, sharing, score="correctness").empty
-
-
-@pytest.fixture
-def ready(animals):
-    model = animals.lens("bloom", "bridge")
-    return model, QUIZ, ns.categorise(model, QUIZ)
 
 
 OPTIONS = {
@@ -620,114 +356,3 @@ def test_types_of_another_model_are_refused(animals, ready, as_users_run_it):
         ns.attribute(other, prompts, sharing)
     same = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
     assert ns.attribute(same, prompts, sharing).equals(ns.attribute(model, prompts, sharing))
-
-
-def test_an_answer_that_adds_no_token(animals, ready, as_users_run_it, monkeypatch):
-    model, prompts, sharing = ready
-    monkeypatch.setattr(models.tokens, "tokenise", lambda model, texts, **_: [[5, 6]] * len(texts))
-    monkeypatch.setattr(models, "tokenise", models.tokens.tokenise)
-    with pytest.raises(ns.NeuronShareError, match=r"Language 'en', example 0: .* adds no token to the prompt"):
-        ns.attribute(model, prompts, sharing)
-
-
-def test_models_without_the_weights_that_are_needed(animals, ready, as_users_run_it, monkeypatch):
-    _, prompts, sharing = ready
-    model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
-    monkeypatch.delitem(model._modules, "unembed")
-    with pytest.raises(ns.NeuronShareError, match="has no unembedding W_U"):
-        ns.attribute(model, prompts, sharing)
-    monkeypatch.setattr(layers, "nested", lambda owner, name: None)
-    monkeypatch.setattr(lens, "nested", lambda owner, name: None)
-    with pytest.raises(ns.NeuronShareError, match=r"The MLP of blocks\.0\.mlp\.hook_post has no W_out of one row"):
-        ns.attribute(model, prompts, sharing)
-
-
-def test_an_unembedding_of_another_width(tmp_path, as_users_run_it):
-    """OPT-350m maps its residual stream to fewer numbers before the unembedding."""
-    config = {**zoo.KINDS["opt"].config, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
-    model = ns.load_model(zoo.save_model("opt", config, tmp_path), backend="bridge", device="cpu")
-    with pytest.raises(ns.NeuronShareError, match="write 32 numbers and its unembedding reads 16"):
-        ns.attribute(model, QUIZ, ns.categorise(model, QUIZ))
-
-
-def test_values_that_are_no_numbers(ready, as_users_run_it):
-    model, prompts, sharing = ready
-
-    def break_one(tensor, hook):
-        tensor = tensor.clone()
-        tensor[1] = float("nan")
-        return tensor
-
-    with (
-        model.hooks(fwd_hooks=[("blocks.2.mlp.hook_post", break_one)]),
-        pytest.raises(ns.NeuronShareError, match=r"Language 'en', example \d, layer 2: a score is NaN or infinite"),
-    ):
-        ns.attribute(model, prompts, sharing)
-    assert not any(hook.fwd_hooks for hook in model.hook_dict.values())
-
-
-def test_processed_weights_and_norms_after_the_mlp_are_warned_of(animals):
-    model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
-    model.enable_compatibility_mode(disable_warnings=True)
-    sharing = ns.categorise(model, QUIZ)
-    with pytest.warns(UserWarning, match="The weights are folded, which changes W_out") as warned:
-        table = ns.attribute(model, QUIZ, sharing, batch_size=1)
-    assert len(warned) == 1
-    assert table.attrs["weights"] == "folded"
-    gemma = animals.lens("gemma2", "bridge")
-    with pytest.warns(UserWarning, match="normalises what its MLPs write") as warned:
-        ns.attribute(gemma, QUIZ, ns.categorise(gemma, QUIZ), batch_size=1)
-    assert len(warned) == 1
-
-
-CHANGED = {
-    "gemma2": (zoo.KINDS["gemma2"].config, "normalises what its MLPs write"),
-    "olmo2": (zoo._LLAMA, "normalises what its MLPs write"),
-    "granite": ({**zoo._LLAMA, "residual_multiplier": 0.2}, "multiplies what its MLPs write"),
-    "openai-gpt": ({"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4}, "normalises the residual stream"),
-    "llama": (zoo._LLAMA, None),
-}
-
-
-@pytest.mark.parametrize(("model_type", "config", "what"), [(k, *v) for k, v in CHANGED.items()], ids=CHANGED)
-def test_models_that_change_what_their_mlps_write_are_known(model_type, config, what, tmp_path):
-    model = ns.load_model(zoo.save_model(model_type, config, tmp_path), backend="bridge", device="cpu")
-    found = models.changes_mlp_output(model)
-    assert found is None if what is None else found.startswith(what)
-
-
-@pytest.mark.parametrize(("name", "changed"), [("gemma2", True), ("bloom", False), ("opt", False)])
-def test_and_of_both_classes_alike(animals, name, backend, changed):
-    assert (models.changes_mlp_output(animals.lens(name, backend)) is not None) == changed
-
-
-def test_categorising_needs_no_unembedding(animals, monkeypatch):
-    model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
-    expected = ns.categorise(model, QUIZ)
-    monkeypatch.delitem(model._modules, "unembed")
-    assert ns.categorise(model, QUIZ) == expected
-
-
-def test_parts_of_the_table_that_figures_lack_are_named(ready, as_users_run_it):
-    table = ns.attribute(*ready)
-    for plot in (ns.plots.top_shares, ns.plots.impact, ns.plots.correctness):
-        with pytest.raises(ns.NeuronShareError, match=r"for specific; give all that attribute made"):
-            plot(table[table["type"] != "specific"])
-        with pytest.raises(ns.NeuronShareError, match=r"by layer for all-shared"):
-            plot(table[table["layer"] == "all"])
-    with pytest.raises(ns.NeuronShareError, match=r"of the whole model \(layer 'all'\) for all-shared"):
-        ns.plots.correctness(table[table["layer"] != "all"])
-    with pytest.raises(ns.NeuronShareError, match=r"language='fr' is not in the table; use one of all, en, de, zh"):
-        ns.plots.impact(table, language="fr")
-    with pytest.raises(ns.NeuronShareError, match=r"attribute lacks the column\(s\) chance"):
-        ns.plots.top_shares(table.drop(columns="chance"))
-
-
-def test_means_of_few_examples_out_of_many_are_not_drawn(ready):
-    table = ns.attribute(*ready)
-    table["examples"] = 20
-    few = (table["layer"] == 1) & (table["type"] == "specific")
-    table.loc[few, "examples"] = 9
-    lines = {line.get_label(): line.get_ydata() for line in ns.plots.impact(table).axes[0].lines}
-    assert np.isnan(lines["specific"]).tolist() == [False, True, False]
-    assert not np.isnan(lines["all-shared"]).any()

@@ -12,7 +12,7 @@ import torch
 import tl_neuronshare as ns
 from tl_neuronshare import models
 
-CARD = Path(__file__).parents[1] / "docs" / "demo-model.md"
+CARD = Path(__file__).parents[2] / "docs" / "demo-model.md"
 FIGURES = json.loads((ns.demo.DIRECTORY / "training.json").read_text())
 
 

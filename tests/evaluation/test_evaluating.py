@@ -8,48 +8,15 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-import reference
 import tl_neuronshare as ns
-import zoo
-from test_ablation import SIX, mask_of
-from test_memory import PeakMemory
+from support import reference, zoo
+from support.masks import mask_of
+from support.prompts import ANSWERS, CHOICES, PROMPTS, QUIZ
 from tl_neuronshare import models
 from tl_neuronshare.evaluation import evaluating
 from tl_neuronshare.evaluation import scoring as scorer_module
 from tl_neuronshare.models import decoding, verification
 from tl_neuronshare.running import plan
-
-# Answers and choices of one to many tokens; "ance" and the like merge with what is before them.
-PROMPTS = {
-    "en": ["The capital of Fr", "Two and three make", "The sk"],
-    "de": ["Die Hauptstadt von Frank", "Zwei und drei sind", "Der Him"],
-    "zh": ["法国的首", "二加三等", "天空"],
-}
-CHOICES = {
-    "en": [["ance is", " Paris", "ance"], [" five", " six", " fire"], ["y is", "y", "ies"]],
-    "de": [["reich ist", " Paris", "reich"], [" fünf", " sechs", " füng"], ["mel", "ten", "mels"]],
-    "zh": [["都是", "都", "京"], ["于五", "于", "于六"], ["是", "很蓝", "不"]],
-}
-ANSWERS = {language: [row[index % 3] for index, row in enumerate(rows)] for language, rows in CHOICES.items()}
-
-
-QUIZ = ns.ParallelPrompts(PROMPTS, ANSWERS, CHOICES)
-
-
-@pytest.fixture
-def quiz() -> ns.ParallelPrompts:
-    return QUIZ
-
-
-def literal_start(tokenizer, prompt, texts, bos):
-    """Where scoring begins, and each text's tokens, by the definition."""
-
-    def ids(text):
-        return [tokenizer.bos_token_id] * bos + tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    alone, whole = ids(prompt), [ids(prompt + text) for text in texts]
-    start = min(next(i for i in range(len(w) + 1) if i >= len(alone) or w[: i + 1] != alone[: i + 1]) for w in whole)
-    return start, whole, len(alone)
 
 
 def literal(animals, name, quiz, hugging_face=None):
@@ -60,14 +27,14 @@ def literal(animals, name, quiz, hugging_face=None):
     for language in quiz.languages:
         for example, prompt in enumerate(quiz.prompts[language]):
             texts = quiz.choices[language][example]
-            start, whole, n_prompt = literal_start(tokenizer, prompt, texts, zoo.KINDS[name].bos)
+            start, whole, n_prompt = reference.literal_start(tokenizer, prompt, texts, zoo.KINDS[name].bos)
             scores = [reference.log_prob(model, tokens[:start], tokens[start:]) for tokens in whole]
             lengths = [len(tokens) - start for tokens in whole]
             found[language, example] = scores, lengths, start < n_prompt
     return found
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", zoo.SIX)
 def test_choice_equals_a_plain_loop_over_single_unpadded_sequences(animals, name, backend, quiz):
     """And where prompt and answer merge: most do here."""
     expected = literal(animals, name, quiz)
@@ -95,30 +62,6 @@ def test_choice_under_ablation_equals_the_loop_under_plain_hooks(animals, backen
     for row in ns.evaluate(model, quiz, fwd_hooks=ns.ablation_hooks(model, mask)).itertuples():
         gold = quiz.choices[row.language][row.example].index(quiz.answers[row.language][row.example])
         assert abs(row.log_prob - expected[row.language, row.example][0][gold]) <= 1e-4
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_batches_and_pieces_change_nothing(animals, backend, quiz, batch_size, monkeypatch):
-    model = animals.lens("bloom", backend)
-    expected = ns.evaluate(model, quiz)
-    for logits in (plan.AUTO_NUMBERS, 1):  # 1: the columns one by one
-        monkeypatch.setattr(scorer_module, "AUTO_NUMBERS", logits)
-        found = ns.evaluate(model, quiz, batch_size=batch_size)
-        assert (found["log_prob"] - expected["log_prob"]).abs().max() < 1e-4
-        assert found.drop(columns="log_prob").equals(expected.drop(columns="log_prob"))
-
-
-def test_choices_that_differ_in_the_last_token_share_a_row(bloom, quiz):
-    rows = []
-    with bloom.hooks(fwd_hooks=[("blocks.0.mlp.hook_post", lambda tensor, hook: rows.append(len(tensor)))]):
-        ns.evaluate(bloom, ns.demo.prompts()[:1].select(["en", "de"]))
-    task = evaluating.Evaluation(bloom, quiz)
-    prefixes = {
-        (language, one.example, one.before, one.scored[:-1])
-        for language, scorer in task.scorers.items()
-        for one in scorer.continuations
-    }
-    assert sum(len(batch) for scorer in task.scorers.values() for batch in scorer.batches) == len(prefixes) < 27
 
 
 def test_exact_equals_greedy_decoding_of_single_prompts(animals, backend):
@@ -313,56 +256,6 @@ def test_choices_that_are_the_same_tokens_are_refused(animals, tmp_path):
 # Hooks.
 
 
-def test_a_function_makes_hooks_for_each_batch_with_one_mask_a_row(bloom, quiz):
-    masks = mask_of(bloom, rows=(3,))
-    asked = []
-
-    def hooks(language, examples, prompt_tokens, tokens):
-        asked.append((language, examples.tolist(), tuple(tokens.shape), prompt_tokens))
-        return ns.ablation_hooks(bloom, masks[examples], position="last", prompt_tokens=prompt_tokens)
-
-    together = ns.evaluate(bloom, quiz, fwd_hooks=hooks, batch_size=100)
-    assert [language for language, *_ in asked] == list(quiz.languages)
-    for _, examples, shape, prompt_tokens in asked:
-        assert shape == (len(examples), prompt_tokens)
-        assert set(examples) == {0, 1, 2}
-    for example in range(3):
-        alone = ns.evaluate(
-            bloom,
-            quiz[example : example + 1],
-            batch_size=1,
-            fwd_hooks=lambda language, examples, prompt_tokens, example=example: ns.ablation_hooks(
-                bloom, masks[example], position="last", prompt_tokens=prompt_tokens
-            ),
-        )
-        rows = together[together["example"] == example].reset_index(drop=True)
-        assert (rows["log_prob"] - alone["log_prob"]).abs().max() < 1e-4
-    assert (together["log_prob"] - ns.evaluate(bloom, quiz)["log_prob"]).abs().min() > 1e-4
-
-
-def test_hooks_that_count_from_the_prompt_s_end_must_know_it(bloom, quiz):
-    """What is run goes on with the answer: without the prompt's end they would edit what does not count."""
-    mask = mask_of(bloom)
-
-    def ignorant(language, examples):
-        return ns.ablation_hooks(bloom, mask, position="last")
-
-    wrong = ns.ablation_hooks(bloom, mask, position="last", prompt_tokens=1)
-    for scoring in ("choice", "exact"):
-        for hooks in (ignorant, ignorant("en", [0]), wrong):
-            with pytest.raises(ns.NeuronShareError, match="do not know where this batch's prompts end.*prompt_tokens"):
-                ns.evaluate(bloom, quiz, fwd_hooks=hooks, scoring=scoring)
-
-    def told(language, examples, *, prompt_tokens):
-        return ns.ablation_hooks(bloom, mask, position="last", prompt_tokens=prompt_tokens)
-
-    def passing_on(language, examples, **options):
-        assert set(options) == {"prompt_tokens", "tokens"}
-        return told(language, examples, prompt_tokens=options["prompt_tokens"])
-
-    assert ns.evaluate(bloom, quiz, fwd_hooks=told).equals(ns.evaluate(bloom, quiz, fwd_hooks=passing_on))
-
-
 @pytest.mark.parametrize("scoring", ["choice", "exact"])
 def test_a_model_that_gives_nan_has_no_prediction(bloom, quiz, scoring):
     spoil = [("blocks.1.mlp.hook_post", lambda tensor, hook: tensor * torch.nan)]
@@ -383,29 +276,6 @@ def test_hooks_of_the_user_s_that_are_active_are_seen_and_the_model_is_left_as_f
     assert all(module.training for module in bloom.modules())
     bloom.eval()
     assert not any(point.fwd_hooks for point in bloom.hook_dict.values() if "hook_post" in str(point.name))
-
-
-@pytest.mark.parametrize(
-    ("hooks", "message"),
-    [
-        ([("blocks.7.mlp.hook_post", print)], "has no hook blocks.7.mlp.hook_post"),
-        ([(lambda name: name.startswith("brain"), print)], "has no hook <function"),
-        ([("blocks.0.mlp.hook_post",)], "is no hook; give pairs"),
-        ((pair for pair in [("blocks.0.mlp.hook_post", print)]), "fwd_hooks is or gives a generator; give a list"),
-        (lambda language, examples: None, "fwd_hooks is or gives a NoneType"),
-    ],
-)
-def test_names_that_the_model_lacks_are_an_error(bloom, quiz, hooks, message, as_users_run_it):
-    with pytest.raises(ns.NeuronShareError, match=message):
-        ns.evaluate(bloom, quiz, fwd_hooks=hooks)
-
-
-def test_a_hook_that_does_not_fire_is_an_error(bloom, backend, quiz):
-    """A hook point that is there and, in this architecture, never called."""
-    name = "hook_pos_embed" if backend == "hooked" else "blocks.0.attn.qkv.hook_in"
-    assert name in bloom.hook_dict
-    with pytest.raises(ns.NeuronShareError, match=f"The hook on {name} did not fire"):
-        ns.evaluate(bloom, quiz, fwd_hooks=[(name, lambda tensor, hook: None)])
 
 
 # Perplexity, memory.
@@ -456,32 +326,6 @@ def test_dropout_is_off_and_no_graph_is_built(animals, measure):
     assert all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("scoring", ["choice", "exact"])
-def test_logits_are_made_for_scored_positions_only(animals, backend, scoring):
-    """Prompts of 80 tokens and answers of a few: all logits would be ten times what is made."""
-    model = animals.lens("bloom", backend)
-    prompts = ns.ParallelPrompts(
-        {la: ["a b c d e " * 8] for la in ("en", "de")},
-        {la: [" yes"] for la in ("en", "de")},
-        {la: [[" yes", " no"]] for la in ("en", "de")},
-    )
-    n_tokens = len(models.tokenise(model, prompts.prompts["en"])[0])
-    assert n_tokens > 60
-    largest = 0
-
-    class Largest(PeakMemory):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor) and result.shape[-1:] == (400,) and result.ndim == 3:
-                largest = max(largest, result.shape[1])
-            return result
-
-    with Largest():
-        ns.evaluate(model, prompts, scoring=scoring)
-    assert 1 <= largest <= 6
-
-
 # Bad input.
 
 
@@ -516,25 +360,6 @@ def test_prompts_that_are_none_or_no_example(bloom, quiz, as_users_run_it):
         ns.evaluate(bloom, ["a"])
     with pytest.raises(ns.NeuronShareError, match="no examples: every list is empty"):
         ns.evaluate(bloom, quiz[3:])
-
-
-def test_answers_that_add_no_token_or_swallow_the_prompt(animals, backend, as_users_run_it):
-    from tokenizers import normalizers
-
-    model = ns.load_model(animals.directory("bloom"), backend=backend, device="cpu")
-    model.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")
-    nothing = ns.ParallelPrompts({la: ["ab", "cd"] for la in ("en", "de")}, {"en": ["x", "~"], "de": ["x", "y"]})
-    with pytest.raises(ns.NeuronShareError, match="'en', example 1: '~' adds no token to the prompt"):
-        ns.evaluate(model, nothing, scoring="exact")
-    choices = {la: [[answer, "z"] for answer in answers] for la, answers in nothing.answers.items()}
-    with pytest.raises(ns.NeuronShareError, match="'en', example 1: '~' adds no token"):
-        ns.evaluate(model, ns.ParallelPrompts(nothing.prompts, nothing.answers, choices))
-    merged = ns.ParallelPrompts({la: ["a"] for la in ("en", "de")}, {la: ["nd"] for la in ("en", "de")})
-    first, whole = models.tokenise(model, ["T", "Two"])
-    if first[0] != whole[0]:
-        merged = ns.ParallelPrompts({la: ["T"] for la in ("en", "de")}, {la: ["wo"] for la in ("en", "de")})
-    with pytest.raises(ns.NeuronShareError, match="'en', example 0: prompt and answer merge from the first token on"):
-        ns.evaluate(model, merged, scoring="exact")
 
 
 def test_what_perplexity_refuses(animals, backend, as_users_run_it):

@@ -7,9 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-import reference
 import tl_neuronshare as ns
-import zoo
+from support import reference, zoo
 from tl_neuronshare import models
 from tl_neuronshare.models import decoding, verification
 

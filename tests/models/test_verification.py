@@ -11,9 +11,8 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
-import reference
 import tl_neuronshare as ns
-import zoo
+from support import reference, zoo
 from tl_neuronshare import models
 from tl_neuronshare.models import verification
 from tl_neuronshare.models.lens import has_hooked_transformer

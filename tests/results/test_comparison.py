@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tl_neuronshare as ns
-from tl_neuronshare.maths.chance import expected_intersection, jaccard
 
 NAN = float("nan")
 
@@ -99,21 +98,6 @@ def test_overlap_has_an_interval_for_ten_examples_and_the_square_table_is_the_sa
     for (one, other), value in overall.items():
         assert sharing.overlap().loc[one, other] == pytest.approx(value)
     assert ns.language_overlap(sharing[:2])["mismatched"].isna().all()  # two examples, three languages
-
-
-def test_expected_intersection_equals_all_pairs_of_sets():
-    first = [set(chosen) for chosen in itertools.combinations(range(6), 2)]
-    second = [set(chosen) for chosen in itertools.combinations(range(6), 3)]
-    pairs = list(itertools.product(first, second))
-    common = expected_intersection(torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor([6.0])).item()
-    assert common == pytest.approx(sum(len(a & b) for a, b in pairs) / len(pairs))
-    # In a layer of some hundred neurons the index of what is expected is the index that is expected.
-    generator = torch.Generator().manual_seed(0)
-    drawn = [
-        index(*(set(torch.randperm(600, generator=generator)[:n].tolist()) for n in (120, 200))) for _ in range(400)
-    ]
-    expected = jaccard(*(torch.tensor(n) for n in (120 * 200 / 600, 120.0, 200.0))).item()
-    assert expected == pytest.approx(np.mean(drawn), abs=0.003)
 
 
 @settings(max_examples=20)

@@ -7,21 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import tl_neuronshare as ns
-from tl_neuronshare.results import masks
+from support.masks import random_mask, seeded
 
-LAPE = Path(__file__).parents[2] / "shared" / "data" / "lape"
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def random_mask(*shape, share=0.3, seed=0):
-    return torch.rand(*shape, generator=seeded(seed)) < share
+LAPE = Path(__file__).parents[3] / "shared" / "data" / "lape"
 
 
 @pytest.mark.parametrize("shape", [(3, 20), (5, 3, 20)])
@@ -51,32 +41,6 @@ def test_random_like_within():
     within[3, 2] = False
     with pytest.raises(ns.NeuronShareError, match="example 3, layer 2: .* neurons are needed and only 0 are to draw"):
         ns.random_like(mask, generator=seeded(), within=within)
-
-
-def by_brute_force(order, impact, mask):
-    """For each of the mask's neurons in this order the nearest unused one outside the mask."""
-    free = [neuron for neuron in range(len(impact)) if not mask[neuron]]
-    found = set()
-    for neuron in order:
-        nearest = min(free, key=lambda other: abs(impact[other] - impact[neuron]))
-        free.remove(nearest)
-        found.add(nearest)
-    return found
-
-
-@given(st.integers(0, 10_000))
-def test_matches_are_the_nearest_by_brute_force(seed):
-    mask, noise = random_mask(2, 3, 12, seed=seed), torch.rand(2, 3, 12, generator=seeded(seed))
-    mask[..., 6:] = False  # at most half, so that there are enough
-    impact = torch.rand(2, 3, 12, generator=seeded(seed + 1)) * 10
-    found, far = masks.matched(noise, mask, impact)
-    for example in range(2):
-        for layer in range(3):
-            here = (example, layer)
-            order = [neuron for neuron in noise[here].argsort(descending=True).tolist() if mask[here][neuron]]
-            expected = by_brute_force(order, impact[here].tolist(), mask[here])
-            assert set(found[here].nonzero().flatten().tolist()) == expected
-            assert not (far[here] & ~mask[here]).any()
 
 
 def test_magnitude_matched_like_is_outside_and_as_near_as_can_be():

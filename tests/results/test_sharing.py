@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-import subprocess
-import sys
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.torch import save_file
 
 import tl_neuronshare as ns
 
@@ -309,18 +310,6 @@ def test_layers_of_different_width_are_as_each_for_itself(tmp_path):
             np.testing.assert_allclose(result.overlap(number).to_numpy(), alone.overlap().to_numpy())
 
 
-def test_a_model_with_layers_of_different_width(animals):
-    model = animals.narrowed_llama()
-    prompts = ns.ParallelPrompts({"en": ["The sky is", "Cats"], "de": ["Der", "Katzen"]})
-    uncut = animals.lens("llama", "bridge")
-    for site, position in (("post", "last"), ("gate", "any")):
-        sharing = ns.categorise(model, prompts, site=site, position=position)
-        assert sharing.widths == (96, 40, 96)
-        whole = ns.categorise(uncut, prompts, site=site, position=position)
-        assert torch.equal(sharing.activated()[:, :, 1, :40], whole.activated()[:, :, 1, :40])
-        assert (sharing.types[:, 1, 40:] == 255).all()
-
-
 # Concatenation.
 
 
@@ -353,23 +342,106 @@ def test_results_of_other_weights_are_not_concatenated(animals):
         ns.NeuronSharing.concatenate([bloom, others])
 
 
-FULL_DISK = """
-import resource, signal, sys, torch
-import tl_neuronshare as ns
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # no file may grow beyond: what a full disk does
-toy = ns.NeuronSharing.from_activated(torch.rand(20, 2, 1, 900) > 0.5, languages=["en", "de"])
-for save in (toy.save, lambda path: ns.save_masks({"one": torch.eye(99, dtype=torch.bool)}, path)):
-    try:
-        save(sys.argv[1])
-    except ns.NeuronShareError as error:
-        print(error)
-"""
+def test_results_are_unpacked_anew_at_each_call_and_let_go(animals):
+    sharing = ns.categorise(animals.lens("bloom", "bridge"), ns.ParallelPrompts({"en": ["a"], "de": ["b"]}))
+    made = [sharing.activated(), sharing.types, sharing.mask("specific")]
+    references = [weakref.ref(tensor) for tensor in made]
+    del made
+    assert [reference() for reference in references] == [None] * 3
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
-    run = [sys.executable, "-c", FULL_DISK, str(tmp_path / "file")]
-    said = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(said) == 2
-    assert all("file' cannot be written (" in line and "is the disk full?" in line for line in said)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.usefixtures("as_users_run_it")
+def test_layers_of_a_result_that_are_not_there(bloom, prompts):
+    sharing = ns.categorise(bloom, prompts)
+    for layer in (3, -1, "0", True, 1.0):
+        with pytest.raises(
+            ns.NeuronShareError, match="There is no layer .*; use 0 to 2, or None for all|give one of 0 to 2"
+        ):
+            sharing.overlap(layer)
+    activated = torch.ones(1, 2, 2, 8, dtype=torch.bool)
+    with pytest.raises(ns.NeuronShareError, match=r"Neurons beyond the widths \(8, 4\) are activated"):
+        ns.NeuronSharing.from_activated(activated, languages=["en", "de"], widths=[8, 4])
+    with pytest.raises(
+        ns.NeuronShareError, match=r"The widest of the layers has 4 neurons, the tensor 8|widest layer of"
+    ):
+        ns.NeuronSharing.from_activated(activated, languages=["en", "de"], widths=[4, 4])
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_files(tmp_path):
+    sharing = ns.NeuronSharing.from_activated(torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de"])
+    with pytest.raises(ns.NeuronShareError, match="There is no file .*missing"):
+        ns.NeuronSharing.load(tmp_path / "missing")
+    with pytest.raises(ns.NeuronShareError, match="no directory.*absent"):
+        sharing.save(tmp_path / "absent" / "file")
+    with pytest.raises(ns.NeuronShareError, match="is a directory; name a file in it"):
+        sharing.save(tmp_path)
+    odd = ns.NeuronSharing.from_activated(
+        torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de"], metadata={"model": object()}
+    )
+    with pytest.raises(ns.NeuronShareError, match="metadata cannot be saved.*object is not JSON"):
+        odd.save(tmp_path / "odd")
+    corrupt = tmp_path / "corrupt"
+    sharing.save(corrupt)
+    corrupt.write_bytes(corrupt.read_bytes()[:-1])
+    with pytest.raises(ns.NeuronShareError, match="cannot be read.*damaged"):
+        ns.NeuronSharing.load(corrupt)
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ns.NeuronShareError, match="cannot be read.*damaged"):
+        ns.NeuronSharing.load(tmp_path / "text")
+    save_file({"packed": torch.zeros(2)}, tmp_path / "foreign", {"format": json.dumps("another/1")})
+    with pytest.raises(ns.NeuronShareError, match="holds no NeuronSharing"):
+        ns.NeuronSharing.load(tmp_path / "foreign")
+    save_file({"packed": torch.zeros(2)}, tmp_path / "plain", {"format": "pt"})
+    with pytest.raises(ns.NeuronShareError, match="holds no NeuronSharing"):
+        ns.NeuronSharing.load(tmp_path / "plain")
+    with pytest.raises(ns.NeuronShareError, match="There is no file"):
+        ns.NeuronSharing.load(tmp_path)
+
+
+HEADER = {"languages": ["a", "b"], "widths": [8], "hooks": ["h"], "metadata": {}}
+TAMPERED = {
+    "a key is missing": ({"widths": None}, torch.uint8, "cannot be read.*widths"),
+    "a key of another kind": ({"languages": 5}, torch.uint8, "cannot be read"),
+    "a language twice": ({"languages": ["a", "a"]}, torch.uint8, "not all different"),
+    "other widths": ({"widths": [9]}, torch.uint8, "shape"),
+    "other numbers": ({}, torch.float32, "torch.float32"),
+}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(("change", "dtype", "message"), TAMPERED.values(), ids=TAMPERED)
+def test_tampered_files(tmp_path, change, dtype, message):
+    header = {key: json.dumps(value) for key, value in (HEADER | change).items() if value is not None}
+    packed = torch.zeros(1, 2, 1, 1, dtype=dtype)
+    save_file({"packed": packed}, tmp_path / "file", {"format": "tl_neuronshare.NeuronSharing/1", **header})
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.NeuronSharing.load(tmp_path / "file")
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_results_refuse_what_they_cannot_give():
+    sharing = ns.NeuronSharing.from_activated(torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de"])
+    with pytest.raises(
+        ns.NeuronShareError, match="'shared' is no type of neuron; use one of all-shared, partial-shared"
+    ):
+        sharing.mask("shared")
+    with pytest.raises(ns.NeuronShareError, match=r"use a slice, such as sharing\[3:4\]"):
+        sharing[0]
+    with pytest.raises(ns.NeuronShareError, match=r"slice\(5, None, None\) selects none of the 1 examples"):
+        sharing[5:]
+    for examples in (0, [0]):
+        with pytest.raises(ns.NeuronShareError, match=r"use a slice, such as sharing\[3:4\]"):
+            sharing.activated(examples)
+    for odd in (torch.ones(1, 2, 1, 8), torch.ones(2, 1, 8, dtype=torch.bool), [[[[True]]]]):
+        with pytest.raises(ns.NeuronShareError, match="activated is no boolean tensor with axes example, language"):
+            ns.NeuronSharing.from_activated(odd, languages=["en", "de"])
+    for odd in ({0.0: sharing}, [sharing, None], sharing):
+        with pytest.raises(ns.NeuronShareError, match="results is no list of NeuronSharing; with several thresholds"):
+            ns.NeuronSharing.concatenate(odd)
+    with pytest.raises(ns.NeuronShareError, match="1 language"):
+        ns.neuron_types(torch.ones(1, 1, 4, dtype=torch.bool))
+    with pytest.raises(ns.NeuronShareError, match="torch.float32 of shape .*give booleans"):
+        ns.neuron_types(torch.ones(2, 1, 4))
+    with pytest.raises(ns.NeuronShareError, match="shape"):
+        ns.NeuronSharing.from_activated(torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de", "fr"])

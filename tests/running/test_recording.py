@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from contextlib import nullcontext
-from functools import partial
 
 import pytest
 import torch
 
 import tl_neuronshare as ns
-import zoo
+from support import zoo
 from tl_neuronshare import models
 
 LANGUAGES = list(zoo.LONGER)
@@ -84,18 +84,6 @@ def test_one_batch_may_hold_several_languages(bloom, longer):
     hooks = recorder.fwd_hooks(languages, [0, 1, 2] * 5, mask, tokens=tokens)
     bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks)
     assert recorder.sharing() == ns.categorise(bloom, longer, position="any", batch_size=15)
-
-
-def test_caches_of_single_prompts_without_padding(bloom):
-    """A cache of one string; one whose batch axis was removed; and one of the last position only."""
-    texts = {"en": "The capital of France is", "zh": "法国的首都是"}
-    expected = ns.categorise(bloom, ns.ParallelPrompts({language: [text] for language, text in texts.items()}))
-    run = partial(bloom.run_with_cache, prepend_bos=False)
-    assert ns.categorise_caches({language: run(text)[1] for language, text in texts.items()}) == expected
-    bare = {language: run(text, remove_batch_dim=True)[1] for language, text in texts.items()}
-    assert ns.categorise_caches(bare) == expected
-    cut = {la: run(text, names_filter=lambda n: n.endswith("hook_post"), pos_slice=-1)[1] for la, text in texts.items()}
-    assert ns.categorise_caches(cut) == expected
 
 
 def test_results_say_what_was_run(bloom, longer):
@@ -428,13 +416,6 @@ def test_a_list_of_strings_that_transformer_lens_pads(animals, name, backend, lo
         ns.categorise_caches(caches, tokens=tokens)
 
 
-def test_prompts_that_end_in_the_padding_token_are_not_taken_for_padded(bloom):
-    """`categorise` knows the lengths: an end token of the prompt's own is read like any other."""
-    prompts = ns.ParallelPrompts({"en": ["ab", "c<|end|>"], "de": ["<|end|>d", "ef"]})
-    assert ns.categorise(bloom, prompts) == ns.categorise(bloom, prompts, batch_size=1)
-    assert ns.categorise(bloom, prompts, position="any").metadata["batches"] == 1
-
-
 # Special tokens in the user's own run.
 
 
@@ -453,16 +434,6 @@ def test_some_batches_with_tokens_and_some_without_are_no_result(animals, backen
     assert recorder.sharing() == expected
     both = ns.NeuronSharing.concatenate([recorder.sharing(), expected])
     assert len(both) == 6  # a recorder does not know of prepend_bos, and does not say otherwise
-
-
-def test_unknown_tokens_stand_for_text(animals):
-    """They are special tokens to the tokenizer, and part of the prompt all the same."""
-    model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
-    assert models.special_tokens(model) == [0]
-    model.tokenizer.unk_token = "a"
-    unknown = model.tokenizer.unk_token_id
-    assert unknown in model.tokenizer.all_special_ids
-    assert models.special_tokens(model) == [0]
 
 
 def test_without_tokens_the_bos_counts_and_that_is_said_once(animals, backend, longer):
@@ -492,3 +463,115 @@ def test_models_that_begin_without_bos_are_not_warned_about(bloom, longer):
             tokens, mask = padded(bloom, longer, language, "right")
             bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=recorder.fwd_hooks(language, range(3), mask))
     assert recorder.sharing() == ns.categorise(bloom, longer, position="any")
+
+
+def test_neither_model_nor_activations_outlive_a_result(animals, backend):
+    """A result keeps bits, not the model that they are of."""
+    model = ns.load_model(animals.directory("bloom"), backend=backend, device="cpu")
+    recorder = ns.SharingRecorder(model, ["en", "de"], 1)
+    for language in ("en", "de"):
+        model.run_with_hooks(torch.tensor([[5, 6]]), fwd_hooks=recorder.fwd_hooks(language, [0]))
+    sharing, weights = recorder.sharing(), weakref.ref(next(model.parameters()))
+    del model, recorder
+    import gc
+
+    gc.collect()
+    assert weights() is None
+    assert len(sharing) == 1
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_positions_before_a_prompt_s_first_token(bloom):
+    prompts = ns.ParallelPrompts({"en": ["12345", "12"], "de": ["123", "1234"]}, examples=["long", "short"])
+    message = r"'en', example 'short': the prompt has 2 token\(s\), and position=-3 needs 3; use another position"
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.categorise(bloom, prompts, position=-3)
+    recorder = ns.SharingRecorder(bloom, ["en", "de"], 2, position=-3)
+    with pytest.raises(ns.NeuronShareError, match="'de', example 1: the prompt has 2 token.*position=-3 needs 3"):
+        recorder.fwd_hooks("de", [0, 1], torch.tensor([[0, 1, 1, 1], [0, 0, 1, 1]]))
+
+
+RECORDERS = {
+    "one language": ((["en"], 2), {}, r"languages=\['en'\]; give a list of at least two names"),
+    "a language twice": ((["en", "en"], 2), {}, "a list of at least two names, all different"),
+    "a string of languages": (("en", 2), {}, "languages='en'; give a list of at least two"),
+    "no examples": ((["en", "de"], 0), {}, "n_examples=0 is no number of examples"),
+    "examples for their number": ((["en", "de"], ["a"]), {}, r"n_examples=\['a'\] is no number"),
+    "position": ((["en", "de"], 2), {"position": 1}, "position=1 is unknown"),
+    "site": ((["en", "de"], 2), {"site": "pre"}, "site='pre' is unknown"),
+    "threshold": ((["en", "de"], 2), {"threshold": "0"}, "threshold='0' is no finite number"),
+}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(("arguments", "options", "message"), RECORDERS.values(), ids=RECORDERS)
+def test_recorders(bloom, arguments, options, message):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.SharingRecorder(bloom, *arguments, **options)
+
+
+BATCHES = {
+    "language": (("fr", [0]), {}, "language='fr' for 1 examples; give one of en, de"),
+    "languages for fewer rows": ((["en"], [0, 1]), {}, r"language=\['en'\] for 2 examples; give one of en, de, or one"),
+    "no examples": (("en", []), {}, r"examples=\[\] selects no examples"),
+    "an empty slice": (("en", slice(3, 3)), {}, "selects no examples"),
+    "one example by number": (("en", 1), {}, "examples=1 selects no examples; give their numbers"),
+    "an example that is not there": (("en", [0, 2]), {}, "There is no example 2; there are 2, counted from 0"),
+    "counting from the end": (("en", [-1]), {}, "There is no example -1"),
+    "an example twice": (("en", [1, 1]), {}, "an example twice in one language"),
+    "a mask of another batch": (
+        ("en", [0, 1], torch.ones(3, 4).long()),
+        {},
+        r"attention_mask has shape \(3, 4\) for 2",
+    ),
+    "a mask of one row": (("en", [0], torch.ones(4).long()), {}, r"attention_mask has shape \(4,\) for 1 examples"),
+    "tokens of another batch": (("en", [0]), {"tokens": torch.ones(2, 4).long()}, r"tokens has shape \(2, 4\) for 1"),
+    "mask and tokens": (
+        ("en", [0], torch.ones(1, 4).long()),
+        {"tokens": torch.ones(1, 5).long()},
+        r"attention_mask has shape \(1, 4\), tokens \(1, 5\)",
+    ),
+    "a mask to be added": (("en", [0]), {"attention_mask": torch.tensor([[0.0, -1e9]])}, "other values than 0 and 1"),
+    "examples as floats": (("en", [0.0]), {}, "There is no example 0.0"),
+    "an empty row": (("en", [0, 1], torch.tensor([[1, 1], [0, 0]])), {}, "'en', example 1: the prompt has 0 token"),
+}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(("arguments", "options", "message"), BATCHES.values(), ids=BATCHES)
+def test_batches_of_a_recorder(bloom, arguments, options, message):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.SharingRecorder(bloom, ["en", "de"], 2).fwd_hooks(*arguments, **options)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_runs_that_are_not_the_batch_that_was_announced(bloom):
+    """Another number of prompts is never broadcast, another length never taken for a decoding step."""
+    recorder = ns.SharingRecorder(bloom, ["en", "de"], 2)
+    hooks = recorder.fwd_hooks("en", [0, 1], torch.ones(2, 4).long())
+    for shape in ((1, 4), (3, 4), (2, 5), (2, 3), (2, 1)):
+        message = (
+            rf"gave a tensor of shape \({shape[0]}, {shape[1]}, 128\), not \(2, 4, 128\) .*Hooks are for the one batch"
+        )
+        with pytest.raises(ns.NeuronShareError, match=message):
+            bloom.run_with_hooks(torch.ones(shape).long(), fwd_hooks=hooks)
+    bloom.run_with_hooks(torch.ones(2, 4).long(), fwd_hooks=hooks)
+    with pytest.raises(ns.NeuronShareError, match=r"of shape \(2, 3, 128\), not \(2, 4, 128\)"):
+        bloom.run_with_hooks(torch.ones(2, 3).long(), fwd_hooks=hooks)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_results_before_everything_is_recorded(bloom):
+    recorder = ns.SharingRecorder(bloom, ["en", "de"], 2)
+    with pytest.raises(ns.NeuronShareError, match=r"'en', example 0: .* did not fire, so that 4 of 4 prompts are not"):
+        recorder.sharing()
+    tokens = torch.ones(2, 4).long()
+    bloom.run_with_hooks(tokens, fwd_hooks=recorder.fwd_hooks("en", [0, 1], tokens=tokens))
+    with pytest.raises(ns.NeuronShareError, match=r"'de', example 0: .* did not fire, so that 2 of 4 prompts are not"):
+        recorder.sharing()
+    bloom.run_with_hooks(tokens, fwd_hooks=recorder.fwd_hooks("de", [0, 1], tokens=tokens))
+    assert len(recorder.sharing()) == 2
+    with pytest.raises(ns.NeuronShareError, match="The prompts are 1 examples in en, de; 2 in en, de were recorded"):
+        recorder.sharing(prompts=ns.ParallelPrompts({"en": ["a"], "de": ["b"]}))
+    with pytest.raises(ns.NeuronShareError, match="prompts is a dict; give the ParallelPrompts that were run"):
+        recorder.sharing(prompts={"en": ["a"], "de": ["b"]})

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 ActiveNeurons = dict[tuple[int, str, int], set[int]]  # (example, language, layer) -> neurons
+Scores = dict[tuple[int, str, int], tuple[list[float], list[float]]]  # the same -> what each neuron writes, and pushes
+TYPES = ("all-shared", "partial-shared", "specific", "non-activated")
 
 
 def active_neurons(
@@ -167,3 +171,100 @@ def scores(
             pushed.append(m * float(rows[neuron].double() @ unembedding.double()))
         found[layer] = wrote, pushed
     return found
+
+
+def literal_start(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, texts: list[str], bos: bool
+) -> tuple[int, list[list[int]], int]:
+    """Where scoring begins, each text's tokens, and how many the prompt alone has: by the definition."""
+
+    def ids(text):
+        return [tokenizer.bos_token_id] * bos + tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    alone, whole = ids(prompt), [ids(prompt + text) for text in texts]
+    start = min(next(i for i in range(len(w) + 1) if i >= len(alone) or w[: i + 1] != alone[: i + 1]) for w in whole)
+    return start, whole, len(alone)
+
+
+def gradient(hugging_face: nn.Module, norm: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """In E's place the gradient of (what the final norm gives) . E, by Hugging Face's own module."""
+    module = hugging_face.get_submodule(norm)
+
+    def direction(unembedding, residual):
+        residual = residual.detach().clone().requires_grad_()
+        return torch.autograd.grad(module(residual) @ unembedding, residual)[0]
+
+    return direction
+
+
+def literal_scores(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Any,
+    prompts: Any,
+    answer: str = "first",
+    norm: str = "none",
+) -> Scores:
+    """Each neuron's two scores, as means over the answer's tokens."""
+    options = {"direction": gradient(model, kind.norm), "norm": kind.norm} if norm == "full" else {}
+    found = {}
+    for language, example in product(prompts.languages, range(len(prompts))):
+        text, gold = prompts.prompts[language][example], prompts.answers[language][example]
+        start, (tokens,), _ = literal_start(tokenizer, text, [gold], kind.bos)
+        places = range(start, len(tokens) if answer == "all" else start + 1)
+        of_tokens = [
+            scores(model, tokens[:place], -1, tokens[place], down=kind.down, n_layers=kind.n_layers, **options)
+            for place in places
+        ]
+        for layer in range(kind.n_layers):
+            wrote, pushed = (np.mean([of_one[layer][which] for of_one in of_tokens], axis=0) for which in (0, 1))
+            found[example, language, layer] = wrote.tolist(), pushed.tolist()
+    return found
+
+
+def literal_table(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, kind: Any, prompts: Any, scores: Scores
+) -> dict[tuple[Any, ...], float]:
+    """Every statistic of the scores, with sets and loops."""
+    n_layers = kind.n_layers
+    active = active_neurons(model, tokenizer, prompts.prompts, module=kind.down, n_layers=n_layers, bos=kind.bos)
+    languages = list(prompts.languages)
+    of_type, top = {}, {}
+    for example, layer in product(range(len(prompts)), range(n_layers)):
+        width = len(scores[example, languages[0], layer][0])
+        of_type[example, layer] = types(active, example, layer, languages, width)
+        for language in languages:
+            wrote = scores[example, language, layer][0]
+            order = sorted(range(width), key=lambda neuron: (-wrote[neuron], neuron))
+            top[example, language, layer] = set(order[: int(800 / 16384 * width + 0.5)])
+    table = {}
+    for language, layer, type in product(["all", *languages], [*range(n_layers), "all"], TYPES):
+        pairs = product(range(len(prompts)), languages if language == "all" else [language])
+        layers = range(n_layers) if layer == "all" else [layer]
+        rows, shares = [], []
+        for example, spoken in pairs:
+            wrote = [scores[example, spoken, i][0][j] for i in layers for j in of_type[example, i][type]]
+            pushed = [scores[example, spoken, i][1][j] for i in layers for j in of_type[example, i][type]]
+            pushed_by_all = [push for i in layers for push in scores[example, spoken, i][1]]
+            best = sum(len(top[example, spoken, i]) for i in layers)
+            rows.append((wrote, pushed))
+            shares.append(
+                (
+                    sum(len(top[example, spoken, i] & of_type[example, i][type]) for i in layers) / best,
+                    (sum(max(p, 0) for p in pushed), sum(max(p, 0) for p in pushed_by_all)),
+                    (sum(abs(p) for p in pushed), sum(abs(p) for p in pushed_by_all)),
+                )
+            )
+        key = (language, layer, type)
+        table[(*key, "generation", "top_share")] = 100 * np.mean([share for share, _, _ in shares])
+        for which, score in enumerate(("generation", "correctness")):
+            some = [row[which] for row in rows if row[which]]
+            for statistic, function in {"mean": np.mean, "max": max, "min": min}.items():
+                table[(*key, score, statistic)] = np.mean([function(row) for row in some]) if some else np.nan
+            table[(*key, score, "sum")] = np.mean([sum(row[which]) for row in rows])
+        for place, sign in ((1, "positive"), (2, "absolute")):
+            parts = [share[place] for share in shares]
+            table[(*key, "correctness", f"mean_{sign}_share")] = 100 * np.mean([part / whole for part, whole in parts])
+            pooled = sum(part for part, _ in parts) / sum(whole for _, whole in parts)
+            table[(*key, "correctness", f"pooled_{sign}_share")] = 100 * pooled
+    return table

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+import tl_neuronshare as ns
+
 # Wikidata's numbers; what each language calls country and capital.
 CAPITALS = {
     ("Q38", "Q220"): {
@@ -348,3 +350,16 @@ def mpararel_from_the_hub(folder: Path) -> Path:
 def mzsre_from_the_hub(folder: Path) -> Path:
     rows = [{language: _edit(texts, english=language == "en") for language, texts in edit.items()} for edit in EDITS]
     return _hub_copy(folder, {"default": rows})
+
+
+def counts(prompts: ns.ParallelPrompts) -> dict[tuple[str, str, str], int]:
+    table = prompts.report
+    return {(row.language, row.outcome, row.reason): row.count for row in table.itertuples(index=False)}
+
+
+def damaged(path: Path, number: int, line: str | bytes | None) -> None:
+    """Another line in the place of one; None cuts it off in the middle."""
+    lines: list[bytes] = path.read_bytes().split(b"\n")
+    new = lines[number - 1][: len(lines[number - 1]) // 2] if line is None else line
+    lines[number - 1] = new.encode() if isinstance(new, str) else new
+    path.write_bytes(b"\n".join(lines))

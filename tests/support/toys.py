@@ -11,12 +11,9 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedTokenizerFast
-
-import tl_neuronshare as ns
 
 WORDS = ("sun", "moon", "star", "sky")
 SETS = [set(chosen) for size in range(5) for chosen in itertools.combinations(WORDS, size)]
@@ -34,10 +31,8 @@ def hadamard() -> torch.Tensor:
     return torch.kron(torch.kron(two, two), two)
 
 
-@pytest.fixture(scope="module")
-def toy_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_toy(directory: Path) -> Path:
     """The toy, saved as an OPT."""
-    directory = tmp_path_factory.mktemp("toy")
     vocabulary = {word: index for index, word in enumerate(("<pad>", *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -69,16 +64,3 @@ def toy_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 layer.fc1.bias[neuron] = -4
     model.save_pretrained(directory)
     return directory
-
-
-def test_types_are_those_of_the_construction(toy_directory, backend):
-    prompts = ns.ParallelPrompts({la: [f"sky {word}" for word in words] for la, words in LAST.items()})
-    sharing = ns.categorise(ns.load_model(toy_directory, backend=backend, device="cpu"), prompts)
-    for example, layer in itertools.product(range(len(prompts)), range(2)):
-        for neuron, words in enumerate((SETS, SETS[::-1])[layer]):
-            speakers = [language for language in LAST if LAST[language][example] in words]
-            expected = {0: "non-activated", 1: "specific", 2: "partial-shared", 3: "all-shared"}[len(speakers)]
-            assert sharing.mask(expected)[example, layer, neuron], (example, layer, words, speakers)
-            found = sharing.activated()[example, :, layer, neuron]
-            assert [la for la, active in zip(sharing.languages, found, strict=True) if active] == speakers
-    assert sharing.metadata["borderline_fraction"] == 0

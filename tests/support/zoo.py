@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from tl_neuronshare.models.lens import has_hooked_transformer
+
 TEXTS = {
     "en": [
         "The capital of France is",
@@ -188,8 +190,10 @@ MORE_KINDS = {
     "phi3": _like_llama("phi3"),
     "gemma3": _like_llama("gemma3_text", sliding_window=6),
 }
-
-
+SIX = ["bloom", "gpt2", "llama", "opt", "qwen2", "gemma2"]  # what edits and scores are tried on
+BACKENDS = ["bridge", "hooked"] if has_hooked_transformer() else ["bridge"]
+DENSE = [*KINDS, "demo"]
+LITERAL = ["bloom", "gpt2", "llama", "demo"]  # whose scores are computed neuron by neuron
 CONTEXT = 24  # of the models of drawn size: short, so that prompts as long as it are quickly run
 
 

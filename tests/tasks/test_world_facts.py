@@ -98,3 +98,20 @@ def test_ending():
         assert all(answer in row for answer, row in zip(bare.answers[language], bare.choices[language], strict=True))
     for text in ns.tasks.world_facts(limit=3, ending=" =").prompts["zh"]:
         assert text.endswith(" =")
+
+
+FACTS = {
+    "relation": ({"relations": ["capital"]}, "no relation 'capital'; it has country_code"),
+    "no relation": ({"relations": []}, "No relation was asked for"),
+    "a string of relations": ({"relations": "sum"}, "relations is the string 'sum'; put it in a list"),
+    "language": ({"languages": ["en", "pt"]}, "no language 'pt'; it has en, de"),
+    "limit": ({"limit": 0}, "limit is 0"),
+    "choices": ({"n_choices": 6}, "n_choices is 6; it can be 2 to 5"),
+}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(("options", "message"), FACTS.values(), ids=FACTS)
+def test_options_of_world_facts(options, message):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.tasks.world_facts(**options)
