@@ -328,7 +328,7 @@ def test_the_last_prompt_token_and_nothing_after_it(animals, backend, cached):
         assert edited == [[n_prompt - 1], *[later] * (NEW - 1)]
 
 
-# Reference values.
+# Layers of different width.
 
 
 def test_layers_of_different_width(animals):

@@ -500,7 +500,6 @@ class TestBadInput:
             ({"mode": "resample", "values": torch.ones(4, 512)}, "mode='resample' takes the values of other examples"),
             ({"mode": "mean", "values": {"en": torch.ones(4, 512)}}, "mode='mean': values has none for de, th, zh"),
             ({"scoring": "vibes"}, "scoring='vibes' is unknown; use one of choice, exact"),
-            ({"n_resamples": 0}, "n_resamples=0"),
         ],
     )
     def test_options(self, small, options, message):

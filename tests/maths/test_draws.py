@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from support.masks import random_mask, seeded
-from tl_neuronshare.results import masks
+from tl_neuronshare.maths import draws
 
 
 def by_brute_force(order, impact, mask):
@@ -26,7 +28,7 @@ def test_matches_are_the_nearest_by_brute_force(seed):
     mask, noise = random_mask(2, 3, 12, seed=seed), torch.rand(2, 3, 12, generator=seeded(seed))
     mask[..., 6:] = False  # at most half, so that there are enough
     impact = torch.rand(2, 3, 12, generator=seeded(seed + 1)) * 10
-    found, far = masks.matched(noise, mask, impact)
+    found, far = draws.matched(noise, mask, impact)
     for example in range(2):
         for layer in range(3):
             here = (example, layer)
@@ -34,3 +36,14 @@ def test_matches_are_the_nearest_by_brute_force(seed):
             expected = by_brute_force(order, impact[here].tolist(), mask[here])
             assert set(found[here].nonzero().flatten().tolist()) == expected
             assert not (far[here] & ~mask[here]).any()
+
+
+@given(st.integers(0, 10_000))
+def test_drawn_are_those_with_the_most_noise_of_those_that_may_be(seed):
+    noise, within = torch.rand(2, 3, 12, generator=seeded(seed)), random_mask(3, 12, share=0.6, seed=seed)
+    count = torch.minimum(within.sum(-1), torch.tensor([[0, 2, 12], [1, 3, 5]]))
+    found = draws.drawn(noise, count, within)
+    for example, layer in itertools.product(range(2), range(3)):
+        order = noise[example, layer].argsort(descending=True).tolist()
+        expected = [neuron for neuron in order if within[layer, neuron]][: count[example, layer]]
+        assert found[example, layer].nonzero().flatten().tolist() == sorted(expected)

@@ -1,4 +1,4 @@
-"""The pure functions: by hand, and the final norms against the modules that Hugging Face has."""
+"""Both scores as pure functions: by hand, and for all layers at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What identifies a result: the fingerprint of weights and prompts, under slices and concatenation too."""
+"""The fingerprint of weights: the same in both classes and versions, another where one weight is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of TransformerLens: loading, hooks, tokens, weights, and running without the vocabulary."""
+"""Loading: raw weights, in the class and precision that are asked for; and what cannot be loaded."""
 
 from __future__ import annotations
 

@@ -53,8 +53,6 @@ def test_results_of_other_languages_are_not_set_side_by_side():
     for name in ("layer", "depth"):
         with pytest.raises(ns.NeuronShareError, match=f"name='{name}' is a column already"):
             ns.side_by_side({"a": random_sharing()}, name=name)
-    with pytest.raises(ns.NeuronShareError, match="n_resamples=0; give a number"):
-        ns.language_overlap(random_sharing(), n_resamples=0)
 
 
 @settings(max_examples=20)

@@ -176,9 +176,6 @@ OPTIONS = {
     "position": ({"position": "first"}, "position='first' is unknown; use one of last, any, all, or a negative index"),
     "threshold": ({"threshold": float("nan")}, "threshold=nan is no finite number"),
     "threshold of another kind": ({"threshold": "0"}, "threshold='0' is no finite number"),
-    "BOS": ({"prepend_bos": "yes"}, "prepend_bos='yes' is unknown; use True, False, or None"),
-    "batch size": ({"batch_size": 0}, "batch_size=0 is unknown"),
-    "batch size of another kind": ({"batch_size": "many"}, "batch_size='many' is unknown; use \"auto\""),
 }
 
 
@@ -279,3 +276,10 @@ def test_activations_that_are_no_numbers(bloom, value):
         )
         with pytest.raises(ns.NeuronShareError, match=message):
             ns.categorise(bloom, prompts, batch_size=1)
+
+
+def test_what_prompts_have_in_common_is_said(bloom):
+    """The share of each prompt that all languages open with alike, in tokens, special ones left out."""
+    prompts = ns.ParallelPrompts({"en": ["123x", "<|end|>45"], "de": ["12yz", "<|end|>46789"]})
+    shares = [2 / 4, 2 / 4, 1 / 2, 1 / 5]
+    assert ns.categorise(bloom, prompts).metadata["common_prefix_share"] == pytest.approx(sum(shares) / 4)

@@ -97,7 +97,6 @@ def test_a_narrower_layer_has_no_rates_beyond_its_width(animals):
         ({"en": ["The sky"], "de": []}, {}, "Language 'de' has no token that is no special one"),
         ({"en": ["The sky", 3]}, {}, "Language 'en': 3 is no text"),
         ({"en": ["The sky"]}, {"threshold": float("nan")}, "threshold=nan is no finite number"),
-        ({"en": ["The sky"]}, {"batch_size": 0}, "batch_size=0 is unknown"),
     ],
 )
 def test_bad_input(bloom, as_users_run_it, texts, options, message):

@@ -1,4 +1,4 @@
-"""The same result from a run of ours, a run of the user's and a cache; beside patching, other hooks, and errors."""
+"""The recorder: the same result as from categorise and from caches; beside patching, other hooks, and errors."""
 
 from __future__ import annotations
 

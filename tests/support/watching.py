@@ -36,6 +36,19 @@ class PeakMemory(TorchDispatchMode):
         self.live -= n_bytes
 
 
+def state_of(model: Any) -> dict[str, Any]:
+    """All that a run could leave behind on a model."""
+    return {
+        "hooks": {name: (len(hook.fwd_hooks), len(hook.bwd_hooks)) for name, hook in model.hook_dict.items()},
+        "torch hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "training": [module.training for module in model.modules()],
+        "gradients": (torch.is_grad_enabled(), [(p.requires_grad, p.grad) for p in model.parameters()]),
+        "padding side": model.tokenizer.padding_side,
+        "device": [parameter.device for parameter in model.parameters()],
+        "weights": [parameter.data_ptr() for parameter in model.parameters()],
+    }
+
+
 class Largest(TorchDispatchMode):
     """Watches every operation, and keeps the shapes of what ends in the width of the vocabulary."""
 

@@ -1,4 +1,4 @@
-"""The readers of the paper's tasks, on small files in the original formats that are written here."""
+"""What the readers of the paper's tasks share: sources, alignment, seeds, limits and reports."""
 
 from __future__ import annotations
 
@@ -23,9 +23,6 @@ def shuffled(path: Path, *, drop: int = 0) -> None:
 def reordered(mzsre: Path) -> None:
     path = mzsre / "mzsre_test_duplicate_enth.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8"))[::-1]), "utf-8")
-
-
-# Each fact ---------------------------------------------------------------------------------------------------
 
 
 # Sources -----------------------------------------------------------------------------------------------------
@@ -195,6 +192,3 @@ def test_the_report_stays_with_slices_and_selections(mpararel):
     assert sources.counts(prompts)["de", "noted", "answer written as in another language"] == 5
     assert ("zh", "noted", "answer written as in another language") not in sources.counts(prompts)
     assert ns.demo.prompts().report is None
-
-
-# Bad input ---------------------------------------------------------------------------------------------------
