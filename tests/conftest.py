@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import arguments
 import tl_neuronshare as ns
-import zoo
-from tl_neuronshare.models.lens import has_hooked_transformer
+from support import toys, zoo
+from support.prompts import QUIZ
 
-BACKENDS = ["bridge", "hooked"] if has_hooked_transformer() else ["bridge"]
 logging.getLogger("transformer_lens").setLevel(logging.ERROR)
 torch.set_grad_enabled(True)
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of the processes, and for those that they start
@@ -43,7 +43,9 @@ class Zoo:
         self.loaded: dict[tuple[str, str], Any] = {}
 
     def kind(self, name: str) -> zoo.Kind:
-        """What a name stands for: `llama`, or `llama-2-13` for one of two layers of 13 neurons."""
+        """What a name stands for: `llama`, `llama-2-13` for two layers of 13 neurons, `demo` for the built-in model."""
+        if name == "demo":
+            return replace(zoo.KINDS["bloom"], n_layers=4)
         name, *sizes = name.split("-")
         return zoo.of_size(name, *map(int, sizes)) if sizes else (zoo.KINDS | zoo.MORE_KINDS)[name]
 
@@ -94,7 +96,7 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     return Zoo(tmp_path_factory.mktemp("zoo"))
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=zoo.BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Every model class that the installed TransformerLens has."""
     return request.param
@@ -106,10 +108,29 @@ def bloom(animals: Zoo, backend: str) -> Any:
     return animals.lens("bloom", backend)
 
 
+@pytest.fixture(scope="session")
+def toy_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy whose neurons' types are known."""
+    return toys.save_toy(tmp_path_factory.mktemp("toy"))
+
+
 @pytest.fixture
 def prompts() -> ns.ParallelPrompts:
     """Five short texts in five languages; the texts of an example differ in length."""
     return ns.ParallelPrompts(zoo.TEXTS)
+
+
+@pytest.fixture
+def quiz() -> ns.ParallelPrompts:
+    """Three examples in three languages, with answers and choices that merge with their prompts."""
+    return QUIZ
+
+
+@pytest.fixture
+def ready(animals: Zoo) -> tuple[Any, ns.ParallelPrompts, ns.NeuronSharing]:
+    """What attribution takes: a model, prompts with answers, and their types."""
+    model = animals.lens("bloom", "bridge")
+    return model, QUIZ, ns.categorise(model, QUIZ)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Types against the literal reference of reference.py, on eight architectures and the built-in model."""
+"""Types against the literal reference of support/reference.py, on eight architectures and the built-in model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import reference
 import tl_neuronshare as ns
-import zoo
+from support import reference, zoo
 
 
 def assert_agrees(sharing: ns.NeuronSharing, active: reference.ActiveNeurons) -> None:

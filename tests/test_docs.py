@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import sources
 import tl_neuronshare as ns
+from support import sources
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

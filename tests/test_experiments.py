@@ -14,8 +14,8 @@ import pytest
 import torch
 from matplotlib import image
 
-import sources
 import tl_neuronshare as ns
+from support import sources
 
 ROOT = Path(__file__).parents[1]
 

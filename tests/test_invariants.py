@@ -1,6 +1,6 @@
 """The invariants of the design, by number: on the zoo, and under hypothesis on models and prompts of any size.
 
-Pure parts of the first are in test_sharing.py too; the fifth is in test_ablation.py.
+The pure part of the first is in results/test_sharing.py; the fifth is in ablation/test_hooks.py.
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tl_neuronshare as ns
-import zoo
+from support import zoo
+from support.prompts import QUIZ
+from support.watching import state_of
 from tl_neuronshare import models
 
 
 def flips(first: ns.NeuronSharing, second: ns.NeuronSharing) -> int:
     return int((first.activated() != second.activated()).sum())
+
+
+def same(one, other) -> bool:
+    """Whether two results are the same to the bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return one == other if isinstance(one, ns.NeuronSharing) else one.equals(other)
 
 
 # What hypothesis draws. Every character of the prompts is a token, so that lengths are known.
@@ -79,22 +88,7 @@ def borderline(sharing: ns.NeuronSharing) -> int:
 drawn = settings(max_examples=25)
 
 
-# 1: the four types partition the neurons, and do not depend on the order of the languages.
-
-
-@drawn
-@given(case=cases())
-def test_invariant_1_types_partition_whatever_the_order_of_languages(animals, backend, case):
-    model = animals.lens(case.model, backend)
-    sharing = ns.categorise(model, case.prompts, **case.options)
-    masks = torch.stack([sharing.mask(type) for type in ns.NeuronType])
-    assert (masks.sum(0) == 1).all()
-    backwards = case.prompts.select(case.prompts.languages[::-1])
-    turned = ns.categorise(model, backwards, **case.options)
-    assert turned.languages == sharing.languages[::-1]
-    assert (turned.types != sharing.types).sum() <= borderline(sharing)
-
-
+# 1: the four types partition the neurons, and do not depend on the order of the languages; with the second below.
 # 2: the result for an example does not depend on the batch, the padding or the neighbours.
 
 
@@ -122,32 +116,23 @@ def test_invariant_2_on_the_built_in_model(animals, backend):
 
 @drawn
 @given(case=cases(), other=st.integers(1, 40))
-def test_invariant_2_under_hypothesis(animals, backend, case, other):
-    """Another batch size; and the last example alone, without its neighbours and half of the languages."""
+def test_invariants_1_and_2_under_hypothesis(animals, backend, case, other):
+    """Another batch size; the languages the other way round; the last example alone, with two languages only."""
     model = animals.lens(case.model, backend)
     sharing = ns.categorise(model, case.prompts, **case.options)
     assert flips(sharing, ns.categorise(model, case.prompts, **case.options | {"batch_size": other})) <= borderline(
         sharing
     )
+    assert (torch.stack([sharing.mask(type) for type in ns.NeuronType]).sum(0) == 1).all()
+    turned = ns.categorise(model, case.prompts.select(case.prompts.languages[::-1]), **case.options)
+    assert turned.languages == sharing.languages[::-1]
+    assert (turned.types != sharing.types).sum() <= borderline(sharing)
     some = case.prompts.languages[:2]
     alone = ns.categorise(model, case.prompts[-1:].select(some), **case.options)
     assert (alone.activated()[0] != sharing.activated()[-1, :2]).sum() <= borderline(sharing)
 
 
 # 3: the model is left as found.
-
-
-def state_of(model):
-    """All that a run could leave behind on a model."""
-    return {
-        "hooks": {name: (len(hook.fwd_hooks), len(hook.bwd_hooks)) for name, hook in model.hook_dict.items()},
-        "torch hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
-        "training": [module.training for module in model.modules()],
-        "gradients": (torch.is_grad_enabled(), [(p.requires_grad, p.grad) for p in model.parameters()]),
-        "padding side": model.tokenizer.padding_side,
-        "device": [parameter.device for parameter in model.parameters()],
-        "weights": [parameter.data_ptr() for parameter in model.parameters()],
-    }
 
 
 @contextmanager
@@ -164,16 +149,37 @@ def half_in_training(model):
             module.training = training
 
 
-def test_invariant_3_the_model_is_left_as_found(bloom, prompts):
-    expected = ns.categorise(bloom, prompts)
+SHARING = ns.NeuronSharing.from_activated(
+    torch.arange(3 * 3 * 3 * 128).reshape(3, 3, 3, 128) % 5 > 1, languages=QUIZ.languages
+)
+RUNS = {
+    "categorise": lambda model: ns.categorise(model, QUIZ, batch_size=2),
+    "activation_rates": lambda model: ns.activation_rates(model, QUIZ.prompts, batch_size=2),
+    "reference_values": lambda model: torch.stack([*ns.reference_values(model, QUIZ, batch_size=2).values()]),
+    "evaluate": lambda model: ns.evaluate(model, QUIZ, batch_size=2),
+    "evaluate exactly": lambda model: ns.evaluate(model, QUIZ, scoring="exact", max_new_tokens=2, batch_size=2),
+    "perplexity": lambda model: ns.perplexity(model, QUIZ.prompts, batch_size=2),
+    "ablation_study": lambda model: ns.ablation_study(
+        model, QUIZ, SHARING, types=["specific"], controls=["random"], seeds=[0], n_resamples=10, batch_size=2
+    ),
+    "attribute": lambda model: ns.attribute(model, QUIZ, SHARING, n_resamples=10, batch_size=2),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_invariant_3_the_model_is_left_as_found(bloom, run):
+    expected = RUNS[run](bloom)
     with half_in_training(bloom):
         before = state_of(bloom)
-        assert ns.categorise(bloom, prompts) == expected
+        found = RUNS[run](bloom)
         assert state_of(bloom) == before
+    assert same(found, expected)
 
 
+@pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_invariant_3_also_when_it_stops_half_way(bloom, prompts, error):
+def test_invariant_3_also_when_it_stops_half_way(bloom, run, error):
+    ns.verify(bloom)  # whose own passes take no part
     seen = []
 
     def stop(tensor, hook):
@@ -184,7 +190,7 @@ def test_invariant_3_also_when_it_stops_half_way(bloom, prompts, error):
     with half_in_training(bloom):
         before = state_of(bloom)
         with pytest.raises(error, match="half-way"), bloom.hooks(fwd_hooks=[("blocks.1.mlp.hook_post", stop)]):
-            ns.categorise(bloom, prompts, batch_size=5)
+            RUNS[run](bloom)
         assert state_of(bloom) == before
     assert len(seen) == 3
 
@@ -459,11 +465,4 @@ def test_invariant_9_the_user_s_settings_change_nothing(backend, setting):
         found = list(everything(model, prompts))
     if backend == "hooked" and setting == "bfloat16":
         return  # it computes something else itself
-    for one, other in zip(expected, found, strict=True):
-        if isinstance(one, torch.Tensor):
-            assert one.dtype == other.dtype
-            assert torch.equal(one, other)
-        elif isinstance(one, ns.NeuronSharing):
-            assert one == other
-        else:
-            assert one.equals(other)
+    assert all(same(one, other) for one, other in zip(expected, found, strict=True))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 import tl_neuronshare as ns
 from tl_neuronshare import models
@@ -92,8 +92,6 @@ CHAT_ML = (  # no BOS, and a line before the answer
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
 NEW_LINE = (  # a line only before what the assistant says
     "{% for m in messages %}[{{ m.role }}]{{ '\\n' if m.role == 'assistant' else '' }}{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -222,3 +220,104 @@ def test_examples_for_which_a_condition_holds(as_users_run_it):
 def test_no_language_is_called_all():
     with pytest.raises(ns.NeuronShareError, match="A language is called 'all'"):
         ns.ParallelPrompts({"en": ["a"], "all": ["b"]})
+
+
+TWO = {"en": ["a", "b"], "de": ["c", "d"]}
+WRONG = {
+    "languages of different length": ({"en": ["a", "b"], "de": ["c"]}, "en 2, de 1.*align"),
+    "one language": ({"en": ["a"]}, "1 language.*at least two"),
+    "no language": ({}, "0 language.*at least two"),
+    "no examples": ({"en": [], "de": []}, "no examples.*at least one"),
+    "empty prompt": ({"en": ["a", "b"], "de": ["c", ""]}, "'de', example 1: the prompt is empty.*drop"),
+    "blank prompt": ({"en": ["a", " \n"], "de": ["c", "d"]}, "'en', example 1: the prompt is empty"),
+    "a number": ({"en": ["a", "b"], "de": [3, "d"]}, "'de', example 0: the prompt 3 is a int; give a string"),
+    "None": ({"en": ["a", None], "de": ["c", "d"]}, "'en', example 1: the prompt None is a NoneType"),
+    "a string for a list": ({"en": "ab", "de": ["c", "d"]}, "'en': a str where a list of prompts belongs"),
+    "a list for a mapping": (["a", "b"], "prompts is a list; give a mapping"),
+    "a language that is no string": ({1: ["a"], "de": ["b"]}, "1 is not the name of a language"),
+}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(("prompts", "message"), WRONG.values(), ids=WRONG)
+def test_prompts_that_are_none(prompts, message):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.ParallelPrompts(prompts)
+
+
+WRONG_ANSWERS = {
+    "answers in other languages": ({"answers": {"en": ["x", "y"]}}, "answers is for en, but prompts is for en, de"),
+    "too few answers": ({"answers": {"en": ["x"], "de": ["y", "z"]}}, r"answers\['en'\] has 1 entries for 2 prompts"),
+    "an empty answer": ({"answers": {"en": ["x", ""], "de": ["y", "z"]}}, "'en', example 1: the answer is empty"),
+    "a string of answers": ({"answers": {"en": "xy", "de": ["y", "z"]}}, r"answers\['en'\] is a str; give a list"),
+    "one choice": ({"choices": {la: [["x"], ["y"]] for la in TWO}}, "'en', example 0: choices .*at least two"),
+    "the same choice twice": ({"choices": {la: [["x", "x"]] * 2 for la in TWO}}, "all different"),
+    "an answer that is no choice": (
+        {"answers": {la: ["x", " y"] for la in TWO}, "choices": {la: [["x", "y"]] * 2 for la in TWO}},
+        "'en', example 1: the answer ' y' is not among the choices",
+    ),
+    "labels that repeat": ({"examples": ["p", "p"]}, "2 labels, 1 of them different, for 2 examples"),
+}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(("rest", "message"), WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
+def test_answers_and_choices(rest, message):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.ParallelPrompts(TWO, **rest)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_one_example_by_number():
+    with pytest.raises(ns.NeuronShareError, match=r"bare number; write prompts\[\[0\]\]"):
+        ns.ParallelPrompts(TWO)[0]
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_select_of_a_language_that_is_not_there():
+    with pytest.raises(ns.NeuronShareError, match="No prompts in 'xx'; these have en, de"):
+        ns.ParallelPrompts(TWO).select(["en", "xx"])
+
+
+WRONG_FRAMES = {
+    "a column is missing": (pd.DataFrame({"example": [1], "prompt": ["a"]}), "lacks the column.*language"),
+    "a row is missing": (
+        pd.DataFrame({"example": [1, 1, 2], "language": ["en", "de", "en"], "prompt": list("abc")}),
+        "Example 2 has no row in language 'de' .1 rows",
+    ),
+    "a row stands twice": (
+        pd.DataFrame({"example": [1, 1, 1], "language": ["en", "de", "de"], "prompt": list("abc")}),
+        "Example 1 appears more than once in language 'de'",
+    ),
+    "no language": (
+        pd.DataFrame({"example": [1, 1], "language": ["en", None], "prompt": list("ab")}),
+        "Row 1 of the table has no example or no language",
+    ),
+    "no prompt": (
+        pd.DataFrame({"example": ["x", "x"], "language": ["en", "de"], "prompt": ["a", None]}),
+        "'de', example 'x': the prompt .* is a",
+    ),
+    "no rows": (pd.DataFrame({"example": [], "language": [], "prompt": []}), "0 language"),
+}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(("frame", "message"), WRONG_FRAMES.values(), ids=WRONG_FRAMES)
+def test_frames_that_are_none(frame, message):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.ParallelPrompts.from_frame(frame)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_a_frame_that_is_none():
+    with pytest.raises(ns.NeuronShareError, match="frame is a list; give a pandas DataFrame"):
+        ns.ParallelPrompts.from_frame([1, 2])
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_a_set_of_splits_and_something_else_for_a_dataset():
+    splits = DatasetDict({"test": Dataset.from_dict({"example": [1]})})
+    with pytest.raises(ns.NeuronShareError, match=r"set of splits \(test\)"):
+        ns.ParallelPrompts.from_dataset(splits)
+    with pytest.raises(ns.NeuronShareError, match=r"give a datasets\.Dataset"):
+        ns.ParallelPrompts.from_dataset([1])

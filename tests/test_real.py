@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import reference
 import tl_neuronshare as ns
+from support import reference
 from tl_neuronshare import models
 from tl_neuronshare.evaluation.answers import continuations
 from tl_neuronshare.models import decoding

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 import arguments
 import report
 import reproduce
-import sources
 import tl_neuronshare as ns
+from support import sources
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

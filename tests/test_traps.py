@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import reference
 import tl_neuronshare as ns
-import zoo
+from support import reference, zoo
 from tl_neuronshare import models
 
 TEXTS = {"en": ["The capital of France is", "Cats"], "de": ["Die", "Zwei und drei sind"]}

@@ -1,0 +1,43 @@
+"""Running without the vocabulary, and with padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from support import zoo
+from support.watching import Largest
+from tl_neuronshare import models
+
+
+def last_values(model, rows, layers):
+    """Each layer's values at the last token of each row."""
+    values = {}
+    with torch.no_grad(), models.reading(model, layers, lambda layer, tensor: values.update({layer: tensor[:, -1]})):
+        models.run(model, *models.left_padded(rows))
+    return [values[layer] for layer in range(len(layers))]
+
+
+@pytest.mark.parametrize("name", zoo.DENSE)
+def test_values_are_those_of_each_row_alone(animals, name, backend):
+    """Left padding with a mask made of lengths; the padding is the BOS and end token, and one row begins with it."""
+    model = animals.lens(name, backend)
+    layers = models.neuron_layers(model, "post")
+    rows = [[5, 6, 7, 8, 9, 10, 11], [0, 12, 13], [14]]
+    together = last_values(model, rows, layers)
+    for index, row in enumerate(rows):
+        for all_rows, one in zip(together, last_values(model, [row], layers), strict=True):
+            torch.testing.assert_close(all_rows[index], one[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", zoo.KINDS)
+def test_no_logits_are_made_but_for_the_last_position(animals, name, backend):
+    model = animals.lens(name, backend)
+    layers = models.neuron_layers(model, "post")
+    with torch.no_grad():
+        with Largest(400) as full:
+            model(torch.tensor([[5, 6, 7, 8]]))
+        with Largest(400) as ours:
+            last_values(model, [[5, 6, 7, 8]], layers)
+    assert (1, 4, 400) in full.shapes  # the watch sees what it must not see below
+    assert ours.shapes <= {(1, 1, 400)}

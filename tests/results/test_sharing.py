@@ -1,0 +1,449 @@
+"""Types and tables, against the definition and brute force; no model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import weakref
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.torch import save_file
+
+import tl_neuronshare as ns
+
+LABELS = {"all-shared", "partial-shared", "specific", "non-activated"}
+
+
+def by_definition(row: tuple[bool, ...]) -> str:
+    """The paper's definition for one neuron: how many of the languages activate it."""
+    count = sum(row)
+    if count == len(row):
+        return "all-shared"
+    if count > 1:
+        return "partial-shared"
+    return "specific" if count == 1 else "non-activated"
+
+
+@pytest.mark.parametrize("n_languages", [2, 3, 5])
+def test_every_combination_of_languages_has_its_type(n_languages):
+    rows = list(itertools.product([False, True], repeat=n_languages))
+    activated = torch.tensor(rows).T[:, None, :]  # language, one layer, a neuron for each combination
+    types = ns.neuron_types(activated)[0].tolist()
+    assert [ns.NeuronType(number).label for number in types] == [by_definition(row) for row in rows]
+
+
+def activations():
+    shapes = hnp.array_shapes(min_dims=4, max_dims=4, max_side=9).filter(lambda shape: shape[1] >= 2)
+    return hnp.arrays(np.bool_, shapes).map(torch.from_numpy)
+
+
+def sharing_of(activated: torch.Tensor) -> ns.NeuronSharing:
+    return ns.NeuronSharing.from_activated(activated, languages=[f"l{i}" for i in range(activated.shape[1])])
+
+
+@given(activations(), st.randoms())
+def test_invariant_1_types_partition_the_neurons_whatever_the_order_of_languages(activated, rnd):
+    sharing = sharing_of(activated)
+    masks = torch.stack([sharing.mask(label) for label in sorted(LABELS)])
+    assert (masks.sum(0) == 1).all()
+    order = list(range(activated.shape[1]))
+    rnd.shuffle(order)
+    assert torch.equal(sharing_of(activated[:, order]).types, sharing.types)
+
+
+@given(activations())
+def test_no_activation_is_lost(activated):
+    assert torch.equal(sharing_of(activated).activated(), activated)
+
+
+@given(activations())
+def test_tables_equal_brute_force(activated):
+    sharing = sharing_of(activated)
+    n_examples, n_languages, n_layers, width = activated.shape
+    summary = sharing.summary().set_index(["layer", "type"])
+    by_language = sharing.by_language().set_index(["layer", "language"])
+    assert len(summary) == 4 * n_layers
+    assert len(by_language) == n_languages * n_layers
+    for layer in range(n_layers):
+        for label in LABELS:
+            shares = [
+                100
+                * sum(by_definition(tuple(activated[e, :, layer, n].tolist())) == label for n in range(width))
+                / width
+                for e in range(n_examples)
+            ]
+            check(summary.loc[(layer, label)], shares)
+        for index, language in enumerate(sharing.languages):
+            check(
+                by_language.loc[(layer, language)],
+                [100 * row.float().mean().item() for row in activated[:, index, layer]],
+            )
+
+
+def check(row, shares):
+    expected = [np.mean(shares), np.std(shares), min(shares), max(shares)]
+    np.testing.assert_allclose(row[["mean", "std", "min", "max"]].astype(float), expected, atol=1e-4)
+
+
+def test_layers_of_different_width_keep_their_own_neurons():
+    activated = torch.ones(1, 2, 2, 10, dtype=torch.bool)
+    activated[:, :, 1, 4:] = False  # the second layer has four neurons
+    sharing = ns.NeuronSharing.from_activated(
+        activated, languages=["en", "de"], widths=[10, 4], hooks=["first", "second"]
+    )
+    assert sharing.d_mlp == 10
+    assert sharing.types[0, 1].tolist() == [3] * 4 + [255] * 6
+    assert sum(int(sharing.mask(label)[0, 1].sum()) for label in LABELS) == 4
+    assert sharing.summary().query("layer == 1").set_index("type")["mean"]["all-shared"] == 100
+    assert sharing.by_language().query("layer == 1")["mean"].tolist() == [100, 100]
+
+
+def test_slicing_selects_examples():
+    activated = torch.rand(5, 3, 2, 11, generator=torch.Generator().manual_seed(0)) > 0.5
+    sharing = sharing_of(activated)
+    assert len(sharing[1:3]) == 2
+    assert torch.equal(sharing[1:3].types, sharing.types[1:3])
+    assert torch.equal(sharing.activated(slice(1, 3)), activated[1:3])
+    assert torch.equal(sharing[::-2].activated(), activated[[4, 2, 0]])
+
+
+def test_one_bit_a_neuron_is_kept():
+    sharing = sharing_of(torch.zeros(10, 4, 3, 512, dtype=torch.bool))
+    assert sharing.packed.nbytes == 10 * 4 * 3 * 512 / 8
+
+
+def test_save_and_load(tmp_path):
+    sharing = ns.NeuronSharing.from_activated(
+        torch.rand(4, 3, 2, 21) > 0.5, languages=["en", "中文", "th"], metadata={"model": "toy", "threshold": 0.5}
+    )
+    sharing.save(tmp_path / "s.safetensors")
+    loaded = ns.NeuronSharing.load(tmp_path / "s.safetensors")
+    assert loaded == sharing
+    assert loaded.metadata == sharing.metadata
+    assert loaded.widths == sharing.widths
+    assert loaded.hooks == sharing.hooks
+
+
+def test_mask_takes_a_label_a_type_or_its_number():
+    sharing = sharing_of(torch.rand(2, 3, 2, 9) > 0.5)
+    for type in ns.NeuronType:
+        assert torch.equal(sharing.mask(type), sharing.mask(type.label))
+
+
+@given(activations())
+def test_persistence_equals_brute_force(activated):
+    """The share that is of a type for every example, beside the average: the paper's third finding."""
+    table = sharing_of(activated).persistence().set_index(["layer", "type"])
+    n_examples, _, n_layers, width = activated.shape
+    assert list(table.columns) == ["average", "every", "chance"]
+    assert len(table) == 4 * n_layers
+    for layer, label in itertools.product(range(n_layers), LABELS):
+        of_type = [
+            [by_definition(tuple(activated[e, :, layer, n].tolist())) == label for e in range(n_examples)]
+            for n in range(width)
+        ]
+        row = table.loc[(layer, label)]
+        assert row["every"] == pytest.approx(100 * sum(map(all, of_type)) / width)
+        assert row["average"] == pytest.approx(100 * sum(map(sum, of_type)) / width / n_examples)
+        shares = [sum(column) / width for column in zip(*of_type, strict=True)]
+        assert row["chance"] == pytest.approx(100 * math.prod(shares), abs=1e-9)
+
+
+@settings(max_examples=20)
+@given(activations())
+def test_never_activated_equals_brute_force(activated):
+    table = sharing_of(activated).never_activated().set_index(["layer", "language"])
+    n_examples, n_languages, n_layers, width = activated.shape
+    assert len(table) == n_layers * (n_languages + 1)
+    for layer, index in itertools.product(range(n_layers), range(n_languages + 1)):
+        of_languages = list(range(n_languages)) if index == n_languages else [index]
+        silent = [
+            [not any(activated[e, la, layer, n] for la in of_languages) for n in range(width)]
+            for e in range(n_examples)
+        ]
+        row = table.loc[(layer, "all" if index == n_languages else f"l{index}")]
+        check(row, [100 * sum(one) / width for one in silent])
+        assert row["every"] == pytest.approx(100 * sum(map(all, zip(*silent, strict=True))) / width)
+
+
+# Chance levels.
+
+
+def test_what_is_no_number_of_draws_no_seed_and_no_language_is_refused(as_users_run_it):
+    sharing = sharing_of(torch.rand(4, 2, 1, 9) > 0.5)
+    for mismatches in (-1, 1.5, "a", True):
+        with pytest.raises(ns.NeuronShareError, match="mismatches=.*; give a whole number, at least 0"):
+            sharing.summary(mismatches=mismatches)
+    with pytest.raises(ns.NeuronShareError, match="seed=None is not a whole number"):
+        sharing.mismatched(seed=None)
+    with pytest.raises(ns.NeuronShareError, match="A language is called 'all'"):
+        ns.NeuronSharing.from_activated(sharing.activated(), languages=["en", "all"])
+
+
+@settings(max_examples=20)
+@given(activations())
+def test_independent_types_equal_brute_force(activated):
+    """Every combination of languages that a neuron could be activated in, with its probability."""
+    table = sharing_of(activated).summary(mismatches=0).set_index(["layer", "type"])
+    n_examples, n_languages, n_layers, _ = activated.shape
+    for layer in range(min(2, n_layers)):
+        expected = dict.fromkeys(LABELS, 0.0)
+        for example in range(n_examples):
+            shares = activated[example, :, layer].double().mean(-1).tolist()
+            for row in itertools.product([False, True], repeat=n_languages):
+                likely = math.prod(p if on else 1 - p for p, on in zip(shares, row, strict=True))
+                expected[by_definition(row)] += 100 * likely / n_examples
+        for label in LABELS:
+            assert table.loc[(layer, label), "independent"] == pytest.approx(expected[label], abs=1e-9)
+
+
+def test_independent_types_are_what_random_neurons_give():
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(40, 4, 1, 1, generator=generator)
+    activated = torch.rand(40, 4, 1, 2000, generator=generator) < shares
+    summary = sharing_of(activated).summary()
+    np.testing.assert_allclose(summary["independent"], summary["mean"], atol=0.3)
+    assert (summary["independent"] - summary["mismatched"]).abs().max() > 1  # each example has shares of its own
+
+
+@settings(max_examples=20)
+@given(activations(), st.integers(0, 5))
+def test_mismatched_examples_equal_brute_force(activated, seed):
+    sharing = sharing_of(activated)
+    n_examples, n_languages, n_layers, width = activated.shape
+    if n_examples < n_languages:
+        assert sharing.summary()["mismatched"].isna().all()
+        with pytest.raises(ns.NeuronShareError, match=f"{n_examples} .* for {n_languages} languages; a different one"):
+            sharing.mismatched(seed=seed)
+        return
+    moved = sharing.mismatched(seed=seed)
+    offsets = moved.metadata["mismatched"]
+    assert len({offset % n_examples for offset in offsets}) == n_languages  # nowhere the same example twice
+    for language, offset in enumerate(offsets):
+        assert torch.equal(moved.activated()[:, language], activated[:, language].roll(-offset, dims=0))
+    summary = sharing.summary(mismatches=2, seed=seed).set_index(["layer", "type"])
+    other = sharing.mismatched(seed=seed + 1)
+    for layer, label in itertools.product(range(n_layers), LABELS):
+        found = [
+            sum(by_definition(tuple(one.activated()[e, :, layer, n].tolist())) == label for n in range(width))
+            for one in (moved, other)
+            for e in range(n_examples)
+        ]
+        assert summary.loc[(layer, label), "mismatched"] == pytest.approx(100 * sum(found) / len(found) / width)
+
+
+def jaccard(activated: torch.Tensor, first: int, second: int, layers: list[int]) -> float:
+    """Mean over examples of |A and B| / |A or B|; examples in which both are empty do not count."""
+    indices = []
+    for example in range(len(activated)):
+        one, other = (
+            {(layer, n) for layer in layers for n in activated[example, la, layer].nonzero().flatten().tolist()}
+            for la in (first, second)
+        )
+        if one | other:
+            indices.append(len(one & other) / len(one | other))
+    return sum(indices) / len(indices) if indices else float("nan")
+
+
+@given(activations())
+def test_overlap_equals_brute_force(activated):
+    sharing = sharing_of(activated)
+    n_layers = activated.shape[2]
+    for layer in (None, *range(n_layers)):
+        table = sharing.overlap(layer)
+        assert list(table.index) == list(table.columns) == list(sharing.languages)
+        layers = list(range(n_layers)) if layer is None else [layer]
+        expected = [
+            [jaccard(activated, first, second, layers) for second in range(activated.shape[1])]
+            for first in range(activated.shape[1])
+        ]
+        np.testing.assert_allclose(table.to_numpy(), np.array(expected), atol=1e-9)
+
+
+def test_tables_are_the_same_whether_unpacked_at_once_or_in_pieces(monkeypatch):
+    sharing = sharing_of(torch.rand(7, 3, 2, 40, generator=torch.Generator().manual_seed(0)) > 0.6)
+    tables = ("summary", "by_language", "persistence", "never_activated", "overlap")
+    at_once = [getattr(sharing, table)() for table in tables]
+    monkeypatch.setattr(ns.results.sharing, "_CHUNK_BYTES", 1)
+    for table, expected in zip(tables, at_once, strict=True):
+        pd.testing.assert_frame_equal(getattr(sharing, table)(), expected)
+
+
+# Layers of different width.
+
+
+def ragged() -> tuple[ns.NeuronSharing, list[torch.Tensor]]:
+    """Three layers of 5, 12 and 3 neurons, and each layer's activations for itself."""
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.rand(4, 3, width, generator=generator) > 0.5 for width in (5, 12, 3)]
+    activated = torch.stack([torch.nn.functional.pad(layer, (0, 12 - layer.shape[-1])) for layer in layers], dim=2)
+    hooks = ["blocks.0.mlp.hook_post", "blocks.2.mlp.hook_post", "blocks.7.mlp.hook_post"]
+    return ns.NeuronSharing.from_activated(
+        activated, languages=["en", "de", "fr"], widths=[5, 12, 3], hooks=hooks
+    ), layers
+
+
+def test_layers_of_different_width_are_as_each_for_itself(tmp_path):
+    """Padding is type 255, in no mask and in no percentage."""
+    sharing, layers = ragged()
+    assert (sharing.d_mlp, sharing.widths) == (12, (5, 12, 3))
+    assert sharing.hooks[1] == "blocks.2.mlp.hook_post"
+    sharing.save(tmp_path / "ragged")
+    for result in (sharing, ns.NeuronSharing.load(tmp_path / "ragged"), ns.NeuronSharing.concatenate([sharing])):
+        for number, (layer, width) in enumerate(zip(layers, result.widths, strict=True)):
+            alone = sharing_of(layer.unsqueeze(2))
+            assert torch.equal(result.types[:, number, :width], alone.types[:, 0])
+            assert (result.types[:, number, width:] == 255).all()
+            assert not any(result.mask(type)[:, number, width:].any() for type in ns.NeuronType)
+            assert not result.activated()[:, :, number, width:].any()
+            for table in ("summary", "by_language", "persistence", "never_activated"):
+                ours = getattr(result, table)().query("layer == @number").drop(columns="layer").reset_index(drop=True)
+                theirs = getattr(alone, table)().drop(columns="layer").replace({"l0": "en", "l1": "de", "l2": "fr"})
+                pd.testing.assert_frame_equal(ours, theirs)
+            np.testing.assert_allclose(result.overlap(number).to_numpy(), alone.overlap().to_numpy())
+
+
+# Concatenation.
+
+
+def test_concatenation_joins_examples_and_says_what_differs():
+    activated = torch.rand(5, 2, 2, 9, generator=torch.Generator().manual_seed(0)) > 0.5
+
+    def part(examples, **metadata):
+        return ns.NeuronSharing.from_activated(activated[examples], languages=["en", "de"], metadata=metadata)
+
+    first = part(slice(0, 2), threshold=0.0, device="cpu", borderline_fraction=0.5)
+    second = part(slice(2, 5), threshold=0.0, device="cuda", borderline_fraction=0.0)
+    both = ns.NeuronSharing.concatenate([first, second])
+    assert torch.equal(both.activated(), activated)
+    assert both.metadata == {"threshold": 0.0, "device": ["cpu", "cuda"], "borderline_fraction": pytest.approx(0.2)}
+    with pytest.raises(ns.NeuronShareError, match="Result 1 has threshold 0.5, result 0 0.0; concatenate results that"):
+        ns.NeuronSharing.concatenate([first, part(slice(2, 5), threshold=0.5)])
+    with pytest.raises(ns.NeuronShareError, match=r"Result 1 has languages \('de', 'en'\), result 0 \('en', 'de'\)"):
+        ns.NeuronSharing.concatenate([first, ns.NeuronSharing.from_activated(activated, languages=["de", "en"])])
+    with pytest.raises(ns.NeuronShareError, match="no result to concatenate"):
+        ns.NeuronSharing.concatenate([])
+
+
+def test_results_of_other_weights_are_not_concatenated(animals):
+    prompts = ns.ParallelPrompts({"en": ["The sky is"], "de": ["Der"]})
+    bloom = ns.categorise(animals.lens("bloom", "bridge"), prompts)
+    others = ns.NeuronSharing.from_activated(
+        bloom.activated(), languages=["en", "de"], metadata=bloom.metadata | {"fingerprint": "0123-4567"}
+    )
+    with pytest.raises(ns.NeuronShareError, match="Result 1 has fingerprint of the weights '0123', result 0 "):
+        ns.NeuronSharing.concatenate([bloom, others])
+
+
+def test_results_are_unpacked_anew_at_each_call_and_let_go(animals):
+    sharing = ns.categorise(animals.lens("bloom", "bridge"), ns.ParallelPrompts({"en": ["a"], "de": ["b"]}))
+    made = [sharing.activated(), sharing.types, sharing.mask("specific")]
+    references = [weakref.ref(tensor) for tensor in made]
+    del made
+    assert [reference() for reference in references] == [None] * 3
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_layers_of_a_result_that_are_not_there(bloom, prompts):
+    sharing = ns.categorise(bloom, prompts)
+    for layer in (3, -1, "0", True, 1.0):
+        with pytest.raises(
+            ns.NeuronShareError, match="There is no layer .*; use 0 to 2, or None for all|give one of 0 to 2"
+        ):
+            sharing.overlap(layer)
+    activated = torch.ones(1, 2, 2, 8, dtype=torch.bool)
+    with pytest.raises(ns.NeuronShareError, match=r"Neurons beyond the widths \(8, 4\) are activated"):
+        ns.NeuronSharing.from_activated(activated, languages=["en", "de"], widths=[8, 4])
+    with pytest.raises(
+        ns.NeuronShareError, match=r"The widest of the layers has 4 neurons, the tensor 8|widest layer of"
+    ):
+        ns.NeuronSharing.from_activated(activated, languages=["en", "de"], widths=[4, 4])
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_files(tmp_path):
+    sharing = ns.NeuronSharing.from_activated(torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de"])
+    with pytest.raises(ns.NeuronShareError, match="There is no file .*missing"):
+        ns.NeuronSharing.load(tmp_path / "missing")
+    with pytest.raises(ns.NeuronShareError, match="no directory.*absent"):
+        sharing.save(tmp_path / "absent" / "file")
+    with pytest.raises(ns.NeuronShareError, match="is a directory; name a file in it"):
+        sharing.save(tmp_path)
+    odd = ns.NeuronSharing.from_activated(
+        torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de"], metadata={"model": object()}
+    )
+    with pytest.raises(ns.NeuronShareError, match="metadata cannot be saved.*object is not JSON"):
+        odd.save(tmp_path / "odd")
+    corrupt = tmp_path / "corrupt"
+    sharing.save(corrupt)
+    corrupt.write_bytes(corrupt.read_bytes()[:-1])
+    with pytest.raises(ns.NeuronShareError, match="cannot be read.*damaged"):
+        ns.NeuronSharing.load(corrupt)
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ns.NeuronShareError, match="cannot be read.*damaged"):
+        ns.NeuronSharing.load(tmp_path / "text")
+    save_file({"packed": torch.zeros(2)}, tmp_path / "foreign", {"format": json.dumps("another/1")})
+    with pytest.raises(ns.NeuronShareError, match="holds no NeuronSharing"):
+        ns.NeuronSharing.load(tmp_path / "foreign")
+    save_file({"packed": torch.zeros(2)}, tmp_path / "plain", {"format": "pt"})
+    with pytest.raises(ns.NeuronShareError, match="holds no NeuronSharing"):
+        ns.NeuronSharing.load(tmp_path / "plain")
+    with pytest.raises(ns.NeuronShareError, match="There is no file"):
+        ns.NeuronSharing.load(tmp_path)
+
+
+HEADER = {"languages": ["a", "b"], "widths": [8], "hooks": ["h"], "metadata": {}}
+TAMPERED = {
+    "a key is missing": ({"widths": None}, torch.uint8, "cannot be read.*widths"),
+    "a key of another kind": ({"languages": 5}, torch.uint8, "cannot be read"),
+    "a language twice": ({"languages": ["a", "a"]}, torch.uint8, "not all different"),
+    "other widths": ({"widths": [9]}, torch.uint8, "shape"),
+    "other numbers": ({}, torch.float32, "torch.float32"),
+}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(("change", "dtype", "message"), TAMPERED.values(), ids=TAMPERED)
+def test_tampered_files(tmp_path, change, dtype, message):
+    header = {key: json.dumps(value) for key, value in (HEADER | change).items() if value is not None}
+    packed = torch.zeros(1, 2, 1, 1, dtype=dtype)
+    save_file({"packed": packed}, tmp_path / "file", {"format": "tl_neuronshare.NeuronSharing/1", **header})
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.NeuronSharing.load(tmp_path / "file")
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_results_refuse_what_they_cannot_give():
+    sharing = ns.NeuronSharing.from_activated(torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de"])
+    with pytest.raises(
+        ns.NeuronShareError, match="'shared' is not a type of neuron; use one of all-shared, partial-shared"
+    ):
+        sharing.mask("shared")
+    with pytest.raises(ns.NeuronShareError, match=r"bare number; write sharing\[\[0\]\]"):
+        sharing[0]
+    with pytest.raises(ns.NeuronShareError, match=r"slice\(5, None, None\)\] selects none of the 1 examples"):
+        sharing[5:]
+    for examples in (0, [0]):
+        with pytest.raises(ns.NeuronShareError, match=r"bare number; write sharing\[\[0\]\]"):
+            sharing.activated(examples)
+    for odd in (torch.ones(1, 2, 1, 8), torch.ones(2, 1, 8, dtype=torch.bool), [[[[True]]]]):
+        with pytest.raises(ns.NeuronShareError, match="activated is not a boolean tensor with axes example, language"):
+            ns.NeuronSharing.from_activated(odd, languages=["en", "de"])
+    for odd in ({0.0: sharing}, [sharing, None], sharing):
+        with pytest.raises(
+            ns.NeuronShareError, match="results is not a list of NeuronSharing; with several thresholds"
+        ):
+            ns.NeuronSharing.concatenate(odd)
+    with pytest.raises(ns.NeuronShareError, match="1 language"):
+        ns.neuron_types(torch.ones(1, 1, 4, dtype=torch.bool))
+    with pytest.raises(ns.NeuronShareError, match="torch.float32 of shape .*give booleans"):
+        ns.neuron_types(torch.ones(2, 1, 4))
+    with pytest.raises(ns.NeuronShareError, match="shape"):
+        ns.NeuronSharing.from_activated(torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de", "fr"])

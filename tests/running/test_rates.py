@@ -1,0 +1,115 @@
+"""Activation rates over free text, against counts made one text at a time through Hugging Face's modules."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import tl_neuronshare as ns
+from tl_neuronshare.models.tokens import special_tokens
+from tl_neuronshare.running import rates as module
+
+TEXTS = {"en": ["The sky is blue", "Cats", "One two three four five six seven"], "th": ["ท้องฟ้า", "แมว สุนัข"]}
+
+
+def mlp_inputs(hugging_face, tokens: list[int]) -> list[torch.Tensor]:
+    """What each down projection gets, by a torch hook on the module itself: [position neuron] for each layer."""
+    layers = hugging_face.model.layers if hasattr(hugging_face, "model") else hugging_face.transformer.h
+    seen: list[torch.Tensor] = []
+    hooks = [
+        (layer.mlp.down_proj if hasattr(layer.mlp, "down_proj") else layer.mlp.dense_4h_to_h).register_forward_pre_hook(
+            lambda _, given: seen.append(given[0][0].detach())
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        hugging_face(torch.tensor([tokens]))
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize(("name", "threshold"), [("bloom", 0.0), ("llama", 0.01)])
+def test_rates_equal_brute_force(animals, backend, name, threshold):
+    model = animals.lens(name, backend)
+    hugging_face, tokenizer = animals.hugging_face(name)
+    found = ns.activation_rates(model, TEXTS, threshold=threshold, prepend_bos=True)
+    special = set(special_tokens(model))
+    for language, texts in enumerate(TEXTS.values()):
+        counts, n_tokens = [0] * model.cfg.n_layers, 0
+        for text in texts:
+            tokens = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
+            counted = torch.tensor([token not in special for token in tokens])
+            n_tokens += int(counted.sum())
+            for layer, values in enumerate(mlp_inputs(hugging_face, tokens)):
+                counts[layer] = counts[layer] + (values[counted] > threshold).sum(0)
+        for layer, count in enumerate(counts):
+            # A value within rounding of the threshold may fall on either side.
+            assert (found[language, layer] - count / n_tokens).abs().max() <= 1 / n_tokens + 1e-6
+            assert ((found[language, layer] - count / n_tokens).abs() > 1e-6).float().mean() < 0.01
+
+
+def test_any_amount_of_text_in_pieces_of_any_size(bloom, monkeypatch):
+    """An iterator, in portions of two texts, one prompt a batch: the same as all at once."""
+    expected = ns.activation_rates(bloom, TEXTS)
+    monkeypatch.setattr(module, "_TEXTS", 2)
+    streamed = {language: iter(texts) for language, texts in TEXTS.items()}
+    torch.testing.assert_close(ns.activation_rates(bloom, streamed, batch_size=1), expected, atol=1e-3, rtol=0)
+
+
+def test_text_beyond_the_context_is_read_in_pieces(bloom, monkeypatch):
+    long = " ".join(itertools.islice(itertools.cycle(["one", "two", "three"]), 20))
+    tokens = bloom.tokenizer(long, add_special_tokens=False).input_ids
+    monkeypatch.setattr(bloom.cfg, "n_ctx", 8)
+    pieces = [bloom.tokenizer.decode(tokens[start : start + 8]) for start in range(0, len(tokens), 8)]
+    assert [bloom.tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces] == [
+        tokens[start : start + 8] for start in range(0, len(tokens), 8)
+    ]
+    options = {"prepend_bos": False}
+    found = ns.activation_rates(bloom, {"en": [long]}, **options)
+    torch.testing.assert_close(found, ns.activation_rates(bloom, {"en": pieces}, **options), atol=1e-6, rtol=0)
+
+
+def test_rates_agree_with_what_no_token_activates(bloom, prompts):
+    """What is activated at some token of a prompt has a rate above nothing."""
+    sharing = ns.categorise(bloom, prompts, position="any")
+    rates = ns.activation_rates(bloom, prompts.prompts)
+    ever = torch.stack([sharing.activated(language=language)[:, 0].any(0) for language in sharing.languages])
+    assert ((rates > 0) == ever).float().mean() > 0.9999
+
+
+def test_a_narrower_layer_has_no_rates_beyond_its_width(animals):
+    model = animals.narrowed_llama()
+    for site in ("post", "gate"):
+        rates = ns.activation_rates(model, TEXTS, site=site)
+        assert rates[:, 1, 40:].isnan().all()
+        assert not rates[:, 1, :40].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (["The sky"], {}, "texts is no mapping from each language"),
+        ({"en": "The sky"}, {}, "texts is no mapping from each language"),
+        ({"en": None}, {}, "texts is no mapping from each language"),
+        ({"en": ["The sky"], "de": []}, {}, "Language 'de' has no token that is no special one"),
+        ({"en": ["The sky", 3]}, {}, "Language 'en': 3 is no text"),
+        ({"en": ["The sky"]}, {"threshold": float("nan")}, "threshold=nan is no finite number"),
+    ],
+)
+def test_bad_input(bloom, as_users_run_it, texts, options, message):
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.activation_rates(bloom, texts, **options)
+
+
+def test_activations_that_are_no_numbers_are_refused(bloom):
+    def broken(tensor, hook):
+        return tensor * torch.nan
+
+    with (
+        bloom.hooks(fwd_hooks=[("blocks.1.mlp.hook_post", broken)]),
+        pytest.raises(ns.NeuronShareError, match="Language 'en': NaN or infinite activations at blocks.1"),
+    ):
+        ns.activation_rates(bloom, TEXTS)
