@@ -210,7 +210,7 @@ def test_invariant_3_under_hypothesis(animals, backend, case, layer, call):
         before = state_of(model)
         ns.categorise(model, case.prompts, **case.options)
         assert state_of(model) == before
-        names = [layer.hook for layer in models.neuron_layers(model, "post")]
+        names = [layer.name for layer in models.neuron_layers(model, "post")]
         with contextlib.suppress(KeyboardInterrupt), model.hooks(fwd_hooks=[(names[layer % len(names)], stop)]):
             ns.categorise(model, case.prompts, **case.options)
         assert state_of(model) == before
@@ -253,7 +253,7 @@ def test_invariant_4_under_hypothesis(animals, backend, case, above):
     # What is read at the gate is act(gate): a large gate gives a large value, and the smallest is near 0.
     value = 5.0 if above else -30.0
     threshold = 0.5 if case.options["site"] == "gate" else case.options["threshold"]
-    with model.hooks(fwd_hooks=[(last.hook, lambda tensor, hook: torch.full_like(tensor, value))]):
+    with model.hooks(fwd_hooks=[(last.name, lambda tensor, hook: torch.full_like(tensor, value))]):
         hooked = ns.categorise(model, case.prompts, **case.options | {"threshold": threshold})
     assert hooked.activated()[:, :, -1, : last.width].all() if above else not hooked.activated()[:, :, -1].any()
 
@@ -290,7 +290,10 @@ def test_invariant_6_a_hook_that_does_not_fire_is_an_error(bloom, prompts, monke
 
 
 def test_invariant_6_a_hook_that_the_model_lacks_is_an_error(bloom, prompts, monkeypatch):
-    layers = [*models.neuron_layers(bloom, "post"), models.NeuronLayer("blocks.9.mlp.hook_post", 128)]
+    layers = [
+        *models.neuron_layers(bloom, "post"),
+        models.NeuronLayer((models.NeuronHook("blocks.9.mlp.hook_post", 128),)),
+    ]
     monkeypatch.setattr(models, "neuron_layers", lambda model, site: layers)
     with pytest.raises(ns.NeuronShareError, match=r"has no hook blocks\.9\.mlp\.hook_post"):
         ns.categorise(bloom, prompts)
@@ -298,7 +301,7 @@ def test_invariant_6_a_hook_that_the_model_lacks_is_an_error(bloom, prompts, mon
 
 def test_invariant_6_a_tensor_of_the_wrong_width_is_an_error(bloom, prompts, monkeypatch):
     layers = models.neuron_layers(bloom, "post")
-    layers[2] = replace(layers[2], width=96)
+    layers[2] = replace(layers[2], hooks=(replace(layers[2].hooks[0], width=96),))
     monkeypatch.setattr(models, "neuron_layers", lambda model, site: layers)
     message = r"blocks\.2\.mlp\.hook_post gave a tensor of shape \(1, \d+, 128\), not \(1, \d+, 96\)"
     with pytest.raises(ns.NeuronShareError, match=message):
@@ -312,11 +315,11 @@ def test_invariant_6_under_hypothesis(animals, backend, case, layer, kept):
     model = animals.lens(case.model, backend)
     layers = models.neuron_layers(model, case.options["site"])
     narrowed = layers[layer % len(layers)]
-    error = rf"{re.escape(narrowed.hook)} gave a tensor of shape .*{kept}\), not .*{narrowed.width}\)"
+    error = rf"{re.escape(narrowed.name)} gave a tensor of shape .*{kept}\), not .*{narrowed.width}\)"
     recorder = ns.SharingRecorder(model, ["en", "de"], 1, site=case.options["site"])
     hooks = dict(recorder.fwd_hooks("en", [0]))
     with pytest.raises(ns.NeuronShareError, match=error):
-        hooks[narrowed.hook](torch.zeros(1, 4, kept), hook=None)
+        hooks[narrowed.name](torch.zeros(1, 4, kept), hook=None)
 
 
 # 7: both model classes give the same types.

@@ -31,7 +31,7 @@ def activated_last(model, tokens, mask):
     """The last layer's activations at the last position, with a mask of the user's choice."""
     arguments = {} if mask is None else {"attention_mask": mask}
     _, cache = model.run_with_cache(tokens, **arguments)
-    return cache[models.neuron_layers(model, "post")[-1].hook][:, -1] > 0
+    return cache[models.neuron_layers(model, "post")[-1].name][:, -1] > 0
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "bloom"])
@@ -117,14 +117,14 @@ def test_hook_points_that_bear_another_name(animals, name, site):
     """A bridge's hook point answers to several names; `hook.name` is another than the one it was found by."""
     model = animals.lens(name, "bridge")
     layers = models.neuron_layers(model, site)
-    assert all(model.hook_dict[layer.hook].name != layer.hook for layer in layers)  # the trap
+    assert all(model.hook_dict[layer.name].name != layer.name for layer in layers)  # the trap
     read = []
     with models.reading(model, layers, lambda number, tensor: read.append(number)):
         model(torch.tensor([[5, 6, 7]]))
     assert read == list(range(len(layers)))
     prompts = ns.ParallelPrompts(TEXTS)
     sharing = ns.categorise(model, prompts, site=site)
-    assert list(sharing.hooks) == [layer.hook for layer in layers]
+    assert list(sharing.hooks) == [layer.name for layer in layers]
 
 
 @pytest.mark.parametrize(("name", "site"), [("bloom", "post"), ("llama", "gate"), ("llama", "up"), ("gemma2", "gate")])

@@ -10,7 +10,7 @@ import torch
 import tl_neuronshare as ns
 from support import zoo
 from support.planted import LANGUAGES, NEEDED, SETS, WORDS, save_planted
-from tl_neuronshare.ablation import controls, study
+from tl_neuronshare.ablation import controls, targets
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +88,19 @@ class Drawn:
 
     def __init__(self, monkeypatch):
         self.masks: dict[tuple, dict] = {}
-        draw = study._Draws._draw
+        for kind in (controls.Itself, *map(type, controls.CONTROLS.values())):
+            monkeypatch.setattr(kind, "draw", self.watched(kind.draw))
 
-        def watched(draws, language, examples):
-            mask = draw(draws, language, examples)
-            kept = self.masks.setdefault((draws.type.label, draws.ablated, draws.seed), {})
-            for example, one in zip(examples, mask, strict=True):
-                assert torch.equal(kept.setdefault((example, language), one), one)  # the same whenever it is drawn
-            return mask
+    def watched(self, original):
+        def draw(control, draw):
+            drawn = original(control, draw)
+            kept = self.masks.setdefault((draw.target, draw.control, draw.seed), {})
+            for example, mask in zip(draw.examples, drawn.mask, strict=True):
+                key = (example, draw.language)
+                assert torch.equal(kept.setdefault(key, mask), mask)  # the same whenever it is drawn
+            return drawn
 
-        monkeypatch.setattr(study._Draws, "_draw", watched)
+        return draw
 
 
 @pytest.fixture
@@ -355,10 +358,9 @@ def test_means_and_resampled_values_are_those_of_these_prompts(small, position):
     mask = sharing.mask("all-shared")
     means = ns.reference_values(model, prompts, position=position)
     each = ns.reference_values(model, prompts, each=True)
-    selection = controls.Selection(
-        sharing, prompts, [ns.NeuronType.ALL_SHARED], layers=None, consistent=None, one_mask=False, equal_size=False
-    )
-    others = [selection.other_example(4, ns.NeuronType.ALL_SHARED, "resample", example) for example in range(12)]
+    masks = targets.masks_of_types(sharing, ["all-shared"])
+    chosen = targets.Targets(masks, prompts, sharing.widths, targets.Choice(), active=sharing)
+    others = [chosen.other_example(4, "all-shared", "resample", example) for example in range(12)]
     assert all(other != example for example, other in enumerate(others))
 
     def where(prompt_tokens):
@@ -401,14 +403,14 @@ def test_magnitude_controls_are_near_by_the_impact_at_the_last_token(small):
     """The impact that they are matched by, made from caches of single prompts."""
     model, prompts, sharing = small
     draws = []
-    original = study.matched
+    original = controls.matched
 
     def watched(noise, mask, impact):
         draws.append(impact)
         return original(noise, mask, impact)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "matched", watched)
+        patch.setattr(controls, "matched", watched)
         ns.ablation_study(
             model, prompts[:3], sharing[:3], types=["specific"], controls=["magnitude"], seeds=[0], batch_size=100
         )

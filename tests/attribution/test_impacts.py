@@ -20,11 +20,14 @@ def scores_of(model, prompts, sharing, **options):
     """(example, language, layer) -> both scores, as the library has them."""
     given = {"top_k": 1, "answer": "first", "norm": "none", "batch_size": "auto", "prepend_bos": None} | options
     impacts = impacts_module.Impacts(model, prompts, sharing, **given)
-    return {
-        (example, one.language, one.layer): (wrote, pushed)
-        for one in impacts.each(desc="", progress=False)
-        for example, wrote, pushed in zip(one.examples, one.generation, one.correctness, strict=True)
-    }
+    found = {}
+
+    def keep(scores):
+        for row, example in enumerate(scores.examples):
+            found[example, scores.language, scores.layer] = scores.generation[row], scores.correctness[row]
+
+    impacts.each(keep, task="scores", progress=False)
+    return found
 
 
 @pytest.mark.parametrize(("answer", "norm"), [("first", "none"), ("all", "full")])
@@ -147,12 +150,13 @@ def test_without_the_norms_weight_it_is_what_transformer_lens_has(animals, name,
             torch.testing.assert_close(found[example, language, layer][1], theirs[layer], rtol=1e-4, atol=1e-5)
 
 
-def test_between_layers_the_users_own_code_keeps_its_gradients(bloom):
+def test_scores_have_no_gradients_and_those_of_the_user_stay_on(bloom):
     assert torch.is_grad_enabled()
-    impacts = impacts_module.Impacts(bloom, QUIZ, ns.categorise(bloom, QUIZ))
-    for one in impacts.each(desc=""):
-        assert torch.is_grad_enabled()
-        assert not one.correctness.requires_grad
+    scores = []
+    impacts_module.Impacts(bloom, QUIZ, ns.categorise(bloom, QUIZ)).each(scores.append, task="scores")
+    assert torch.is_grad_enabled()
+    assert scores
+    assert not any(of_layer.correctness.requires_grad for of_layer in scores)
 
 
 @pytest.mark.parametrize("norm", ["none", "frozen", "full"])

@@ -14,7 +14,7 @@ from support.masks import mask_of
 from support.prompts import ANSWERS, CHOICES, PROMPTS, QUIZ
 from support.watching import state_of
 from tl_neuronshare import models
-from tl_neuronshare.evaluation import evaluating
+from tl_neuronshare.evaluation import grading
 from tl_neuronshare.evaluation import scoring as scorer_module
 from tl_neuronshare.models import decoding, verification
 from tl_neuronshare.running import plan
@@ -98,8 +98,8 @@ def test_what_exact_takes_for_the_same():
         ("\u2068Paris\u2069.", "Paris"),
     ]
     other = [("-5", "5"), ("5 %", "5"), ("Paris is", "Paris"), ("", "x"), ("C++", "C"), ("C#", "C"), (".5", "5")]
-    assert all(evaluating.normalised(a) == evaluating.normalised(b) for a, b in same)
-    assert all(evaluating.normalised(a) != evaluating.normalised(b) for a, b in other)
+    assert all(grading.normalised(a) == grading.normalised(b) for a, b in same)
+    assert all(grading.normalised(a) != grading.normalised(b) for a, b in other)
 
 
 def test_number_asks_for_the_last_number_however_it_is_written(animals, backend):

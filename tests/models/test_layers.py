@@ -13,7 +13,7 @@ from tl_neuronshare import models
 @pytest.mark.parametrize("name", zoo.DENSE)
 def test_layers_are_in_numerical_order(animals, name, backend):
     layers = models.neuron_layers(animals.lens(name, backend), "post")
-    assert [layer.hook for layer in layers] == [f"blocks.{i}.mlp.hook_post" for i in range(len(layers))]
+    assert [layer.name for layer in layers] == [f"blocks.{i}.mlp.hook_post" for i in range(len(layers))]
     assert len(layers) == animals.kind(name).n_layers
 
 

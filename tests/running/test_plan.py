@@ -10,6 +10,7 @@ import torch
 
 import tl_neuronshare as ns
 from tl_neuronshare import models
+from tl_neuronshare.prompts import require_prompts
 from tl_neuronshare.running import plan
 
 PROMPTS = ns.ParallelPrompts({"en": ["a"], "de": ["b"]})
@@ -73,15 +74,18 @@ def test_no_prompts_are_no_batches():
 
 def test_what_is_no_prompts_no_size_and_no_choice_of_bos():
     """That every function asks is in test_bad_input.py."""
-    plan.check_options(PROMPTS, "auto", None)
-    plan.check_options(PROMPTS, np.int64(3), True)
-    for prompts, batch_size, bos, message in (
-        ({"en": ["a"]}, 1, None, r"prompts is a dict; make it ParallelPrompts\({language: \[prompt, ...\], ...}\)"),
-        (PROMPTS, True, None, 'batch_size=True is unknown; use "auto" or a number of prompts, at least 1'),
-        (PROMPTS, 2.0, None, "batch_size=2.0 is unknown"),
-        (PROMPTS, None, None, "batch_size=None is unknown"),
-        (PROMPTS, -1, None, "batch_size=-1 is unknown"),
-        (PROMPTS, 1, 0, "prepend_bos=0 is unknown; use True, False, or None for the model's own"),
+    assert plan.Running("auto", None).record == {"batch_size": "auto", "prepend_bos": None}
+    assert plan.Running(np.int64(3), True).record == {"batch_size": 3, "prepend_bos": True}
+    for batch_size, bos, message in (
+        (True, None, 'batch_size=True is unknown; use "auto" or a number of prompts, at least 1'),
+        (2.0, None, "batch_size=2.0 is unknown"),
+        (None, None, "batch_size=None is unknown"),
+        (-1, None, "batch_size=-1 is unknown"),
+        (1, 0, "prepend_bos=0 is unknown; use True, False, or None for the model's own"),
     ):
         with pytest.raises(ns.NeuronShareError, match=message):
-            plan.check_options(prompts, batch_size, bos)
+            plan.Running(batch_size, bos)
+    with pytest.raises(
+        ns.NeuronShareError, match=r"prompts is a dict; make it ParallelPrompts\({language: \[prompt, ...\], ...}\)"
+    ):
+        require_prompts({"en": ["a"]})

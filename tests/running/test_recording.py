@@ -354,9 +354,11 @@ def test_results_wait_for_the_last_layer_where_fetching_them_would_stop_the_mode
 
     expected = ns.categorise(bloom, longer, position="any", threshold=[0.0, 0.1])
     stored = []
-    store = recording.Batch._store
-    monkeypatch.setattr(recording, "_answers_at_once", lambda tensor: False)
-    monkeypatch.setattr(recording.Batch, "_store", lambda batch: (stored.append(len(batch._held)), store(batch)))
+    store = recording.RecordedPass._store
+    monkeypatch.setattr(recording, "_is_on_cpu", lambda tensor: False)
+    monkeypatch.setattr(
+        recording.RecordedPass, "_store", lambda recorded: (stored.append(len(recorded._held)), store(recorded))
+    )
     assert ns.categorise(bloom, longer, position="any", threshold=[0.0, 0.1]) == expected
     assert set(stored) == {3}
 
@@ -371,7 +373,7 @@ def test_a_rerun_that_fails_voids_what_was_recorded(animals, backend, kind):
     for of_language in hooks.values():
         model.run_with_hooks(tokens, fwd_hooks=of_language)
     before = recorder.sharing()
-    spoil = [(recorder.layers[-1].hook, lambda tensor, hook: tensor * float("nan"))]
+    spoil = [(recorder.layers[-1].name, lambda tensor, hook: tensor * float("nan"))]
     with pytest.raises(ns.NeuronShareError, match="'de', example 0: NaN"):
         model.run_with_hooks(tokens, fwd_hooks=spoil + hooks["de"])
     with pytest.raises(ns.NeuronShareError, match="1 of 2 prompts are not recorded"):

@@ -69,7 +69,7 @@ def _bars_of_ablation(axes: Axes, overall: pd.DataFrame, types: list[str], kinds
         places = places_of(np.arange(len(types)), series)
         label = "the type itself" if kind == "type" else f"control: {kind}"
         bars(axes, places, values, spread, series, label=label)
-        axes.plot(places[missing], np.zeros(missing.sum()), "x", color=COLOURS[index], clip_on=False)
+        axes.plot(places[missing], np.zeros(missing.sum()), "x", color=COLOURS[index % len(COLOURS)], clip_on=False)
         tops = values + np.nan_to_num(spread[1])
         for place, top, n_examples in zip(places, tops, rows["examples"], strict=True):
             if 0 < n_examples < overall["examples"].max():
@@ -87,8 +87,8 @@ def _lines_of_ablation(axes: Axes, rows: pd.DataFrame, types: list[str], languag
         axes.plot(
             languages,
             values.reindex(languages),
-            color="black" if kind == "none" else COLOURS[index - 1],
-            marker=None if kind == "none" else MARKERS[index - 1],
+            color="black" if kind == "none" else COLOURS[(index - 1) % len(COLOURS)],
+            marker=None if kind == "none" else MARKERS[(index - 1) % len(MARKERS)],
             linestyle="--" if kind == "none" else "-",
             linewidth=1.0,
             label="unablated" if kind == "none" else f"without {kind}",

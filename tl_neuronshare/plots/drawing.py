@@ -74,7 +74,7 @@ def bars(
         values,
         _GROUP / n_series * 0.92,
         yerr=spread,
-        color=colour or COLOURS[number],
+        color=colour or COLOURS[number % len(COLOURS)],
         hatch=HATCHES[number % len(HATCHES)],
         edgecolor="white",
         linewidth=0,
