@@ -272,7 +272,7 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(at_once, in_process):
     assert not Path("all/thresholds/run.json").exists()
     page = Path("all/report.html").read_text()
     assert "1 of 3 parts failed" in page
-    assert "threshold=nan is no finite number" in page
+    assert "threshold=nan is not a finite number" in page
     status, said = at_once("reproduce", *options)
     assert status == 0, said
     assert said.count("done already") == 2

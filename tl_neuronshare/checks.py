@@ -80,7 +80,9 @@ def share(name: str, value: Any) -> float:
     return float(value)
 
 
-def distinct(name: str, values: Any, *, known: Iterable[Any] | None = None, least: int = 1) -> list[Any]:
+def distinct(
+    name: str, values: Any, *, known: Iterable[Any] | None = None, least: int = 1, what: str = "values"
+) -> list[Any]:
     """A list of values that are all different, and all known where that is asked for.
 
     Example:
@@ -92,7 +94,7 @@ def distinct(name: str, values: Any, *, known: Iterable[Any] | None = None, leas
     unknown = known is not None and [value for value in given if value not in known]
     is_list = isinstance(values, Iterable) and not isinstance(values, str)
     if not is_list or unknown or len(given) < least or any(value in given[:place] for place, value in enumerate(given)):
-        of_these = "values" if known is None else ", ".join(map(str, known))
+        of_these = what if known is None else ", ".join(map(str, known))
         raise NeuronShareError(f"{name}={values!r}; give a list of {of_these}, each once.")
     return given
 

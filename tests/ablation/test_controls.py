@@ -23,11 +23,9 @@ def prompts(sharing) -> ns.ParallelPrompts:
 
 def draw_of(targets, target, control, examples):
     """What a control draws, where every neuron writes as much as its number."""
-    impact = torch.arange(40.0).expand(len(examples), 2, 40)
+    impact = torch.arange(40.0).expand(len(examples), 2, 40).clone
     return controls.CONTROLS[control].draw(
-        controls.Draw(
-            targets, target, control, 0, "de", examples, targets.ablated(target, 0, examples), lambda: impact.clone()
-        )
+        controls.Draw(targets, target, control, 0, "de", examples, targets.ablated(target, 0, examples), impact)
     )
 
 

@@ -27,10 +27,10 @@ def test_reference_values_are_means_and_single_values(bloom, prompts):
 
 def test_what_reference_values_refuses(bloom, as_users_run_it):
     for texts, options, message in (
-        ({}, {}, "give some texts"),
-        ({"en": []}, {}, "give some texts"),
-        ({"en": "a text"}, {}, "give some texts"),
-        ({"en": ["a"]}, {"position": -3}, "'en', text 0: too short for position=-3"),
+        ({}, {}, "prompts is not a mapping from each language to its texts"),
+        ({"en": []}, {}, "prompts has no text for language 'en'"),
+        ({"en": "a text"}, {}, "prompts is not a mapping from each language to its texts"),
+        ({"en": ["a"]}, {"position": -3}, "'en', text 0: it has fewer than 3 tokens, too few for position=-3"),
         ({"en": ["a"]}, {"site": "gate"}, "site='gate' has no values"),
         ({"en": ["<|end|>"]}, {"position": "all"}, "'en', text 0: nothing but special tokens"),
     ):

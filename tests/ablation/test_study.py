@@ -475,8 +475,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"types": ["shared"]}, "'shared' is no type of neuron; use one of all-shared"),
-            ({"types": []}, "give at least one type"),
+            ({"types": ["shared"]}, "'shared' is not a type of neuron; use one of all-shared"),
+            ({"types": []}, r"types=\[\]; give a list of types, each once"),
             ({"controls": ["luck"]}, r"controls=\['luck'\]; give a list of random, random-active"),
             ({"controls": "random"}, "controls='random'; give a list"),
             (
@@ -484,16 +484,16 @@ class TestBadInput:
                 "no float tensor",
             ),
             ({"position": -99}, "'en', example .*: the prompt has . token.s., too few for position=-99"),
-            ({"layers": 3}, "layers=3; give some of 0 to 3"),
-            ({"layers": [True]}, "give some of 0 to 3"),
-            ({"seeds": 3}, "seeds=3; give a list of integers"),
+            ({"layers": 3}, "layers=3; give the numbers of some layers"),
+            ({"layers": [True]}, "give the numbers of some layers, each once"),
+            ({"seeds": 3}, "seeds=3; give a list of whole numbers"),
             ({"one_mask": "yes"}, "one_mask='yes'; give True or False"),
             ({"consistent": "a"}, "consistent='a'; give a share"),
             ({"position": "lst"}, "position='lst' is unknown here; use all, last"),
             ({"skip_special_tokens": True, "position": "last"}, "tokens leave special tokens out"),
-            ({"seeds": []}, r"seeds=\[\]; give a list of integers"),
+            ({"seeds": []}, r"seeds=\[\]; give a list of whole numbers, each once"),
             ({"layers": [4]}, r"layers=\[4\]; give some of 0 to 3"),
-            ({"layers": []}, r"layers=\[\]; give some"),
+            ({"layers": []}, r"layers=\[\]; give the numbers of some layers"),
             ({"consistent": 0}, "consistent=0; give a share"),
             ({"mode": "shuffle"}, "mode='shuffle' is unknown; use one of zero, mean, resample, scale"),
             ({"mode": "scale"}, "mode='scale' needs a number"),
@@ -518,7 +518,7 @@ class TestBadInput:
 
     def test_what_does_not_fit(self, small, animals):
         model, prompts, sharing = small
-        with pytest.raises(ns.NeuronShareError, match="prompts is a list and sharing a NeuronSharing"):
+        with pytest.raises(ns.NeuronShareError, match="prompts is a list; make it ParallelPrompts"):
             ns.ablation_study(model, ["a"], sharing)
         with pytest.raises(ns.NeuronShareError, match="types are of en, de, th, zh, and not of fr"):
             ns.ablation_study(model, ns.demo.prompts()[:12].select(["en", "fr"]), sharing)

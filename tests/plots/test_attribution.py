@@ -12,7 +12,7 @@ import tl_neuronshare as ns
 def test_parts_of_the_table_that_figures_lack_are_named(ready, as_users_run_it):
     table = ns.attribute(*ready)
     for plot in (ns.plots.top_shares, ns.plots.impact, ns.plots.correctness):
-        with pytest.raises(ns.NeuronShareError, match=r"for specific; give all that attribute made"):
+        with pytest.raises(ns.NeuronShareError, match=r"for specific; give all rows of attribute"):
             plot(table[table["type"] != "specific"])
         with pytest.raises(ns.NeuronShareError, match=r"by layer for all-shared"):
             plot(table[table["layer"] == "all"])

@@ -42,7 +42,7 @@ def test_pairs_of_one_family_have_their_own_marker(sharing):
     assert other.get_ydata().tolist() == [overlap.loc["en", "zh"], overlap.loc["de", "zh"]]
     assert axes.get_title(loc="left") == "ρ = 0.50, p = 0.250"
     for measures, tests in (({}, {}), ({"script": script}, {}), ({"script": script}, {"other": test})):
-        with pytest.raises(ns.NeuronShareError, match="Give at least one measure of similarity, and for each"):
+        with pytest.raises(ns.NeuronShareError, match="similarity and tests differ, or are empty"):
             ns.plots.relatedness(overlap, measures, family=script, tests=tests)
 
 

@@ -174,8 +174,8 @@ def test_categorising_needs_no_unembedding(animals, monkeypatch):
 OPTIONS = {
     "site": ({"site": "pre"}, "site='pre' is unknown; use one of post, gate, up"),
     "position": ({"position": "first"}, "position='first' is unknown; use one of last, any, all, or a negative index"),
-    "threshold": ({"threshold": float("nan")}, "threshold=nan is no finite number"),
-    "threshold of another kind": ({"threshold": "0"}, "threshold='0' is no finite number"),
+    "threshold": ({"threshold": float("nan")}, "threshold=nan is not a finite number"),
+    "threshold of another kind": ({"threshold": "0"}, "threshold='0' is not a finite number"),
 }
 
 
@@ -192,7 +192,7 @@ def test_thresholds(bloom, prompts):
         ns.categorise(bloom, prompts, threshold=[])
     with pytest.raises(ns.NeuronShareError, match=r"threshold=\[0, 0.0\]; give at least one threshold, each once"):
         ns.categorise(bloom, prompts, threshold=[0, 0.0])
-    with pytest.raises(ns.NeuronShareError, match="threshold=inf is no finite number"):
+    with pytest.raises(ns.NeuronShareError, match="threshold=inf is not a finite number"):
         ns.categorise(bloom, prompts, threshold=(0.1, float("inf")))
     for huge in (10**400, 1e39):
         with pytest.raises(ns.NeuronShareError, match="is no finite number"):
@@ -247,7 +247,7 @@ def test_caches(animals, backend, bloom):
         ns.categorise_caches(caches, lengths={"en": [4, 2]})
     with pytest.raises(ns.NeuronShareError, match="tokens is not for the languages"):
         ns.categorise_caches(caches, position="any", tokens={"de": torch.ones(2, 5).long()})
-    with pytest.raises(ns.NeuronShareError, match="padding_side='both' is unknown; use left or right"):
+    with pytest.raises(ns.NeuronShareError, match="padding_side='both' is unknown; use one of left, right"):
         ns.categorise_caches(caches, padding_side="both")
 
 

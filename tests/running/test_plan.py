@@ -72,7 +72,7 @@ def test_no_prompts_are_no_batches():
         assert plan.plan_batches([], batch_size, packing=models.Packing()) == []
 
 
-def test_what_is_no_prompts_no_size_and_no_choice_of_bos():
+def test_what_is_no_prompts_no_size_and_no_choice_of_bos(as_users_run_it):
     """That every function asks is in test_bad_input.py."""
     assert plan.Running("auto", None).record == {"batch_size": "auto", "prepend_bos": None}
     assert plan.Running(np.int64(3), True).record == {"batch_size": 3, "prepend_bos": True}

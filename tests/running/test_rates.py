@@ -91,12 +91,12 @@ def test_a_narrower_layer_has_no_rates_beyond_its_width(animals):
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
-        (["The sky"], {}, "texts is no mapping from each language"),
-        ({"en": "The sky"}, {}, "texts is no mapping from each language"),
-        ({"en": None}, {}, "texts is no mapping from each language"),
+        (["The sky"], {}, "texts is not a mapping from each language"),
+        ({"en": "The sky"}, {}, "texts is not a mapping from each language"),
+        ({"en": None}, {}, "texts is not a mapping from each language"),
         ({"en": ["The sky"], "de": []}, {}, "Language 'de' has no token that is no special one"),
         ({"en": ["The sky", 3]}, {}, "Language 'en': 3 is no text"),
-        ({"en": ["The sky"]}, {"threshold": float("nan")}, "threshold=nan is no finite number"),
+        ({"en": ["The sky"]}, {"threshold": float("nan")}, "threshold=nan is not a finite number"),
     ],
 )
 def test_bad_input(bloom, as_users_run_it, texts, options, message):

@@ -497,11 +497,11 @@ RECORDERS = {
     "one language": ((["en"], 2), {}, r"languages=\['en'\]; give a list of at least two names"),
     "a language twice": ((["en", "en"], 2), {}, "a list of at least two names, all different"),
     "a string of languages": (("en", 2), {}, "languages='en'; give a list of at least two"),
-    "no examples": ((["en", "de"], 0), {}, "n_examples=0 is no number of examples"),
-    "examples for their number": ((["en", "de"], ["a"]), {}, r"n_examples=\['a'\] is no number"),
+    "no examples": ((["en", "de"], 0), {}, "n_examples=0; give a whole number, at least 1"),
+    "examples for their number": ((["en", "de"], ["a"]), {}, r"n_examples=\['a'\]; give a whole number"),
     "position": ((["en", "de"], 2), {"position": 1}, "position=1 is unknown"),
     "site": ((["en", "de"], 2), {"site": "pre"}, "site='pre' is unknown"),
-    "threshold": ((["en", "de"], 2), {"threshold": "0"}, "threshold='0' is no finite number"),
+    "threshold": ((["en", "de"], 2), {"threshold": "0"}, "threshold='0' is not a finite number"),
 }
 
 

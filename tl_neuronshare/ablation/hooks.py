@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_neuronshare import models
-from tl_neuronshare.checks import one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number, Position, as_position
 from tl_neuronshare.models import verification
@@ -148,13 +147,21 @@ def layers_to_edit(model: LensModel, site: Site, mode: Mode | Edit) -> list[Neur
     return models.neuron_layers(model, "post")
 
 
+def as_mode(name: str, value: Any) -> Mode | Edit:
+    """A mode, checked: one of those with a name, or a function."""
+    if not callable(value) and value not in get_args(Mode):
+        raise NeuronShareError(f"{name}={value!r} is unknown; use one of {', '.join(get_args(Mode))}, or a function.")
+    mode: Mode | Edit = value
+    return mode
+
+
 def _checked_values(mode: Any, values: Any, mask: Tensor) -> Tensor | None:
     """Refuses a mode that is not known and values that do not fit it; gives the values of `mean` and `resample`."""
     if callable(mode) or mode == "zero":
         if values is not None:
             raise NeuronShareError(f"mode={mode!r} takes no values; leave them out, or choose mean, resample or scale.")
         return None
-    if one_of("mode", mode, get_args(Mode)) == "scale":
+    if as_mode("mode", mode) == "scale":
         if not isinstance(values, Real) or isinstance(values, bool):
             raise NeuronShareError(f"mode='scale' needs a number as values, such as 2.0; got {_described(values)}.")
         return None

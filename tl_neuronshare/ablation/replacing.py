@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_neuronshare import models
-from tl_neuronshare.ablation.hooks import Edit, Mode, hooks_at, layers_to_edit, position_index
+from tl_neuronshare.ablation.hooks import Edit, Mode, as_mode, hooks_at, layers_to_edit, position_index
 from tl_neuronshare.ablation.reference import reference_values
 from tl_neuronshare.ablation.targets import Targets
 from tl_neuronshare.checks import Options, flag, one_of, option
@@ -21,11 +21,6 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.evaluating import Evaluation
 from tl_neuronshare.models import Hooks, LensModel, Site
 from tl_neuronshare.prompts import ParallelPrompts
-
-
-def _as_mode(name: str, value: Any) -> Mode | Edit:
-    mode: Mode | Edit = value if callable(value) else one_of(name, value, get_args(Mode))
-    return mode
 
 
 def _as_position(name: str, value: Any) -> str | int:
@@ -46,7 +41,7 @@ class Replacement(Options):
     """What takes the place of neurons' values, and where."""
 
     mode: Mode | Edit = option(
-        "zero", _as_mode, help="what takes the values' place (default: zero)", choices=get_args(Mode)
+        "zero", as_mode, help="what takes the values' place (default: zero)", choices=get_args(Mode)
     )
     values: Any = option(None, lambda name, value: value)
     position: Literal["all", "last"] | int = option("all", _as_position)

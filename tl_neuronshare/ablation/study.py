@@ -132,7 +132,10 @@ def ablation_study(
     """
     how, choice = Running(batch_size, prepend_bos).on(model), Choice(layers, equal_size, consistent, one_mask)
     replacement = Replacement(mode, values, position, site, skip_special_tokens)
-    kinds, seeds = chosen_controls(controls), [whole("seeds", seed) for seed in distinct("seeds", seeds)]
+    kinds, seeds = (
+        chosen_controls(controls),
+        [whole("seeds", seed) for seed in distinct("seeds", seeds, what="whole numbers")],
+    )
     bootstrap = Bootstrap(n_resamples)
     targets = _targets(model, prompts, sharing_or_masks, types=types, active=active, choice=choice, how=how)
     evaluation = Evaluation(model, prompts, Scoring(scoring, length_normalised, max_new_tokens, stop), how)
@@ -173,7 +176,7 @@ def _targets(
             raise NeuronShareError("active= is for masks; types know which neurons are active. Leave it out.")
         sharing = sharing_or_masks
         chosen = [types] if isinstance(types, str | NeuronType) else TYPES if types is None else types
-        masks = masks_of_types(sharing, distinct("types", [as_type(each) for each in chosen]))
+        masks = masks_of_types(sharing, distinct("types", [as_type(each) for each in chosen], what="types"))
         require_match(model, prompts, sharing, same_prompts=not choice.one_mask)
         fits = knows_activity(sharing, prompts, assume=not choice.one_mask)
         return Targets(masks, prompts, widths, choice, active=sharing if fits else None, are_of_prompts=fits)
