@@ -193,7 +193,7 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
     """How far scores rank the neurons of each layer as zeroing each alone does.
 
     Args:
-        table: of `experiments/causal_check.py`: columns target (logit, log_prob, abs_logit), layer, score, language,
+        table: of `attribution.causal`: columns target (logit, log_prob, abs_logit), layer, score, language,
             value, low, high. Bars are means over all prompts, whiskers 95 % intervals over examples.
         title: above both panels.
 
