@@ -256,7 +256,17 @@ def test_other_data_and_other_models_are_not_taken_for_done(tmp_path, at_once, i
     assert run_again() == {"tasks"}
 
 
+def test_a_page_that_is_not_a_reproduction_s_is_not_overwritten(mistake, tmp_path):
+    (tmp_path / "report.html").write_text("<h1>Mine</h1>")
+    status, said = mistake("--out", ".", experiment="reproduce")
+    assert status == 1
+    assert said.startswith("error: 'report.html' is not the page of a reproduction")
+    assert (tmp_path / "report.html").read_text() == "<h1>Mine</h1>"
+
+
 def test_a_part_that_leaves_nothing_behind_is_no_success(at_once, monkeypatch):
+    """Nor where an older run with other arguments is there already."""
+    assert at_once("patterns", *SMALL, "--limit", 13, "--out", "all/patterns")[0] == 0
     nothing = subprocess.CompletedProcess([], 0, stdout="", stderr="")
     monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: nothing)
     status, said = at_once("reproduce", *SMALL, "--parts", "patterns", "--out", "all")
@@ -320,11 +330,16 @@ def test_the_folder_of_another_model_or_experiment_is_refused(at_once, in_proces
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full to stand for a full disk")
 def test_a_full_disk(tmp_path, at_once, in_process, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+    to_csv = pd.DataFrame.to_csv
+
+    def full(table, path, **options):
+        if path.name == "by_language.csv":
+            path.write_text("half")
+            raise OSError(28, "No space left on device")
+        to_csv(table, path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ns.NeuronSharing, "by_language", full)
+        patch.setattr(pd.DataFrame, "to_csv", full)
         status, said = at_once("reproduce", *SMALL, "--parts", "patterns", "persistence", "--out", "all")
     assert status == 1
     assert said.startswith("error: 1 of 2 parts failed: patterns")
