@@ -21,6 +21,7 @@ from tl_neuronshare.attribution import causal
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.runs import Run, title_of
 
+HEADING = "Spearman's correlation of score and loss over the neurons of a layer, mean over prompts [95 %]"
 MEANING = {
     "logit": "loss of the logit of the answer's first token",
     "log_prob": "loss of the log_prob of the answer's first token",
@@ -45,8 +46,7 @@ def main(args: argparse.Namespace) -> None:
         )
         run.record["scores"] = table.attrs
         run.timed("causal check")
-        print(f"{sharing}\n\nSpearman's correlation of score and loss over the neurons of a layer, ", end="")
-        print("mean over prompts [95 %]")
+        print(f"{sharing}\n\n{HEADING}")
         for target, meaning in MEANING.items():
             print(f"\n{meaning}\n{_shown(table[(table['target'] == target) & (table['language'] == 'all')])}")
         run.table(table, "causal_check")

@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import re
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,9 +28,9 @@ _LOCK = ".lock"  # in `unfinished`, held by the run that writes there: the syste
 _REPLACED = "replaced.json"  # in `unfinished`, the old run's record, while the new files move up
 LONGEST = 120  # characters of a name: file systems take 255 bytes
 _DIGITS = 10  # of the hash
-# What an argument changes is where the results go, or which parts of a reproduction are made now: no result. All
-# others are in the name. Even --device and --batch-size are: rounding depends on them, so that a value next to the
-# threshold may fall on its other side, and whoever compares a GPU with a CPU wants both runs.
+# The model and the task begin a name in any case; --out only says where results go, and --parts which parts of a
+# reproduction are made now. All other arguments are in the name, even --device and --batch-size: rounding depends on
+# them, so that a value next to the threshold may fall on its other side, and who compares two devices wants both runs.
 _NOT_NAMED = ("command", "experiment", "model", "task", "out", "parts")
 
 
@@ -60,7 +60,8 @@ def _name(arguments: dict[str, Any], task: str, defaults: dict[str, Any]) -> str
 
 
 def _as_texts(value: Any) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
+    values = value if isinstance(value, list | tuple) else () if value is None else (value,)
+    return [str(each) for each in values]
 
 
 def _argument(name: str, value: Any) -> str:
@@ -157,10 +158,14 @@ class RunFolder:
 
     def close(self) -> None:
         """Let others write here; what is not complete is removed."""
-        if not (self.unfinished / RECORD).exists():
-            self._empty()
-            shutil.rmtree(self.unfinished, ignore_errors=True)
-        self._lock.close()
+        try:
+            if not (self.unfinished / RECORD).exists():
+                self._empty()
+                (self.unfinished / _LOCK).unlink()
+        finally:
+            self._lock.close()
+            with suppress(OSError):  # not empty: complete, or another run's by now
+                self.unfinished.rmdir()
 
     def _empty(self) -> None:
         for left in self.unfinished.iterdir():

@@ -41,13 +41,7 @@ def main(args: argparse.Namespace) -> None:
         means = table.groupby(["task", "type"], sort=False)[["mean", "mismatched", "independent"]].mean()
         of_model = overlap[overlap["layer"] == "all"]
         first = next(iter(results.values()))
-        print(
-            f"\nLanguages: {', '.join(first.languages)}\n\nTypes of neurons, percent (mean over inputs and layers), ",
-            end="",
-        )
-        print(f"beside chance\n{means.round(2).to_string()}")
-        print("\nHow far two inputs have the same all-shared neurons (Jaccard index, all layers)")
-        print(of_model.drop(columns="layer").round(3).to_string(index=False))
+        _show(first.languages, means, of_model)
         run.table(table, "tasks")
         run.table(overlap, "input_overlap")
         sizes = [len(sharing) for sharing in results.values()]
@@ -84,6 +78,14 @@ def _in_common_languages(tasks: dict[str, ns.ParallelPrompts]) -> dict[str, ns.P
         names = ", ".join(tasks)
         raise ns.NeuronShareError(f"The tasks {names} have {len(languages)} language(s) in common; two are needed.")
     return {name: task.select(languages) for name, task in tasks.items()}
+
+
+def _show(languages: tuple[str, ...], means: pd.DataFrame, overlap: pd.DataFrame) -> None:
+    print(f"\nLanguages: {', '.join(languages)}")
+    print("\nTypes of neurons, percent (mean over inputs and layers), beside chance")
+    print(means.round(2).to_string())
+    print("\nHow far two inputs have the same all-shared neurons (Jaccard index, all layers)")
+    print(overlap.drop(columns="layer").round(3).to_string(index=False))
 
 
 def _compare_types(run: Run, means: pd.DataFrame) -> None:
