@@ -1,71 +1,8 @@
-"""Patterns by layer: how many neurons of each layer are of each type, and how many each language activates.
+"""Patterns by layer: the command `tl-neuronshare patterns`, from a checkout. `--help` says more."""
 
-    python experiments/patterns.py                                    # the built-in model, nine languages
-    python experiments/patterns.py --model bigscience/bloom-560m      # any model that TransformerLens supports
-    python experiments/patterns.py --model DIRECTORY --languages en de --limit 50 --site gate
-    python experiments/patterns.py --task fact_probing --source mpararel_reviewed --options relations=P36
+import sys
 
-Writes summary.csv, by_language.csv, run.json, and the figures patterns and chance as PNG and PDF, to the run folder.
-"""
-
-from __future__ import annotations
-
-import numpy as np
-import pandas as pd
-
-import arguments
-import tl_neuronshare as ns
-from tl_neuronshare.maths.bootstrap import FEWEST
-
-
-def main() -> None:
-    """Categorise, print the tables, write them and the figure."""
-    args = arguments.parser(__doc__).parse_args()
-    run, _, _, sharing = arguments.start("patterns", args)
-    summary, by_language = sharing.summary(), sharing.by_language()
-    print(f"{sharing}\n\nTypes of neurons, percent of each layer (mean over {len(sharing)} examples)")
-    print(summary.pivot(index="layer", columns="type", values="mean")[[t.label for t in ns.NeuronType][::-1]].round(2))
-    print("\nActivated neurons, percent of each layer (mean over examples)")
-    print(by_language.pivot(index="layer", columns="language", values="mean")[list(sharing.languages)].round(2))
-
-    print("\nAll-shared neurons, percent of each layer, beside chance")
-    print(summary.query("type == 'all-shared'").set_index("layer")[["mean", "mismatched", "independent"]].round(2))
-
-    run.table(summary, "summary")
-    run.table(by_language, "by_language")
-    title = arguments.title_of(sharing)
-    run.save(ns.plots.patterns(summary, by_language, title=title), "patterns")
-    run.save(ns.plots.chance(summary, title=title), "chance")
-    run.timed("tables and figures")
-    _compare(run, sharing, summary, by_language)
-    run.finish()
-
-
-def _compare(run: arguments.Run, sharing: ns.NeuronSharing, summary: pd.DataFrame, by_language: pd.DataFrame) -> None:
-    """With what the paper found."""
-    all_shared, enough = summary[summary["type"] == "all-shared"], len(sharing) >= FEWEST
-    run.found(
-        "all-shared neurons are under 30 % of the neurons of a layer",
-        f"{all_shared['mean'].min():.1f} to {all_shared['mean'].max():.1f} % of a layer",
-        all_shared["mean"].max() < 30 if enough else None,
-        criterion="the mean over examples is under 30 % in every layer",
-    )
-    share = by_language.groupby("language")["mean"].mean()
-    overlap = sharing.overlap().to_numpy()
-    between = overlap[np.triu_indices(len(overlap), k=1)]
-    run.found(
-        "about as many neurons are active in each language; which ones differs",
-        f"{share.min():.1f} % ({share.idxmin()}) to {share.max():.1f} % ({share.idxmax()}) of the neurons; two "
-        f"languages have {100 * between.mean():.0f} % in common (mean Jaccard index)",
-        share.max() <= 1.25 * share.min() and between.mean() < 0.9 if enough else None,
-        criterion="the most active language has at most a quarter more than the least; a mean Jaccard index under 0.9",
-    )
-    run.control(
-        "is there more sharing than the number of active neurons, and the task alone, would give?",
-        f"all-shared, mean of layers: {all_shared['mean'].mean():.2f} %; with another example in each language "
-        f"{all_shared['mismatched'].mean():.2f} %; as many random neurons {all_shared['independent'].mean():.2f} %",
-    )
-
+from tl_neuronshare.cli import run
 
 if __name__ == "__main__":
-    arguments.run_main(main)
+    run("patterns", sys.argv[1:])

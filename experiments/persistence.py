@@ -1,56 +1,8 @@
-"""Persistence: which neurons are of one type for every input, and how that falls with the number of inputs.
+"""Persistence across inputs: the command `tl-neuronshare persistence`, from a checkout. `--help` says more."""
 
-    python experiments/persistence.py                                # the built-in model, nine languages
-    python experiments/persistence.py --model DIRECTORY --limit 1000
+import sys
 
-Writes persistence.csv, growth.csv, run.json, and the figure persistence as PNG and PDF, to the run folder.
-"""
-
-from __future__ import annotations
-
-import pandas as pd
-
-import arguments
-import tl_neuronshare as ns
-
-ENOUGH = 100  # inputs: with few, many neurons are of one type for all of them
-INPUTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-
-
-def main() -> None:
-    """Categorise, print the tables, write them and the figure."""
-    args = arguments.parser(__doc__).parse_args()
-    run, _, _, sharing = arguments.start("persistence", args)
-    numbers = [*(n for n in INPUTS if n < len(sharing)), len(sharing)]
-    growth = pd.concat([sharing[:n].persistence().assign(inputs=n) for n in numbers], ignore_index=True)
-    table = growth[growth["inputs"] == len(sharing)].drop(columns="inputs").reset_index(drop=True)
-    print(f"{sharing}\n\nOf one type for every input, beside the average over inputs (percent of the layer)")
-    print(table.pivot(index="layer", columns="type", values=["every", "average"]).round(2).to_string())
-    print("\nOf one type for the first so many inputs, percent (mean of layers)")
-    print(growth.pivot_table(index="inputs", columns="type", values="every").round(2).to_string())
-
-    run.table(table, "persistence")
-    run.table(growth, "growth")
-    run.save(ns.plots.persistence(table, growth, title=arguments.title_of(sharing)), "persistence")
-    run.timed("tables and figure")
-    means = table.groupby("type")[["every", "average"]].mean()
-    kept = means["every"] / means["average"]
-    run.found(
-        "less than a tenth of the non-activated neurons stay so for all inputs (one secondary source only)",
-        f"{100 * kept['non-activated']:.1f} % of those of an average input, for {len(sharing)} inputs",
-        kept["non-activated"] < 0.1 if len(sharing) >= ENOUGH else None,
-        criterion=f"for every input by on average, both as mean of layers; at least {ENOUGH} inputs",
-    )
-    two = ns.input_overlap({"inputs": sharing[:ENOUGH]}).query("layer == 'all'").iloc[0]
-    run.found(
-        "types change with the input",
-        f"two inputs have {100 * two['jaccard']:.0f} % of their all-shared neurons in common (Jaccard index, mean over "
-        f"pairs of the first {min(ENOUGH, len(sharing))}), as many random neurons {100 * two['independent']:.0f} %",
-        None if pd.isna(two["jaccard"]) else two["jaccard"] < 0.5,
-        criterion="under half",
-    )
-    run.finish()
-
+from tl_neuronshare.cli import run
 
 if __name__ == "__main__":
-    arguments.run_main(main)
+    run("persistence", sys.argv[1:])

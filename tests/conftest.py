@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,10 +16,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import arguments
 import tl_neuronshare as ns
 from support import toys, zoo
 from support.prompts import QUIZ
+from tl_neuronshare import cli
 
 logging.getLogger("transformer_lens").setLevel(logging.ERROR)
 torch.set_grad_enabled(True)
@@ -143,14 +141,13 @@ def as_users_run_it() -> Iterator[None]:
 
 @pytest.fixture
 def at_once(tmp_path, monkeypatch, capsys):
-    """Runs an experiment in this process, for starting one takes long: its exit status, and what it says."""
+    """Runs a command in this process, for starting one takes long: its exit status, and what it says."""
 
     def run_here(experiment: str, *given: object) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [experiment, *map(str, given)])
         try:
             with warnings.catch_warnings(), torch.random.fork_rng():
-                arguments.run_main(importlib.import_module(experiment).main)
+                cli.run(experiment, list(map(str, given)))
         except SystemExit as stopped:
             said = capsys.readouterr().err if isinstance(stopped.code, int) else str(stopped.code)
             return (stopped.code, said) if isinstance(stopped.code, int) else (1, said)

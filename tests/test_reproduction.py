@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html.parser
-import importlib
 import io
 import json
 import re
@@ -20,15 +19,17 @@ import torch
 from matplotlib import image
 from safetensors.torch import load_file, save_file
 
-import arguments
-import report
-import reproduce
 import tl_neuronshare as ns
 from support import sources
+from tl_neuronshare import cli
+from tl_neuronshare.cli import report, reproduce
+from tl_neuronshare.cli.folders import recorded
+from tl_neuronshare.cli.models import shuffle
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 SMALL = ("--limit", 12, "--languages", "en", "de", "ru", "th")
+SMALL_RUN = "demo-demo-languages=en,de,ru,th-limit=12"  # its folder
 EVIL = "<script>alert('x')</script>&\"'"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -38,12 +39,11 @@ def in_process(monkeypatch):
     """Parts of a reproduction run in this process, for starting one takes long."""
 
     def run(command, **_):
-        _, script, *given = map(str, command)
+        _, _, _, *given = command
         said = io.StringIO()
-        with monkeypatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
-            patch.setattr(sys, "argv", [script, *given])
+        with redirect_stdout(said), redirect_stderr(said):
             try:
-                arguments.run_main(importlib.import_module(Path(script).stem).main)
+                cli.main(given)
                 status = 0
             except SystemExit as stopped:
                 status = 1 if isinstance(stopped.code, str) else stopped.code
@@ -73,7 +73,7 @@ def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
 def test_tasks_are_the_library_s_tables(tmp_path, at_once):
     status, said = at_once("tasks", *SMALL)
     assert status == 0, said
-    folder = tmp_path / "runs/tasks/demo-demo"
+    folder = tmp_path / "runs/tasks" / SMALL_RUN
     model, prompts = demo()
     kinds = {}
     for kind in dict.fromkeys(example.split("/")[0] for example in prompts.examples):
@@ -105,7 +105,7 @@ def test_tasks_that_are_named(tmp_path, at_once, animals):
 def test_persistence(tmp_path, at_once):
     status, said = at_once("persistence", *SMALL)
     assert status == 0, said
-    folder = tmp_path / "runs/persistence/demo-demo"
+    folder = tmp_path / "runs/persistence" / SMALL_RUN
     sharing = ns.categorise(*demo())
     same(read(folder, "persistence"), sharing.persistence())
     growth = read(folder, "growth")
@@ -122,7 +122,7 @@ def test_tokens(tmp_path, at_once):
     (texts / "th.txt").write_text("ผลรวมของ 2 และ 3\n")
     status, said = at_once("tokens", *SMALL, "--texts", texts)
     assert status == 0, said
-    folder = tmp_path / "runs/tokens/demo-demo"
+    folder = next((tmp_path / "runs/tokens").iterdir())
     model, prompts = demo()
     same(read(folder, "never_activated"), ns.categorise(model, prompts, position="any").never_activated())
     rates = read(folder, "rates").set_index(["layer", "language"])
@@ -143,14 +143,17 @@ def test_thresholds(tmp_path, at_once):
     assert status == 0, said
     model, prompts = demo()
     results = {threshold: ns.categorise(model, prompts, threshold=threshold) for threshold in (0.0, 0.25)}
-    same(read(tmp_path / "runs/thresholds/demo-demo", "thresholds"), ns.side_by_side(results, name="threshold"))
+    same(
+        read(tmp_path / "runs/thresholds" / f"{SMALL_RUN}-thresholds=0.0,0.25", "thresholds"),
+        ns.side_by_side(results, name="threshold"),
+    )
     assert "takes several; say --thresholds" in at_once("thresholds", "--threshold", 0.1)[1]
 
 
 def test_languages(tmp_path, at_once):
     status, said = at_once("languages", *SMALL, "--permutations", 50)
     assert status == 0, said
-    folder = tmp_path / "runs/languages/demo-demo"
+    folder = tmp_path / "runs/languages" / f"{SMALL_RUN}-permutations=50"
     sharing = ns.categorise(*demo())
     same(read(folder, "overlap"), ns.language_overlap(sharing))
     table = read(folder, "relatedness").set_index(["similarity", "held"])
@@ -169,7 +172,7 @@ def test_models(tmp_path, at_once, animals):
     others = [animals.directory("bloom"), animals.directory("llama")]
     status, said = at_once("models", "--model", others[0], *SMALL, "--others", others[1])
     assert status == 0, said
-    table = read(tmp_path / "runs/models/bloom-world_facts", "models")
+    table = read(next((tmp_path / "runs/models").glob("bloom-world_facts-*")), "models")
     assert table["model"].unique().tolist() == ["bloom", "bloom, shuffled", "llama"]
     status, said = at_once("models", "--model", others[0], *SMALL, "--others", others[0], others[0], "--out", "twice")
     assert "that model is there already" in said
@@ -181,7 +184,6 @@ def test_models(tmp_path, at_once, animals):
 
 
 def test_a_shuffled_model_keeps_its_numbers_in_other_places(animals, backend):
-    shuffle = importlib.import_module("models").shuffle
     model = ns.load_model(animals.directory("bloom"), backend=backend, device="cpu")
     prompts = ns.ParallelPrompts({"en": ["The sky is"], "de": ["Der Himmel ist"]})
     before, sorted_before = ns.categorise(model, prompts), model.W_in[0].flatten().sort().values
@@ -254,7 +256,17 @@ def test_other_data_and_other_models_are_not_taken_for_done(tmp_path, at_once, i
     assert run_again() == {"tasks"}
 
 
+def test_a_page_that_is_not_a_reproduction_s_is_not_overwritten(mistake, tmp_path):
+    (tmp_path / "report.html").write_text("<h1>Mine</h1>")
+    status, said = mistake("--out", ".", experiment="reproduce")
+    assert status == 1
+    assert said.startswith("error: 'report.html' is not the page of a reproduction")
+    assert (tmp_path / "report.html").read_text() == "<h1>Mine</h1>"
+
+
 def test_a_part_that_leaves_nothing_behind_is_no_success(at_once, monkeypatch):
+    """Nor where an older run with other arguments is there already."""
+    assert at_once("patterns", *SMALL, "--limit", 13, "--out", "all/patterns")[0] == 0
     nothing = subprocess.CompletedProcess([], 0, stdout="", stderr="")
     monkeypatch.setattr(reproduce.subprocess, "run", lambda *_, **__: nothing)
     status, said = at_once("reproduce", *SMALL, "--parts", "patterns", "--out", "all")
@@ -296,12 +308,6 @@ def test_a_model_that_fails_half_way(tmp_path, at_once, in_process, animals):
     assert not Path("all/patterns/run.json").exists()
 
 
-def test_a_run_that_fails_leaves_no_older_one_behind(at_once, monkeypatch):
-    assert at_once("thresholds", *SMALL, "--out", "here")[0] == 0
-    assert at_once("thresholds", *SMALL, "--out", "here", "--thresholds", "inf")[0] == 1
-    assert not Path("here/run.json").exists()
-
-
 def test_the_folder_of_another_model_or_experiment_is_refused(at_once, in_process, animals):
     assert at_once("patterns", *SMALL, "--out", "all/patterns")[0] == 0
     before = Path("all/patterns/run.json").read_text()
@@ -323,16 +329,22 @@ def test_the_folder_of_another_model_or_experiment_is_refused(at_once, in_proces
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full to stand for a full disk")
-def test_a_full_disk(tmp_path, at_once, in_process):
-    folder = tmp_path / "all" / "patterns"
-    folder.mkdir(parents=True)
-    (folder / "by_language.csv").symlink_to("/dev/full")
-    status, said = at_once("reproduce", *SMALL, "--parts", "patterns", "persistence", "--out", "all")
+def test_a_full_disk(tmp_path, at_once, in_process, monkeypatch):
+    to_csv = pd.DataFrame.to_csv
+
+    def full(table, path, **options):
+        if path.name == "by_language.csv":
+            path.write_text("half")
+            raise OSError(28, "No space left on device")
+        to_csv(table, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_csv", full)
+        status, said = at_once("reproduce", *SMALL, "--parts", "patterns", "persistence", "--out", "all")
     assert status == 1
     assert said.startswith("error: 1 of 2 parts failed: patterns")
     assert "No space left on device" in Path("all/report.html").read_text()
-    assert not (folder / "run.json").exists()
-    (folder / "by_language.csv").unlink()
+    assert list(Path("all/patterns").iterdir()) == []
     (tmp_path / "all" / "report.html.part").symlink_to("/dev/full")
     status, said = at_once("reproduce", *SMALL, "--parts", "patterns", "persistence", "--out", "all")
     assert status == 1
@@ -487,20 +499,18 @@ def test_everything_end_to_end(tmp_path, animals, what):
             *("--options", "relations=P36", "--also", f"mgsm --source {DATA / 'mgsm'}"),
             *("--others", str(animals.directory("bloom"))),
         ]
-    command = [sys.executable, str(ROOT / "experiments" / "reproduce.py"), *given, "--out", "all"]
+    command = [sys.executable, "-m", "tl_neuronshare", "reproduce", *given, "--out", "all"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     page = (tmp_path / "all" / "report.html").read_text("utf-8")
     for name in reproduce.PARTS:
-        record = arguments.recorded(tmp_path / "all" / name)
+        record = recorded(tmp_path / "all" / name)
         assert record["files"], name
         for file in record["files"]:
             assert (tmp_path / "all" / name / file).stat().st_size > 0
         assert f'id="{name}"' in page
     assert page.count("data:image/png;base64,") == sum(
-        file.endswith(".png")
-        for name in reproduce.PARTS
-        for file in arguments.recorded(tmp_path / "all" / name)["files"]
+        file.endswith(".png") for name in reproduce.PARTS for file in recorded(tmp_path / "all" / name)["files"]
     )
     if CHROMIUM is not None:
         assert chromium(tmp_path / "all" / "report.html", f"--screenshot={tmp_path / 'shot.png'}") == ""

@@ -198,9 +198,9 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw how far scores rank the neurons of each layer as zeroing each neuron alone does.
 
     Args:
-        table: the table of `experiments/causal_check.py`, with the columns target (logit, log_prob, abs_logit), layer,
-            score, language, value, low and high. Bars are means over all prompts, whiskers 95 % intervals over
-            examples.
+        table: the table of `attribution.causal.causal_check`, with the columns target (logit, log_prob, abs_logit),
+            layer, score, language, value, low and high. Bars are means over all prompts, whiskers 95 % intervals
+            over examples.
         title: above both panels.
 
     Raises:

@@ -32,6 +32,11 @@ def _as_batch_size(name: str, value: Any) -> BatchSize:
     return "auto" if value == "auto" else int(value)
 
 
+def number_or_auto(text: str) -> BatchSize:
+    """A batch size on the command line."""
+    return "auto" if text == "auto" else int(text)
+
+
 def _as_bos(name: str, value: Any) -> bool | None:
     if not (value is None or isinstance(value, bool)):
         raise NeuronShareError(f"{name}={value!r} is unknown; use True, False, or None for the model's own.")
@@ -42,7 +47,13 @@ def _as_bos(name: str, value: Any) -> bool | None:
 class Running(Options):
     """How prompts are run."""
 
-    batch_size: BatchSize = option("auto", _as_batch_size)
+    batch_size: BatchSize = option(
+        "auto",
+        _as_batch_size,
+        help="prompts a forward pass (default: as many as fit)",
+        type=number_or_auto,
+        metavar="N",
+    )
     prepend_bos: bool | None = option(None, _as_bos)
 
     def on(self, model: LensModel) -> Running:

@@ -11,9 +11,11 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-import arguments
+from tl_neuronshare.cli.folders import recorded, write_whole
+from tl_neuronshare.cli.runs import Finding, versions
 
 TEMPLATE = "report.html.jinja"
+GENERATOR = '<meta name="generator" content="tl_neuronshare">'
 SHOWN = 60  # rows of a table; the file has all
 MADE_FROM = (
     *("model", "prompts", "examples", "languages", "site", "position", "threshold", "fingerprint", "dtype", "device"),
@@ -44,21 +46,27 @@ def write(parts: Sequence[Part], path: Path, *, title: str, command: str) -> Non
     page = environment.get_template(TEMPLATE).render(
         title=title,
         command=command,
-        versions=arguments.versions(),
+        versions=versions(),
         parts=[_shown(part) for part in parts],
         failed=[part.name for part in parts if part.error],
     )
-    arguments.write_whole(path, page)
+    write_whole(path, page)
 
 
 def _shown(part: Part) -> dict[str, Any]:
     """What the page says of a part."""
-    said = {"name": part.name, "title": part.title, "command": part.command, "error": part.error, "findings": []}
+    shown: dict[str, Any] = {
+        "name": part.name,
+        "title": part.title,
+        "command": part.command,
+        "error": part.error,
+        "findings": [],
+    }
     if part.error:
-        return said
-    record = arguments.recorded(part.folder)
-    findings = [arguments.Finding(**one) for one in record["findings"]]
-    return said | {
+        return shown
+    record = recorded(part.folder)
+    findings = [Finding(**finding) for finding in record["findings"]]
+    return shown | {
         "findings": findings,
         "pictures": [
             (Path(name).stem, base64.b64encode((part.folder / name).read_bytes()).decode())

@@ -1,0 +1,176 @@
+"""Whether the scores of attribution rank neurons as switching them off does."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import product
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tl_neuronshare import checks, models
+from tl_neuronshare.ablation.hooks import ablation_hooks
+from tl_neuronshare.attribution.impacts import Impacts, LayerImpacts, Norm
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.bootstrap import Bootstrap
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.results.sharing import NeuronSharing
+from tl_neuronshare.running import provenance
+from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Plan, running
+
+ByPlace = dict[tuple[int, str, int], Tensor]  # by example, language and layer: a number for each chosen neuron
+_LOST = ("logit", "log_prob")
+_TARGETS = (*_LOST, "abs_logit")
+
+
+def causal_check(
+    model: LensModel,
+    prompts: ParallelPrompts,
+    sharing: NeuronSharing,
+    *,
+    n_neurons: int = 128,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Compare the scores of single neurons with what zeroing each of them alone does.
+
+    A neuron is zeroed at the token that predicts the answer's first. What the answer's logit and its log-probability
+    lose by it is compared with the neuron's correctness impact, without the final norm, with its scale frozen, and with
+    its full derivative; and the size of the logit's loss with the sizes of these and with the generation impact.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge, with raw weights in float32.
+        prompts: those that `sharing` is of, or some of their languages, with answers.
+        sharing: the types, from `categorise` with this model.
+        n_neurons: of each layer, drawn at random; all where a layer has no more.
+        seed: of the draw.
+        batch_size: prompts in one forward pass, for the scores.
+        progress: whether to show a progress bar where it takes more than two seconds.
+
+    Returns:
+        A table with a row for each target (`logit` and `log_prob` of the answer's first token; `abs_logit` is the size
+        of the logit's loss, compared with the size of each score), layer, score (the correctness impact by its `norm`:
+        none, frozen, full; `generation` with `abs_logit` only, since it has no sign) and language (`all` is the mean
+        over all prompts). `value` is Spearman's correlation over the neurons, the mean over prompts; `low` and `high`
+        are its 95 % interval (bootstrap over examples). A prompt for which all neurons lose the same has no
+        correlation and is left out; `prompts` says how many remain. `table.attrs` says how it was made.
+
+    Raises:
+        NeuronShareError: weights in half precision, in which a single neuron's effect is lost; fewer than two neurons;
+            otherwise as `attribute`.
+
+    Example:
+        >>> prompts = ns.demo.prompts()[:1].select(["en", "de"])
+        >>> table = causal_check(model, prompts, ns.categorise(model, prompts), n_neurons=16)
+        >>> row = table.query("target == 'logit' and layer == 3 and score == 'full' and language == 'all'").iloc[0]
+        >>> bool(row["value"] > 0.9)
+        True
+    """
+    n_neurons = checks.count("n_neurons", n_neurons, least=2)
+    seed = checks.whole("seed", seed)
+    if (dtype := next(model.parameters()).dtype) not in (torch.float32, torch.float64):
+        name = str(dtype).removeprefix("torch.")
+        raise NeuronShareError(
+            f"The weights are {name}, in which a single neuron's effect is lost; load it in float32."
+        )
+    impacts = {norm: Impacts(model, prompts, sharing, norm=norm, batch_size=batch_size) for norm in get_args(Norm)}
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [
+        torch.randperm(width, generator=generator, device="cpu")[:n_neurons].sort().values for width in sharing.widths
+    ]
+    scores = _scores(impacts, chosen, progress)
+    effects = _effects(model, impacts["none"], chosen, max(sharing.widths), progress)
+    table = _table(scores, effects, prompts)
+    record = provenance.of_run(model, prompts, sharing)
+    table.attrs.update(record | {"norm": list(impacts), "n_neurons": n_neurons, "seed": seed})
+    return table
+
+
+def _scores(impacts: dict[str, Impacts], chosen: list[Tensor], progress: bool) -> dict[str, ByPlace]:
+    """The scores of the chosen neurons."""
+    scores: dict[str, ByPlace] = {name: {} for name in (*impacts, "generation")}
+
+    def keep(layer: LayerImpacts, norm: str) -> None:
+        neurons = chosen[layer.layer]
+        for row, example in enumerate(layer.examples):
+            place = (example, layer.language, layer.layer)
+            scores[norm][place] = layer.correctness[row].cpu()[neurons]
+            scores["generation"][place] = layer.generation[row].cpu()[neurons]
+
+    for norm, of_norm in impacts.items():
+        of_norm.each(partial(keep, norm=norm), task=f"scores, norm {norm}", progress=progress)
+    return scores
+
+
+def _effects(
+    model: LensModel, impacts: Impacts, chosen: list[Tensor], width: int, progress: bool
+) -> dict[str, ByPlace]:
+    """What each target loses when each chosen neuron alone is zeroed."""
+    lost: dict[str, ByPlace] = {target: {} for target in _LOST}
+    places = [(language, place) for language, of_language in impacts.places.items() for place in of_language]
+    # One prompt a batch: it is run as many times as there are neurons to zero.
+    plan = Plan(model, [place.before for _, place in places], batch_size=1)
+
+    def ablate(batch: Batch) -> None:
+        (row,) = batch.rows
+        language, place = places[row]
+        answer = place.scored[0]
+        before = _targets(model, batch.tokens, answer, [])
+        for layer, neurons in enumerate(chosen):
+            mask = torch.zeros(len(neurons), len(chosen), width, dtype=torch.bool, device="cpu")
+            mask[torch.arange(len(neurons), device="cpu"), layer, neurons] = True
+            after = [
+                _targets(
+                    model, batch.tokens.expand(len(part), -1), answer, ablation_hooks(model, part, position="last")
+                )
+                for part in torch.split(mask, max(1, AUTO_NUMBERS // model.cfg.d_vocab))
+            ]
+            for target in _LOST:
+                loss = before[target] - torch.cat([part[target] for part in after])
+                lost[target][place.example, language, layer] = loss
+
+    with running(model, "ablation", n_rows=len(plan), progress=progress) as loop:
+        loop(plan, ablate)
+    return lost
+
+
+def _targets(model: LensModel, tokens: Tensor, token: int, hooks: models.Hooks) -> dict[str, Tensor]:
+    """The token's logit and log-probability after each row."""
+    with models.hooked(model, hooks):
+        logits = models.last_logits(model, tokens, None, 1)[:, -1].float()
+    return {"logit": logits[:, token].cpu(), "log_prob": logits.log_softmax(-1)[:, token].cpu()}
+
+
+def _table(scores: dict[str, ByPlace], effects: dict[str, ByPlace], prompts: ParallelPrompts) -> pd.DataFrame:
+    """The mean correlation over examples, by target, layer, score and language.
+
+    Prompts for which all neurons lose the same have no correlation and are left out; `prompts` says how many remain.
+    """
+    bootstrap, rows = Bootstrap(5000), []
+    n_layers = 1 + max(layer for _, _, layer in effects["logit"])
+    for target, layer, score in product(_TARGETS, range(n_layers), scores):
+        if score == "generation" and target != "abs_logit":
+            continue  # it has no sign
+        correlations = np.zeros((len(prompts), len(prompts.languages)))
+        for example, column in np.ndindex(correlations.shape):
+            place = (example, prompts.languages[column], layer)
+            pair = scores[score][place], effects[target.removeprefix("abs_")][place]
+            correlations[example, column] = _spearman(*(map(torch.abs, pair) if target.startswith("abs_") else pair))
+        for language in ("all", *prompts.languages):
+            values = correlations if language == "all" else correlations[:, [prompts.languages.index(language)]]
+            above, below = np.nansum(values, 1), (~np.isnan(values)).sum(1).astype(float)
+            low, high = map(float, bootstrap.intervals(above, below))
+            labels = {"target": target, "layer": layer, "score": score, "language": language}
+            value = above.sum() / below.sum() if below.any() else np.nan
+            rows.append(labels | {"value": value, "low": low, "high": high, "prompts": int(below.sum())})
+    return pd.DataFrame(rows)
+
+
+def _spearman(one: Tensor, other: Tensor) -> float:
+    """The correlation of ranks, equal values sharing theirs; NaN where all of one are equal."""
+    return float(pd.Series(one.numpy()).rank().corr(pd.Series(other.numpy()).rank()))

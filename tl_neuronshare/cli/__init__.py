@@ -1,0 +1,60 @@
+"""The command `tl-neuronshare`: every analysis and figure by its name."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from tl_neuronshare.cli import folders
+from tl_neuronshare.errors import NeuronShareError
+
+# Each is a module of this folder, with `parser()` and `main(args)`.
+COMMANDS = (
+    *("patterns", "tasks", "persistence", "tokens", "thresholds", "languages", "models", "attribution", "ablation"),
+    *("causal-check", "reproduce", "verify"),
+)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Run the command that the first word names with the words after it; without a name, list the commands."""
+    name, *others = (sys.argv[1:] if given is None else given) or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: tl-neuronshare NAME [arguments]    (tl-neuronshare NAME --help lists the arguments)\n")
+        print("\n".join(f"  {known:<14}{title(known)}" for known in COMMANDS))
+    else:
+        run(name, others)
+
+
+def run(name: str, given: Sequence[str]) -> None:
+    """Run one command; what is wrong with the input is said in a line, without a traceback."""
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
+    try:
+        module = command(name)
+        parser = module.parser()
+        args = parser.parse_args(given)
+        args.command = list(given)
+        if "out" in args and args.out is None:
+            args.out = folders.default_folder(parser, args)
+        module.main(args)
+    except NeuronShareError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}. Is the disk full, or the folder read-only? Name another with --out.")
+
+
+def command(name: str) -> Any:
+    """The module of a command; `causal_check` is the same as `causal-check`."""
+    known = name.replace("_", "-")
+    if known not in COMMANDS:
+        raise NeuronShareError(f"There is no command {name!r}; use one of {', '.join(COMMANDS)}.")
+    return import_module(f"{__name__}.{known.replace('-', '_')}")
+
+
+def title(name: str) -> str:
+    """What a command does, in a line."""
+    return (command(name).__doc__ or name).splitlines()[0].removesuffix(".")

@@ -1,0 +1,189 @@
+"""Ablation: what breaks when each type of neuron is switched off, beside controls of the same size.
+
+    tl-neuronshare ablation                                            # the built-in model, nine languages
+    tl-neuronshare ablation --scoring choice --seeds 5 --mode mean     # other ways to measure and to ablate
+    tl-neuronshare ablation --generate                                 # also answers before and after
+    tl-neuronshare ablation --model bigscience/bloom-560m --limit 100  # any model that TransformerLens supports
+    tl-neuronshare ablation --task mgsm --source mgsm --languages en de th  # any other task
+
+Without --scoring, facts of the built-in model are decoded (exact), since it ends its answers; mgsm is scored by numbers;
+other prompts by their choices where they have some.
+
+Writes ablation.csv, run.json (with --generate also answers.csv), and the figure ablation as PNG and PDF, to the run
+folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pandas as pd
+
+import tl_neuronshare as ns
+from tl_neuronshare.ablation.controls import CONTROLS
+from tl_neuronshare.ablation.replacing import Replacement
+from tl_neuronshare.ablation.targets import Choice
+from tl_neuronshare.cli import arguments
+from tl_neuronshare.cli.arguments import add_options, given
+from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.evaluation.evaluating import Scoring, ScoringName
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.plots.drawing import LABELS
+
+LEGEND = """difference: from the unablated model. type - control: how much more the type loses than its control.
+overlap: the share of the control's neurons that are of the type."""
+SHOWN = 3  # examples whose answers are printed
+
+
+def main(args: argparse.Namespace) -> None:
+    """Categorise, ablate, print the table, write it and the figure."""
+    if args.generate and args.scoring == "choice":
+        raise ns.NeuronShareError("--generate shows answers that are decoded greedily: --scoring exact or number.")
+    if args.seeds < 1:
+        raise ns.NeuronShareError(f"--seeds {args.seeds}: at least one draw is needed.")
+    with Run(args) as run:
+        prompts, model, sharing = run.start()
+        args.scoring = run.record["arguments"]["scoring"] = args.scoring or _scoring(args, prompts)
+        table, answers = _study(args, model, prompts, sharing)
+        run.record["study"] = table.attrs
+        run.timed("study")
+        shown, notes = _printed(table)
+        print(f"{sharing}\n\n{_how(args)}\n{LEGEND}\n\n{shown.to_string(index=False)}", *notes, sep="\n")
+        run.table(table, "ablation")
+        run.save(ns.plots.ablation(table, title=title_of(sharing, how=_how(args))), "ablation")
+        run.timed("table and figure")
+        if args.generate:
+            run.table(answers, "answers", index=True)
+            print(f"\nAnswers of the first {SHOWN} examples, decoded greedily")
+            print(answers.loc[list(prompts.examples[:SHOWN])].reset_index().to_string(index=False))
+        _compare(run, table)
+
+
+def _study(
+    args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts, sharing: ns.NeuronSharing
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The study as asked for; and each prompt's answers, before and without each type."""
+    answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
+
+    def keep_answers(type: str, ablated: str, seed: int | None, table: pd.DataFrame) -> None:
+        if ablated == "none" or (ablated == "type" and seed == args.seed):
+            name = "before" if type == "none" else f"without {type}"
+            answers[name] = table.set_index(["example", "language"])["prediction"]
+
+    options = {name: value for kind in (Replacement, Scoring, Choice) for name, value in given(args, kind).items()}
+    table = ns.ablation_study(
+        model,
+        prompts,
+        sharing,
+        types=args.types,
+        controls=args.controls,
+        batch_size=args.batch_size,
+        **options,
+        values=args.factor if args.mode == "scale" else None,
+        seeds=range(args.seed, args.seed + args.seeds),
+        position=args.ablate,
+        on_run=keep_answers,
+    )
+    return table, answers
+
+
+def _compare(run: Run, table: pd.DataFrame) -> None:
+    """With what the paper found."""
+    overall = table[(table["language"] == "all") & (table["metric"] == "accuracy")]
+    types = overall[overall["ablated"] == "type"].set_index("type").dropna(subset=["difference"])
+    drops, claim = types["difference"], "switching off the all-shared neurons hurts by far the most"
+    if "all-shared" not in drops or len(drops) < 2:
+        run.found(claim, "needs the all-shared neurons and another type", None)
+        return
+    others, all_shared = drops.drop("all-shared"), types.loc["all-shared"]
+    # Of too few examples there is no interval; with one that reaches 0 nothing was lost that could be compared.
+    is_sure = all_shared["high"] < 0 or all_shared["low"] > 0
+    run.found(
+        claim,
+        f"accuracy changes by {drops['all-shared']:+.2f} without the all-shared, by "
+        + ", ".join(f"{drop:+.2f} without the {type}" for type, drop in others.items()),
+        drops["all-shared"] < 0 and drops["all-shared"] <= 1.5 * others.min() if is_sure else None,
+        criterion="accuracy falls at least half as far again as without any other type; its interval leaves out 0",
+    )
+    controls = overall[(overall["type"] == "all-shared") & ~overall["ablated"].isin(["none", "type"])]
+    known = controls.dropna(subset=["vs_control"])
+    if len(known):
+        texts = [
+            f"{row['ablated']} {_interval(row, 'vs_control', 'vs_low', 'vs_high')}" for row in known.to_dict("records")
+        ]
+        run.control(
+            "do the all-shared neurons hurt more than as many others?", f"accuracy minus that of: {'; '.join(texts)}"
+        )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The shared arguments, and those of the study."""
+    parser = arguments.parser(__name__, __doc__)
+    parser.add_argument(
+        "--types", nargs="+", choices=LABELS, default=list(LABELS), help="which to ablate (default: all)"
+    )
+    parser.add_argument("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS), help="default: all")
+    add_options(parser, Replacement)
+    parser.add_argument("--factor", type=float, default=2.0, help="of --mode scale (default: 2)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of each control (default: 3)")
+    add_options(parser, Scoring)
+    # Which is the default depends on the prompts: see _scoring.
+    parser.set_defaults(scoring=None)
+    parser.add_argument(
+        "--ablate",
+        type=arguments.ablated_position,
+        default="all",
+        help="at which tokens: all, last, or a negative index from the prompt's end (default: all)",
+    )
+    add_options(parser, Choice)
+    parser.add_argument("--generate", action="store_true", help="show answers before and after, side by side")
+    return parser
+
+
+def _scoring(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> ScoringName:
+    """How to score where it was not said."""
+    task = arguments.task_name(args)
+    if task == "mgsm":
+        return "number"
+    facts = args.model == arguments.DEMO and task in (arguments.DEMO, "world_facts")
+    return "exact" if args.generate or facts or prompts.choices is None else "choice"
+
+
+def _how(args: argparse.Namespace) -> str:
+    seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
+    tokens = "all tokens" if args.ablate == "all" else f"the prompt's token {args.ablate}"
+    return f"{args.mode} at {tokens}, scoring {args.scoring}, {seeds}"
+
+
+def _printed(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The mean over languages, a row for each type and control; and the notes, numbered."""
+    shown: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for (type, ablated), rows in table[table["language"] == "all"].groupby(["type", "ablated"], sort=False):
+        accuracy, log_prob = (rows[rows["metric"] == metric].iloc[0] for metric in ("accuracy", "log_prob"))
+        if accuracy["note"]:
+            notes.append(f"[{len(notes) + 1}] {accuracy['note']}")
+        shown.append(
+            {
+                "type": type,
+                "ablated": ablated,
+                "accuracy": _number(accuracy["value"]),
+                "difference [95 %]": _interval(accuracy, "difference", "low", "high"),
+                "type - control [95 %]": _interval(accuracy, "vs_control", "vs_low", "vs_high"),
+                "log_prob": _number(log_prob["value"]),
+                "neurons/layer": _number(accuracy["neurons"], digits=0),
+                "overlap": _number(accuracy["overlap"]),
+                "note": f"[{len(notes)}]" if accuracy["note"] else "",
+            }
+        )
+    return pd.DataFrame(shown), notes
+
+
+def _number(value: float, *, digits: int = 2) -> str:
+    return "" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _interval(row: Any, value: str, low: str, high: str) -> str:
+    interval = "" if pd.isna(row[low]) else f" [{row[low]:+.2f}, {row[high]:+.2f}]"
+    return "" if pd.isna(row[value]) or row["type"] == "none" else f"{row[value]:+.2f}{interval}"

@@ -1,0 +1,183 @@
+"""One run of an analysis: what it writes, what it finds, and the record of how it was made."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+import tl_neuronshare as ns
+from tl_neuronshare.cli.folders import RECORD, RunFolder, recorded, write_whole
+from tl_neuronshare.cli.inputs import categorise, inputs_hash, load_model, load_prompts, report_of, short_name
+from tl_neuronshare.models.fingerprint import fingerprint_of_weights
+from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.prompts import short_hash
+
+PACKAGES = (
+    *("tl_neuronshare", "transformer_lens", "transformers", "torch", "babel", "pandas", "numpy", "matplotlib"),
+    "lang2vec",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the paper found, what a run found, and whether they agree (None: cannot be said), by which criterion.
+
+    A control is a question that the paper does not ask.
+    """
+
+    claim: str
+    here: str
+    agrees: bool | None
+    criterion: str = ""
+    is_control: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        word = "cannot be said" if self.agrees is None else "yes" if self.agrees else "no"
+        return f"{word} ({self.criterion})" if self.criterion else word
+
+    def __str__(self) -> str:
+        if self.is_control:
+            return f"\nBeside the paper: {self.claim}\nThis run: {self.here}"
+        return f"\nThe paper: {self.claim}\nThis run: {self.here}\nThey agree: {self.verdict}"
+
+
+class Run:
+    """What one run writes to its folder, and `run.json`, which says how it was made.
+
+    It takes the place of an older run in the folder when its block ends; where that ends with an error, it is removed.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        arguments = {name: value for name, value in vars(args).items() if name not in ("experiment", "command")}
+        self.args = args
+        self.record: dict[str, Any] = {
+            "experiment": args.experiment,
+            "command": args.command,
+            "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()},
+            "versions": versions(),
+            "seed": args.seed,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": {},
+        }
+        self.findings: list[Finding] = []
+        self._files: list[str] = []
+        self._since = time.perf_counter()
+        self._folder = RunFolder(args.out)
+        random.seed(args.seed)
+        np.random.seed(args.seed)
+        torch.manual_seed(args.seed)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._finish()
+        finally:
+            self._folder.close()
+
+    def begin(self) -> tuple[ns.ParallelPrompts, LensModel]:
+        """What every analysis begins with: the prompts and the model, as asked for."""
+        prompts = load_prompts(self.args)
+        print(report_of(prompts))
+        if prompts.report is not None:
+            self.record["prompts"] = prompts.report.to_dict("records")
+        model = load_model(self.args)
+        self._claim(model)
+        if self.args.chat_template:
+            prompts = prompts.with_chat_template(model.tokenizer)
+        self.record["inputs"] = inputs_hash(self.args, prompts)
+        self.timed("load")
+        return prompts, model
+
+    def start(self) -> tuple[ns.ParallelPrompts, LensModel, ns.NeuronSharing]:
+        """What most analyses begin with: `begin`, and the types of neurons."""
+        prompts, model = self.begin()
+        sharing = categorise(self.args, model, prompts)
+        self.timed("categorise")
+        self.record["sharing"] = sharing.metadata
+        return prompts, model, sharing
+
+    def _claim(self, model: LensModel) -> None:
+        """Refuse a folder that holds a run of another model, or of another analysis."""
+        self.record["weights"] = fingerprint_of_weights(model)
+        old = recorded(self.args.out)
+        for what, key in (("experiment", "experiment"), ("model (weights)", "weights")):
+            if key in old and old[key] != self.record[key]:
+                raise ns.NeuronShareError(
+                    f"The folder {str(self.args.out)!r} holds a run of another {what}: {old[key]}, not "
+                    f"{self.record[key]}; name another with --out, or remove that one."
+                )
+
+    def timed(self, part: str) -> None:
+        """Note how long the part that just ended took."""
+        now = time.perf_counter()
+        self.record["seconds"][part], self._since = round(now - self._since, 3), now
+
+    def table(self, table: pd.DataFrame, name: str, *, index: bool = False) -> None:
+        """Write a table as CSV."""
+        table.to_csv(self._folder.unfinished / f"{name}.csv", index=index)
+        self._files.append(f"{name}.csv")
+
+    def save(self, figure: Figure, name: str) -> None:
+        """Write a figure as PNG and PDF."""
+        for end in ("png", "pdf"):
+            figure.savefig(self._folder.unfinished / f"{name}.{end}", dpi=200)
+            self._files.append(f"{name}.{end}")
+
+    def found(self, paper: str, here: str, agrees: Any, *, criterion: str = "") -> None:
+        """Note what the paper found, what this run found, and whether they agree; None where that cannot be said."""
+        self.findings.append(Finding(paper, here, None if agrees is None else bool(agrees), criterion))
+
+    def control(self, question: str, here: str) -> None:
+        """Note what this run found where the paper has nothing to compare with."""
+        self.findings.append(Finding(question, here, None, is_control=True))
+
+    def _finish(self) -> None:
+        """Write run.json, and take the folder. Say what was found, and where everything is."""
+        for finding in self.findings:
+            print(finding)
+        self.record |= {"findings": [asdict(finding) for finding in self.findings], "files": self._files}
+        text = json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
+        write_whole(self._folder.unfinished / RECORD, text)
+        self._folder.publish()
+        print(f"\nWritten to {self.args.out}: {', '.join([*self._files, RECORD])}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a result depends on, and a hash of our code, which changes between versions."""
+    files = sorted(Path(ns.__file__).parent.rglob("*.py"))
+    code = short_hash("".join(file.read_text("utf-8") for file in files))
+    return {"python": sys.version.split()[0], "code": code, **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def title_of(sharing: ns.NeuronSharing, *, prompts: str = "", examples: str = "", how: str = "") -> str:
+    """What a figure shows: the model, the prompts, how many, and how it was made: by default, what was read."""
+    of = sharing.metadata
+    how = how or f"{len(sharing.languages)} languages, site {of['site']}, position {of['position']}"
+    return f"{short_name(of['model'])} on {prompts or of['prompts']}: {examples or len(sharing)} examples, {how}"
