@@ -6,8 +6,8 @@
     tl-neuronshare ablation --model bigscience/bloom-560m --limit 100  # any model that TransformerLens supports
     tl-neuronshare ablation --task mgsm --source mgsm --languages en de th  # any other task
 
-Without --scoring, facts of the built-in model are decoded (exact), since it ends its answers; mgsm is scored by numbers;
-other prompts by their choices where they have some.
+Without --scoring, facts of the built-in model are decoded (exact), since it ends its answers; mgsm is scored by
+numbers; other prompts by their choices where they have some.
 
 Writes ablation.csv, run.json (with --generate also answers.csv), and the figure ablation as PNG and PDF, to the run
 folder.
