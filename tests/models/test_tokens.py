@@ -43,7 +43,10 @@ def test_end_tokens_are_those_of_the_directory_too(animals, backend, tmp_path):
 @pytest.mark.usefixtures("as_users_run_it")
 def test_a_prompt_longer_than_the_context(animals, backend):
     prompts = ns.ParallelPrompts({"en": ["a", "b"], "de": ["c", "x y " * 100]}, examples=["first", "second"])
-    with pytest.raises(ns.NeuronShareError, match="'de', example 'second': the prompt has 40[01] tokens.*context 128"):
+    with pytest.raises(
+        ns.NeuronShareError,
+        match="'de', example 'second': the prompt has 40[01] tokens.*context is 128",
+    ):
         ns.categorise(animals.lens("gpt2", backend), prompts)
 
 

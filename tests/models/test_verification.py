@@ -318,7 +318,7 @@ def test_a_head_after_the_final_norm_and_a_gate_without_a_hook(tmp_path):
         with pytest.raises(ns.NeuronShareError, match="'unembedding'.*not what the final norm gives"):
             ns.attribute(model, PROMPTS, sharing, norm=norm)
     for site in ("gate", "up"):
-        with pytest.raises(ns.NeuronShareError, match="has a gate, and no hook for it"):
+        with pytest.raises(ns.NeuronShareError, match="has a gate, but no hook for it"):
             ns.categorise(model, PROMPTS, site=site)
 
 
@@ -350,12 +350,12 @@ def test_texts_of_one_s_own_and_bad_ones(animals, backend):
     for texts in ("Cats", [], [1], 5, ["x"] * 33):
         with pytest.raises(ns.NeuronShareError, match="give a list of texts"):
             ns.verify(model, texts=texts)
-    with pytest.raises(ns.NeuronShareError, match="is no TransformerLens model"):
+    with pytest.raises(ns.NeuronShareError, match="is not a TransformerLens model"):
         ns.verify(torch.nn.Linear(1, 1))
     for reference_model in ("x", torch.nn.Linear(1, 1), model):
         with pytest.raises(ns.NeuronShareError, match="reference is a .*give a Hugging Face language model"):
             ns.verify(model, reference=reference_model)
-    with pytest.raises(ns.NeuronShareError, match="reference is another model: it knows 4000 tokens"):
+    with pytest.raises(ns.NeuronShareError, match="reference is a different model: it has 4000 tokens"):
         ns.verify(model, reference=animals.hugging_face("demo")[0])
 
 
@@ -395,7 +395,7 @@ def test_ctrl_c_in_a_check_leaves_the_model_as_found(animals, backend, check, mo
 
             patch.setattr(verification, "_apart", stop)
             with pytest.raises(KeyboardInterrupt):
-                verification._outcome(model, check, verification._found(model))
+                verification._outcome(model, check, verification._record_of(model))
         assert [id(module) for module in model.modules()] == [id(module) for module in modules]
         assert all(module.training for module in modules)
         model(torch.tensor([[5, 6]]))
