@@ -1,4 +1,4 @@
-"""What is taken for a model, and what is not."""
+"""Which values are accepted as a model, and which are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading: raw weights, in the class and precision that are asked for; and what cannot be loaded."""
+"""Loading: raw weights, in the class and precision that are asked for, and inputs that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tl_neuronshare.running import provenance
 
 @pytest.mark.parametrize("name", zoo.KINDS)
 def test_logits_are_those_of_hugging_face(animals, name, backend):
-    """Raw weights, nothing folded: else every comparison with a reference would be void."""
+    """The weights are raw, without which no comparison with a reference would mean anything."""
     model, (reference, _) = animals.lens(name, backend), animals.hugging_face(name)
     tokens = torch.randint(1, 400, (2, 9), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
