@@ -13,7 +13,7 @@ from support.toys import hadamard
 LANGUAGES = ["en", "de", "fr"]
 WORDS = {"sun": ("sun", "Sonne", "soleil"), "moon": ("moon", "Mond", "lune")}
 RIGHT, WRONG = {"sun": "hot", "moon": "cold"}, {"sun": "cold", "moon": "hot"}
-# Each neuron is activated by a set of words. The needed ones write the answer, and all others write nothing that is read.
+# Each neuron is activated by a set of words. The needed ones write the answer; nothing reads what all others write.
 SETS = [
     *({word} for words in WORDS.values() for word in words),  # specific
     *({words[0], words[1]} for words in WORDS.values()),  # partial-shared

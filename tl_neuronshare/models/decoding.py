@@ -95,37 +95,35 @@ def next_logits(model: LensModel, tokens: Tokens, mask: Tokens | None, *, cached
             yield _HookedCache(model, tokens, mask)
 
 
-class _Recomputing:
-    """A step that runs the whole text again for every token."""
+class _Run:
+    """The tokens, mask and options of the next forward pass, which the kinds of steps below update in their own way."""
 
-    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
-        self.model, self.tokens, self.mask = model, tokens, mask
+    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None, **options: Any) -> None:
+        self.model, self.tokens, self.mask, self.options = model, tokens, mask, options
 
     def __call__(self) -> Float[Tensor, "row vocabulary"]:
-        logits: Tensor = models.forward(self.model, self.tokens, self.mask)
+        logits: Tensor = models.forward(self.model, self.tokens, self.mask, **self.options)
         return logits[:, -1]
+
+
+class _Recomputing(_Run):
+    """A step that runs the whole text again for every token."""
 
     def append(self, new: Int[Tensor, " row"]) -> None:
         """Add each row's next token, which is run with all tokens before it."""
         self.tokens = torch.cat([self.tokens, new[:, None]], dim=1)
-        if self.mask is not None:
-            self.mask = _longer(self.mask)
+        self.mask = _longer(self.mask)
 
 
-class _HookedCache:
+class _HookedCache(_Run):
     """A step with a HookedTransformer's cache, which keeps the mask of the tokens that it holds."""
 
     def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-        self.model, self.tokens = model, tokens
+        cache = TransformerLensKeyValueCache.init_cache(model.cfg, models.device_of(model), len(tokens))
         # Without a mask, a HookedTransformer with a cache makes its own mask from the padding token.
-        self.mask = torch.ones_like(tokens) if mask is None else mask
-        self.cache = TransformerLensKeyValueCache.init_cache(model.cfg, models.device_of(model), len(tokens))
-
-    def __call__(self) -> Float[Tensor, "row vocabulary"]:
-        logits: Tensor = models.forward(self.model, self.tokens, self.mask, past_kv_cache=self.cache)
-        return logits[:, -1]
+        super().__init__(model, tokens, torch.ones_like(tokens) if mask is None else mask, past_kv_cache=cache)
 
     def append(self, new: Int[Tensor, " row"]) -> None:
         """Add each row's next token, which is run alone."""
@@ -133,21 +131,16 @@ class _HookedCache:
         self.mask = torch.ones_like(self.tokens)
 
 
-class _BridgeCache:
+class _BridgeCache(_Run):
     """A step with the Hugging Face cache of a bridge, which needs the mask of all tokens so far."""
 
     def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
         from transformers import DynamicCache
 
-        self.model, self.tokens = model, tokens
-        self.mask = torch.ones_like(tokens) if mask is None else mask
         hugging_face = model.original_model  # type: ignore[attr-defined]
         name = "cache" if "cache" in inspect.signature(hugging_face.forward).parameters else "past_key_values"
-        self.options = {name: DynamicCache(config=hugging_face.config.get_text_config()), "use_cache": True}
-
-    def __call__(self) -> Float[Tensor, "row vocabulary"]:
-        logits: Tensor = models.forward(self.model, self.tokens, self.mask, **self.options)
-        return logits[:, -1]
+        options = {name: DynamicCache(config=hugging_face.config.get_text_config()), "use_cache": True}
+        super().__init__(model, tokens, torch.ones_like(tokens) if mask is None else mask, **options)
 
     def append(self, new: Int[Tensor, " row"]) -> None:
         """Add each row's next token, which is run alone."""
@@ -155,8 +148,9 @@ class _BridgeCache:
         self.mask = _longer(self.mask)
 
 
-def _longer(mask: Int[Tensor, "row position"]) -> Int[Tensor, "row longer"]:
-    return torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+def _longer(mask: Int[Tensor, "row position"] | None) -> Int[Tensor, "row longer"] | None:
+    """Return the mask with one more position."""
+    return None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def _first(owner: Any, names: Sequence[str]) -> Any:
 def _checksum(tensor: Tensor) -> int:
     """Return the sum of the numbers' bits, each times one number for its row and one for its column, modulo 2**64.
 
-    Rows and columns follow the tensor's axes, not its memory, since the two model classes transpose some tensors.
+    Rows and columns are those of the tensor and not of its memory, where one model class has some tensors transposed.
     """
     bits = tensor.detach().view(_INTEGERS[tensor.element_size()])
     if bits.ndim < 2:

@@ -48,7 +48,7 @@ def check_unembedding(model: LensModel) -> None:
 
 
 def changes_mlp_output(model: LensModel) -> str | None:
-    """Return what else the model does to its MLPs' output than add it to the residual stream; None if nothing."""
+    """Return what the model does to its MLPs' output besides adding it to the residual stream; None if nothing."""
     config = nested(model, "original_model.config") or model.cfg
     norms = ("ln2_post", "original_component.post_feedforward_layernorm")
     if any(nested(model.blocks[0], name) is not None for name in norms):

@@ -23,7 +23,7 @@ def hooked(model: LensModel, fwd_hooks: Hooks) -> Iterator[set[int]]:
 
     It does the same as `model.hooks`, except that a name which the model does not have is an error. Hook points are
     compared by identity, because one point can have several names. All hooks are installed by one filter, because
-    TransformerLens 3's bridge lists all its hooks anew for every name.
+    TransformerLens 3's bridge lists all its hooks again for every name.
 
     Raises:
         NeuronShareError: the hooks are not a list of pairs, or the model does not have one of the names.

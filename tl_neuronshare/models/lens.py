@@ -26,9 +26,8 @@ class LensModel(Protocol):
     tokenizer: Any
     blocks: Any
 
-    if (
-        TYPE_CHECKING
-    ):  # for mypy only: beartype would ask for it at each call, and TransformerLens 3's bridge then lists all hooks
+    # Only for mypy: beartype would ask for it at each check, and TransformerLens 3's bridge then lists all its hooks.
+    if TYPE_CHECKING:
 
         @property
         def hook_dict(self) -> Mapping[str, Any]:
@@ -106,11 +105,7 @@ def nested(owner: Any, name: str) -> Any:
     """Return the attribute with this name, or None; a dot in the name leads to an attribute of an attribute."""
     try:
         return attrgetter(name)(owner)
-    except (
-        AttributeError,
-        NotImplementedError,
-        TypeError,
-    ):  # bridges raise these for a part that the architecture lacks
+    except (AttributeError, NotImplementedError, TypeError):  # bridges raise these for a part that does not exist
         return None
 
 

@@ -106,7 +106,8 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         which nothing here uses.
 
         If `padding` fails, only prompts of equal length share a batch. If `cache` fails, decoding runs the whole text
-        for every token. If any other check but `generate` fails, the functions that depend on it refuse the model.
+        for every token. A failure of `generate` has no effect. If any other check fails, the functions that depend on
+        it refuse the model.
 
     Raises:
         NeuronShareError: the model is not a TransformerLens model, or its neurons cannot be read at all; or the texts
@@ -269,7 +270,7 @@ def _tokens(model: LensModel, text: str) -> list[int]:
     bos = models.resolve_prepend_bos(model, None) and models.knows_bos(model)
     try:
         return models.tokenise(model, [text], prepend_bos=bos)[0]
-    except Exception:  # tokenizers raise whatever they like
+    except Exception:  # a tokenizer may raise any error
         return []
 
 
@@ -379,7 +380,9 @@ def _logits_of(hugging_face: nn.Module, row: Sequence[int]) -> Float[Tensor, "po
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
     """Return the largest difference, relative to the largest expected number; NaN if only one of two numbers is NaN."""
-    same = (ours == theirs) | (ours.isnan() & theirs.isnan())  # NaN in both is refused where values are used
+    same = (ours == theirs) | (
+        ours.isnan() & theirs.isnan()
+    )  # two NaN are equal here; functions that use values refuse NaN
     largest = theirs.nan_to_num(0, 0, 0).abs().max().clamp(min=1e-12)
     return ((ours - theirs).masked_fill(same, 0).abs().max() / largest).item()
 
@@ -392,7 +395,7 @@ def _centred(logits: Tensor) -> Tensor:
 def _check_logits(run: _Run) -> Outcome:
     """Compare the logits with those of the reference, or of the Hugging Face model inside a bridge."""
     if run.reference is None and not models.is_bridge(run.model):
-        note = "a HookedTransformer holds no Hugging Face model to compare with; give reference="
+        note = "a HookedTransformer holds no Hugging Face model to compare with; give one as reference"
         return Outcome(torch.nan, run.bound, note)
     if run.reference is not None:
         with models.left_as_found(run.reference):
@@ -604,7 +607,7 @@ def _check_padding(run: _Run) -> Outcome:
         )
         n_before, n_after = (len(half) for half in halves[number])
         differences.append(_difference(_on_cpu(padded_logits[number, end - n_before : end + n_after]), expected))
-    note = "longer prompts in a batch change a prompt; batches are of one length"
+    note = "longer prompts in a batch change the shorter ones; batches are of one length"
     return Outcome.of(_worst(differences), run.bound, note)
 
 
