@@ -409,7 +409,7 @@ def _check_logits(run: _Run) -> Outcome:
         with models.unwrapped(run.model) as hugging_face:
             expected = [_logits_of(hugging_face, row) for row in run.rows]
         pairs = [(run.logits(row), theirs) for row, theirs in zip(run.rows, expected, strict=True)]
-    value = max(_difference(_centred(ours), _centred(theirs)) for ours, theirs in pairs)
+    value = _worst(_difference(_centred(ours), _centred(theirs)) for ours, theirs in pairs)
     if run.reference is None and not value <= run.bound and not run.unwraps:
         note = "the logits of a small random model of this architecture differ from the Hugging Face model's"
         return Outcome.of(_difference_of_twin(run), run.bound, note)
@@ -424,7 +424,9 @@ def _difference_of_twin(run: _Run) -> float:
     if models.is_processed(run.model):
         twin.enable_compatibility_mode(disable_warnings=True)
     run = _Run(twin, run.rows, unwraps=False)
-    return max(_difference(_centred(run.logits(row)), theirs) for row, theirs in zip(run.rows, expected, strict=True))
+    return _worst(
+        _difference(_centred(run.logits(row)), theirs) for row, theirs in zip(run.rows, expected, strict=True)
+    )
 
 
 def _check_site(run: _Run, *, site: Site) -> Outcome:
@@ -446,7 +448,9 @@ def _check_site(run: _Run, *, site: Site) -> Outcome:
             differences.append(_difference_of_output(run, row, []))
         else:
             return Outcome.of(torch.inf, run.bound, "the down projection of its MLPs is not a separate module")
-    return Outcome.of(max(differences), run.bound, f"the values at {site!r} are not those that the model computes with")
+    return Outcome.of(
+        _worst(differences), run.bound, f"the values at {site!r} are not those that the model computes with"
+    )
 
 
 def _inside(run: _Run, row: Sequence[int], site: Site, masks: Sequence[Tensor] = ()) -> list[Tensor] | None:
