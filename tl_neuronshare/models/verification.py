@@ -380,9 +380,8 @@ def _logits_of(hugging_face: nn.Module, row: Sequence[int]) -> Float[Tensor, "po
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
     """Return the largest difference, relative to the largest expected number; NaN if only one of two numbers is NaN."""
-    same = (ours == theirs) | (
-        ours.isnan() & theirs.isnan()
-    )  # two NaN are equal here; functions that use values refuse NaN
+    # Two NaN are equal here; the functions that use the values refuse NaN.
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
     largest = theirs.nan_to_num(0, 0, 0).abs().max().clamp(min=1e-12)
     return ((ours - theirs).masked_fill(same, 0).abs().max() / largest).item()
 
