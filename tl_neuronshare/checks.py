@@ -1,6 +1,7 @@
-"""Checkers of options, and option objects: what a user may say is declared, checked and recorded in one place.
+"""Checkers of options, and option objects: each option is declared, checked and recorded in one place.
 
-A checker takes an option's name and value, and returns the value in the form that the library works with.
+A checker takes an option's name and value. It refuses a value that is not allowed, and returns an allowed one in the
+form that the library works with.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _LARGEST = float(torch.finfo(torch.float32).max)
 
 
 def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:
-    """One of the values that are known.
+    """Check that a value is one of the known strings.
 
     Example:
         >>> one_of("site", "post", ("post", "gate"))
@@ -34,19 +35,19 @@ def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False."""
+    """Check that a value is True or False."""
     if not isinstance(value, bool):
         raise NeuronShareError(f"{name}={value!r}; give True or False.")
     return value
 
 
 def is_count(value: Any, least: int = 1) -> bool:
-    """Whether this is a whole number of at least so many."""
+    """Return whether a value is a whole number of at least `least`."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def count(name: str, value: Any, *, least: int = 1, such_as: int | None = None) -> int:
-    """A whole number of at least so many.
+    """Check that a value is a whole number of at least `least`.
 
     Example:
         >>> count("n_resamples", 100)
@@ -59,22 +60,22 @@ def count(name: str, value: Any, *, least: int = 1, such_as: int | None = None) 
 
 
 def whole(name: str, value: Any) -> int:
-    """A whole number."""
+    """Check that a value is a whole number."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise NeuronShareError(f"{name}={value!r} is not a whole number.")
+        raise NeuronShareError(f"{name}={value!r} is not a whole number; give one, such as 0.")
     return int(value)
 
 
 def finite(name: str, value: Any, *, such_as: str = "0.0") -> float:
-    """A finite number, also in single precision."""
-    # Compared before it is converted: an integer may be too large for a float.
+    """Check that a value is a finite number, also in single precision."""
+    # It is compared before it is converted, because an integer may be too large for a float.
     if isinstance(value, bool) or not isinstance(value, Real) or not -_LARGEST < value < _LARGEST:  # type: ignore[operator]
         raise NeuronShareError(f"{name}={value!r} is not a finite number; give a number such as {such_as}.")
     return float(value)
 
 
 def share(name: str, value: Any) -> float:
-    """A share, above 0 and at most 1."""
+    """Check that a value is a share, above 0 and at most 1."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:
         raise NeuronShareError(f"{name}={value!r}; give a share, above 0 and at most 1.")
     return float(value)
@@ -83,44 +84,46 @@ def share(name: str, value: Any) -> float:
 def distinct(
     name: str, values: Any, *, known: Iterable[Any] | None = None, least: int = 1, what: str = "values"
 ) -> list[Any]:
-    """A list of values that are all different, and all known where that is asked for.
+    """Check that values are all different and, where `known` is given, all known; return them as a list.
 
     Example:
         >>> distinct("seeds", range(3))
         [0, 1, 2]
     """
-    given = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
-    known = None if known is None else list(known)
-    unknown = known is not None and [value for value in given if value not in known]
     is_list = isinstance(values, Iterable) and not isinstance(values, str)
-    if not is_list or unknown or len(given) < least or any(value in given[:place] for place, value in enumerate(given)):
-        of_these = what if known is None else ", ".join(map(str, known))
-        raise NeuronShareError(f"{name}={values!r}; give a list of {of_these}, each once.")
-    return given
+    items = list(values) if is_list else []
+    known = None if known is None else list(known)
+    unknown = known is not None and [item for item in items if item not in known]
+    if not is_list or unknown or len(items) < least or any(item in items[:place] for place, item in enumerate(items)):
+        allowed = what if known is None else ", ".join(map(str, known))
+        raise NeuronShareError(f"{name}={values!r}; give a list of {allowed}, each once.")
+    return items
 
 
 def refuse_language_all(languages: Iterable[str]) -> None:
-    """Refuse a language of the name that stands for all languages in tables.
+    """Refuse a language that is called "all", the name that stands for all languages in tables.
 
     Raises:
         NeuronShareError: a language is called "all".
     """
     if "all" in languages:
-        raise NeuronShareError("A language is called 'all', which means all of them in tables; name it otherwise.")
+        raise NeuronShareError(
+            "A language is called 'all', which means all languages in tables; give it a different name."
+        )
 
 
 def selected(name: str, n: int, examples: Any) -> Sequence[int]:
-    """Find the places of the selected examples: a range for a slice, otherwise a list.
+    """Return the places of the selected examples: a range for a slice, otherwise a list.
 
     Args:
-        name: what is selected from, for messages.
+        name: the name, in messages, of the object whose examples are selected.
         n: how many examples there are.
         examples: a slice, numbers of examples (negative ones count from the end), or one boolean for each example; as
             a list, a numpy array, a torch tensor or a pandas Series.
 
     Raises:
-        NeuronShareError: a bare number, a value that does not select examples, an example that is not there or is
-            selected twice, booleans that are not as many as the examples, or nothing is selected.
+        NeuronShareError: the value is a bare number or does not select examples, an example does not exist or is
+            selected twice, the number of booleans differs from that of the examples, or nothing is selected.
 
     Example:
         >>> selected("prompts", 3, slice(1, None)), selected("prompts", 3, [True, False, True])
@@ -133,11 +136,13 @@ def selected(name: str, n: int, examples: Any) -> Sequence[int]:
 
 
 def _places(name: str, n: int, examples: Any) -> list[int]:
-    """The places of examples that are selected by number or by booleans."""
-    given = examples.tolist() if hasattr(examples, "tolist") else examples
-    if isinstance(given, Integral) and not isinstance(given, bool):
-        raise NeuronShareError(f"{name}[{given}] is a bare number; write {name}[[{given}]] for this example alone.")
-    values = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    """Return the places of examples that are selected by numbers or by booleans."""
+    selection = examples.tolist() if hasattr(examples, "tolist") else examples
+    if isinstance(selection, Integral) and not isinstance(selection, bool):
+        raise NeuronShareError(
+            f"{name}[{selection}] is a bare number; write {name}[[{selection}]] for this example alone."
+        )
+    values = list(selection) if isinstance(selection, Iterable) and not isinstance(selection, str) else [selection]
     values = [value.item() if getattr(value, "shape", None) == () else value for value in values]
     if values and all(isinstance(value, bool) for value in values):
         if len(values) != n:
@@ -153,12 +158,12 @@ def _places(name: str, n: int, examples: Any) -> list[int]:
     places = [int(value) % n for value in values]
     if len(set(places)) < len(places):
         twice = next(place for place, times in Counter(places).items() if times > 1)
-        raise NeuronShareError(f"{name}[{shortened(given)}] selects example {twice} twice; give each example once.")
+        raise NeuronShareError(f"{name}[{shortened(selection)}] selects example {twice} twice; give each example once.")
     return places
 
 
 def or_none(check: Checker) -> Checker:
-    """The same checker, for an option that may also be None."""
+    """Return the same checker for an option that may also be None."""
 
     def checked(name: str, value: Any) -> Any:
         return None if value is None else check(name, value)
@@ -167,10 +172,10 @@ def or_none(check: Checker) -> Checker:
 
 
 def texts_by_language(name: str, value: Any, *, lists: bool = True) -> Mapping[str, Any]:
-    """A mapping from each language to its texts: a list of at least one, or (without `lists`) anything that iterates.
+    """Check that a value maps each language to its texts: a list of at least one or, without `lists`, any iterable.
 
     Raises:
-        NeuronShareError: there is no mapping, no language, a string where a list belongs, or no text.
+        NeuronShareError: the value is not a mapping, has no language, or has a string or no text for a language.
     """
 
     def are_texts(texts: Any) -> bool:
@@ -185,19 +190,19 @@ def texts_by_language(name: str, value: Any, *, lists: bool = True) -> Mapping[s
 
 
 def option(default: Any, check: Checker, *, help: str = "", **argument: Any) -> Any:
-    """A field of an option object: its default, its checker, and how it is asked for on the command line.
+    """Return a field of an option object: its default, its checker, and its form on the command line.
 
     Args:
         default: the option's default.
-        check: takes name and value, and returns the value to keep.
-        help: what the command line says of it; an option without help is not offered there.
+        check: the checker, which takes the name and the value and returns the value to keep.
+        help: the help text on the command line; an option without one is not offered there.
         argument: other arguments of `argparse`, such as type, choices, nargs and metavar.
     """
     return field(default=default, metadata={"check": check, "help": help, "argument": argument})
 
 
 class Options:
-    """Options that belong together, as a frozen dataclass of `option` fields: checked when they are made.
+    """Options that belong together: the base of frozen dataclasses of `option` fields, which are checked when made.
 
     Example:
         >>> from dataclasses import dataclass
@@ -215,18 +220,18 @@ class Options:
         self.check_together()
 
     def check_together(self) -> None:
-        """Refuse options that are right alone and wrong together."""
+        """Refuse options that are each allowed, but not together; a subclass may override it."""
 
     @property
     def record(self) -> dict[str, Any]:
-        """The options as a result's metadata keeps them."""
+        """The options in the form in which a result's metadata keeps them."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON can say: a function's name, and `given` for tensors."""
+    """Return a value in a form that JSON can hold: a function as its name, a tensor as the word "given"."""
     if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if value is None or isinstance(value, str | int | float):
         return value
     return getattr(value, "__name__", "given")

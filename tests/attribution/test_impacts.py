@@ -204,7 +204,7 @@ def test_models_without_the_weights_that_are_needed(animals, ready, as_users_run
         ns.attribute(model, prompts, sharing)
     monkeypatch.setattr(layers, "nested", lambda owner, name: None)
     monkeypatch.setattr(lens, "nested", lambda owner, name: None)
-    with pytest.raises(ns.NeuronShareError, match=r"The MLP of blocks\.0\.mlp\.hook_post has no W_out of one row"):
+    with pytest.raises(ns.NeuronShareError, match=r"The MLP of blocks\.0\.mlp\.hook_post has no W_out with one row"):
         ns.attribute(model, prompts, sharing)
 
 

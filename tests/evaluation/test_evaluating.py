@@ -363,7 +363,7 @@ def test_what_perplexity_refuses(animals, backend, as_users_run_it):
         ({"en": "a text"}, "give at least one text"),
         ({"en": []}, "give at least one text"),
         ({"en": ["ab cd", "a"]}, "'en', text 1: one token"),
-        ({"en": ["a b c d e f g h " * 20]}, "the prompt has .* tokens, the model's context 128"),
+        ({"en": ["a b c d e f g h " * 20]}, "the prompt has .* tokens, but the model's context is 128"),
     ):
         with pytest.raises(ns.NeuronShareError, match=message):
             ns.perplexity(model, texts, prepend_bos=False)

@@ -93,7 +93,7 @@ def test_hooks_that_count_from_the_prompt_s_end_must_know_it(bloom, quiz):
     [
         ([("blocks.7.mlp.hook_post", print)], "has no hook blocks.7.mlp.hook_post"),
         ([(lambda name: name.startswith("brain"), print)], "has no hook <function"),
-        ([("blocks.0.mlp.hook_post",)], "is no hook; give pairs"),
+        ([("blocks.0.mlp.hook_post",)], "is not a hook; give pairs"),
         ((pair for pair in [("blocks.0.mlp.hook_post", print)]), "fwd_hooks is or gives a generator; give a list"),
         (lambda language, examples: None, "fwd_hooks is or gives a NoneType"),
     ],

@@ -1,4 +1,4 @@
-"""The pure tensor functions between values and bits, against loops and the definitions."""
+"""The pure functions from values to bits, compared with loops and the definitions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ finite = st.floats(-100, 100, width=32)
 
 @st.composite
 def values_and_counted(draw):
-    """Values of a layer, and which tokens count: at least one a prompt, padding on any side and holes."""
+    """Draw a layer's values and which tokens count: at least one in each prompt, with padding and gaps anywhere."""
     shape = draw(hnp.array_shapes(min_dims=3, max_dims=3, max_side=6))
     values = torch.from_numpy(draw(hnp.arrays(np.float32, shape, elements=finite)))
     counted = torch.from_numpy(draw(hnp.arrays(np.bool_, shape[:2])))
@@ -38,9 +38,9 @@ def values_and_counted(draw):
 
 @given(values_and_counted(), st.sampled_from(["any", "all"]), finite)
 def test_extremes_decide_any_and_all(drawn, position, threshold):
-    """The largest value is above a threshold where some value is, the smallest where all are."""
+    """The largest value is above a threshold if any value is, and the smallest if all values are."""
     values, counted = drawn
-    spoilt = values.masked_fill(~counted[..., None], torch.nan)  # what stands in the padding must not matter
+    spoilt = values.masked_fill(~counted[..., None], torch.nan)  # values in the padding must not matter
     chosen, scale = extreme(spoilt, counted, position)
     for prompt in range(len(values)):
         rows = [row for row, counts in zip(values[prompt], counted[prompt], strict=True) if counts]
@@ -68,7 +68,7 @@ def test_an_index_counts_from_the_last_counted_token(drawn):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("position", ["any", "all"])
 def test_the_scale_of_values_that_are_no_numbers_is_none_either(value, position):
-    """By which they are found: the largest value alone would hide -inf."""
+    """The scale shows that such values exist; the largest value alone would hide -inf."""
     values = torch.ones(2, 3, 4)
     values[1, 1, 2] = value
     assert extreme(values, None, position)[1].isfinite().squeeze(1).tolist() == [True, False]
@@ -87,7 +87,7 @@ def test_half_precision_is_widened_and_double_kept():
 def test_borderline_values_are_counted_by_hand():
     values = torch.tensor([[1.0, 1.0, 1.0, -1.0], [0.0, 8 * EPS, -8 * EPS, 2.0]])
     ones = torch.ones(2, 1)
-    # At 0 the two small values; at 1 the exact hits are not; at eps the two again, and zeros are not.
+    # The two small values are near 0 and near eps; exact hits of 1, and the value 0, do not count.
     assert count_borderline(values, [0.0, 1.0, EPS], ones, torch.float32).tolist() == [[0, 2], [0, 0], [0, 2]]
 
 
@@ -118,7 +118,7 @@ def test_packing_keeps_every_bit_with_numpy_and_with_torch(activated):
 
 @given(hnp.arrays(np.float32, (3, 11), elements=finite), finite)
 def test_above_a_threshold_is_what_torch_says_it_is(values, threshold):
-    """Thresholds in the precision of the values, and values equal to it are not above it, in single and double."""
+    """In single and double precision, thresholds are not rounded, and values equal to them are not above them."""
     for dtype in (torch.float32, torch.float64):
         tensor = torch.from_numpy(values).to(dtype)
         for at in (threshold, 0.1, tensor[1, 1].item()):

@@ -1,4 +1,4 @@
-"""Intervals: against resampling example by example."""
+"""Intervals, compared with resampling example by example."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tl_neuronshare.maths.bootstrap import Bootstrap
 
 
 def by_hand(numerators, denominators=None, n_resamples=20_000):
-    """Draw as many examples, with those that are drawn twice counted twice, and take the ratio of the sums."""
+    """Return the interval of the ratio of sums from resamples that are drawn example by example."""
     rng = np.random.default_rng(5)
     denominators = np.ones(len(numerators)) if denominators is None else denominators
     ratios = []
@@ -29,7 +29,7 @@ def test_means_and_ratios():
 
 
 def test_a_mean_over_those_examples_that_have_one():
-    """In some resamples none of them is drawn."""
+    """Some resamples draw none of these examples, and so have no ratio."""
     has = np.arange(40) % 4 == 0
     values = np.where(has, np.arange(40.0), 0)
     assert Bootstrap(20_000).intervals(values, has.astype(float)) == pytest.approx(by_hand(values, has), abs=0.3)
@@ -43,7 +43,7 @@ def test_few_examples_have_no_interval():
 
 
 def test_many_at_once_are_each_as_alone(monkeypatch):
-    """On axes beyond the first, and in pieces."""
+    """Values on further axes, computed in pieces, have the intervals that each has alone."""
     numbers = np.random.default_rng(2).normal(size=(15, 3, 4))
     monkeypatch.setattr(bootstrap, "_CHUNK", 5 * 300)
     low, high = Bootstrap(300).intervals(numbers, numbers**2)

@@ -1,4 +1,4 @@
-"""Chance levels as pure functions, against counting and drawing."""
+"""Chance levels as pure functions, compared with counting and drawing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_expected_intersection_equals_all_pairs_of_sets():
     pairs = list(itertools.product(first, second))
     common = expected_intersection(torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor([6.0])).item()
     assert common == pytest.approx(sum(len(a & b) for a, b in pairs) / len(pairs))
-    # In a layer of some hundred neurons the index of what is expected is the index that is expected.
+    # In a layer of a few hundred neurons, the index of the expected counts is close to the expected index.
     generator = torch.Generator().manual_seed(0)
     drawn = []
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""Draws and matches as pure functions, against brute force."""
+"""Draws and matches as pure functions, compared with brute force."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tl_neuronshare.maths import draws
 
 
 def by_brute_force(order, impact, mask):
-    """For each of the mask's neurons in this order the nearest unused one outside the mask."""
+    """Return, for each of the mask's neurons in this order, the nearest unused neuron outside the mask."""
     free = [neuron for neuron in range(len(impact)) if not mask[neuron]]
     found = set()
     for neuron in order:

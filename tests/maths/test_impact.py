@@ -1,4 +1,4 @@
-"""Both scores as pure functions: by hand, and for all layers at once."""
+"""Both scores as pure functions, compared with values by hand and with one layer at a time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_largest_and_of_equal_ones_the_first(numbers, data):
 
 
 def test_all_layers_at_once_are_each_layer_alone(animals, backend):
-    """`model.W_out` [layer, neuron, d_model] with values [row, layer, neuron], as the contract has it."""
+    """`model.W_out` is [layer, neuron, d_model] and the values are [row, layer, neuron], as the docstrings allow."""
     model = animals.lens("bloom", backend)
     W_out = torch.stack([models.output_weights(model, f"blocks.{layer}.mlp.hook_post") for layer in range(3)])  # noqa: N806
     assert torch.equal(model.W_out, W_out)

@@ -1,4 +1,4 @@
-"""Greedy decoding against a plain Hugging Face loop that runs each text alone and anew for every token."""
+"""Greedy decoding, compared with a plain Hugging Face loop that runs each text alone and again for every token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support import reference, zoo
 from tl_neuronshare import models
 from tl_neuronshare.models import decoding, verification
 
-# Five lengths; one row begins with the BOS, end and padding token, one is that token alone.
+# Rows of five lengths. Token 0 is BOS, end and padding: three rows begin with it, one of which has no other token.
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [0, 12, 13], [0], [0, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29], [30, 31]]
 N_NEW = 6
 NAMES = [
@@ -21,7 +21,7 @@ NAMES = [
 
 
 def expected(animals, name, masks=None):
-    """What the plain loop gives, with each row's neurons zeroed at all its tokens."""
+    """Return the tokens of the plain loop, with each row's masked neurons set to zero at all its tokens."""
     hugging_face, _ = animals.hugging_face(name)
     if masks is None:
         return [reference.greedy(hugging_face, row, N_NEW)[len(row) :] for row in ROWS]
@@ -33,7 +33,7 @@ def expected(animals, name, masks=None):
 
 
 def masks_of(model):
-    """A mask a row: a third of each layer's neurons, other ones in each row."""
+    """Return one mask for each row, with a random third of each layer's neurons."""
     width = models.neuron_layers(model, "post")[0].width
     generator = torch.Generator().manual_seed(3)
     return torch.rand(len(ROWS), len(model.blocks), width, generator=generator) < 1 / 3
@@ -42,7 +42,7 @@ def masks_of(model):
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_tokens_are_those_of_a_plain_loop(animals, name, backend, cached):
-    """Rows of five lengths in one batch; with the cache and without it; free, ablated, and with one mask a row."""
+    """The rows share a batch; without ablation, with one mask for all rows, and with one mask for each row."""
     model = animals.lens(name, backend)
     masks = masks_of(model)
     longest = max(map(len, ROWS))
@@ -57,7 +57,7 @@ def test_greedy_tokens_are_those_of_a_plain_loop(animals, name, backend, cached)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cache_is_used_where_it_is_right(animals, name, backend):
-    """Also for bridges whose own `generate` loses it without a word (Transformers 5.24)."""
+    """This includes bridges whose own `generate` loses the cache without a warning (Transformers 5.24)."""
     model = animals.lens(name, backend)
     assert verification.caches(model)
     seen = []
@@ -70,7 +70,7 @@ def test_the_cache_is_used_where_it_is_right(animals, name, backend):
 
 
 def test_an_ablation_of_the_last_prompt_token_leaves_the_new_ones_alone(animals, backend):
-    """One mask a row, at the last prompt token; in a loop that recomputes, that token is no longer the last."""
+    """Each row has its own mask at the last prompt token, which is not the last token when all tokens are run again."""
     model = animals.lens("llama", backend)
     masks = masks_of(model)
     hugging_face, _ = animals.hugging_face("llama")

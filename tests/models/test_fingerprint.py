@@ -1,4 +1,4 @@
-"""The fingerprint of weights: the same in both classes and versions, another where one weight is."""
+"""The fingerprint of weights: the same in both classes and versions, and different where one weight differs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_both_model_classes_have_the_same_fingerprint(animals, name):
     assert of_weights(hooked) == of_weights(animals.lens(name, "bridge"))
 
 
-# Of the built-in model's weights, on TransformerLens 3.9 and 4.3 alike.
+# The fingerprint of the built-in model's weights on TransformerLens 3.9 and 4.3.
 SEEN = "ef664ba53cfbd5e7"
 
 
@@ -33,7 +33,7 @@ def test_it_is_the_same_on_both_versions_of_transformer_lens(animals, backend):
 
 
 def one_of_each(hugging_face):
-    """The parameters of the second layer, and those that belong to no layer."""
+    """Iterate over the parameters of the second layer and those outside the layers."""
     for name, parameter in hugging_face.named_parameters():
         if ".1." in name or not any(f".{layer}." in name for layer in range(12)):
             yield name, parameter
@@ -41,7 +41,7 @@ def one_of_each(hugging_face):
 
 @pytest.mark.parametrize("name", ["bloom", "qwen2", "llama", "opt", "gemma2"])
 def test_it_differs_when_one_weight_does(animals, name, tmp_path):
-    """Any weight: one element of each tensor of a layer, of the embeddings and of the final norm, in turn."""
+    """One element of each tensor of a layer, the embeddings and the final norm is changed in turn."""
     hugging_face, tokenizer = animals.hugging_face(name)
     found = {of_weights(animals.lens(name, "bridge"))}
     names = [parameter for parameter, _ in one_of_each(hugging_face)]
@@ -76,7 +76,7 @@ def test_it_differs_when_two_neurons_change_places(animals, tmp_path):
 
 @pytest.mark.parametrize("change", ["tokens", "columns", "rows", "opposite"])
 def test_it_differs_when_weights_of_one_tensor_change_places(animals, backend, change):
-    """Two tokens' embeddings, two columns or rows of W_in; or two weights change by opposite amounts."""
+    """Two embeddings, or two columns or rows of W_in, change places; or two weights change by opposite amounts."""
     model = animals.lens("llama", backend)
     before = of_weights(model)
     W_E, W_in = model.embed.W_E, model.blocks[1].mlp.W_in  # noqa: N806
@@ -105,7 +105,7 @@ def test_reading_it_leaves_the_weights_alone(animals):
 
 
 def test_the_chunks_are_as_many_as_they_are(animals, monkeypatch):
-    """Places count through all of a tensor, however it is cut: rows that change places far apart are seen."""
+    """Places are counted through the whole tensor, however it is cut: a swap of distant rows is seen."""
     tensor = torch.arange(60.0).reshape(20, 3)
     swapped = tensor[[17, *range(1, 17), 0, 18, 19]]
     for chunk in (3, 7, 1000):
@@ -150,7 +150,7 @@ def test_it_differs_when_one_prompt_does_and_not_with_the_order_of_languages(blo
 
 
 class LowRank(torch.nn.Module):
-    """A linear map with an adapter beside it, as LoRA has it."""
+    """A linear map with an adapter beside it, as in LoRA."""
 
     def __init__(self, linear, rank=2):
         super().__init__()
@@ -169,7 +169,7 @@ class LowRank(torch.nn.Module):
 
 
 def test_an_adapter_makes_another_model_of_it(animals, prompts):
-    """The weights that TransformerLens names stay as they are, and the activations do not."""
+    """An adapter changes the activations, though the weights that TransformerLens names stay the same."""
     model = ns.load_model(animals.directory("llama"), backend="bridge", device="cpu")
     before = ns.categorise(model, prompts)
     weights = fingerprint_of_weights(model)

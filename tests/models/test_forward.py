@@ -1,4 +1,4 @@
-"""Running without the vocabulary, and with padding."""
+"""Forward passes without the vocabulary, and with padding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tl_neuronshare import models
 
 
 def last_values(model, rows, layers):
-    """Each layer's values at the last token of each row."""
+    """Return each layer's values at the last token of each row."""
     values = {}
     with torch.no_grad(), models.reading(model, layers, lambda layer, tensor: values.update({layer: tensor[:, -1]})):
         models.run(model, *models.left_padded(rows))
@@ -20,7 +20,7 @@ def last_values(model, rows, layers):
 
 @pytest.mark.parametrize("name", zoo.DENSE)
 def test_values_are_those_of_each_row_alone(animals, name, backend):
-    """Left padding with a mask made of lengths; the padding is the BOS and end token, and one row begins with it."""
+    """Rows are padded on the left with the BOS and end token, with which one row also begins."""
     model = animals.lens(name, backend)
     layers = models.neuron_layers(model, "post")
     rows = [[5, 6, 7, 8, 9, 10, 11], [0, 12, 13], [14]]
@@ -39,5 +39,5 @@ def test_no_logits_are_made_but_for_the_last_position(animals, name, backend):
             model(torch.tensor([[5, 6, 7, 8]]))
         with Largest(400) as ours:
             last_values(model, [[5, 6, 7, 8]], layers)
-    assert (1, 4, 400) in full.shapes  # the watch sees what it must not see below
+    assert (1, 4, 400) in full.shapes  # the watch sees full logits here, and must not see them below
     assert ours.shapes <= {(1, 1, 400)}

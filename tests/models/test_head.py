@@ -1,4 +1,4 @@
-"""The final norm, against the modules that Hugging Face has; and models that change what their MLPs write."""
+"""The final norm, compared with Hugging Face's modules, and models that change what their MLPs write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tl_neuronshare import models
 
 @pytest.mark.parametrize("name", zoo.KINDS)
 def test_the_final_norm_is_that_of_hugging_face(animals, name, backend):
-    """Its value, its gradient, and, with the scale frozen, how its output changes."""
+    """The value, the gradient, and the change of the output while the scale is frozen are compared."""
     hugging_face, _ = animals.hugging_face(name)
     module, norm = hugging_face.get_submodule(zoo.KINDS[name].norm), models.final_norm(animals.lens(name, backend))
     generator = torch.Generator().manual_seed(1)
@@ -23,7 +23,7 @@ def test_the_final_norm_is_that_of_hugging_face(animals, name, backend):
     torch.testing.assert_close(norm(residual), without_bias, rtol=1e-5, atol=1e-5)
     (gradient,) = torch.autograd.grad((out * unembedding).sum(), residual)
     torch.testing.assert_close(norm.full(unembedding, residual), gradient, rtol=1e-4, atol=1e-5)
-    # At a frozen scale the norm is linear, so that it equals the norm times what it would have divided by.
+    # With a frozen scale the norm is linear: its output is that of the norm times the scale that it really divided by.
     scale = norm.scale(residual)
     frozen = (norm(residual + step) * norm.scale(residual + step) - norm(residual) * scale) / scale
     along = (norm.frozen(unembedding, residual) * step).sum(-1)
@@ -43,7 +43,7 @@ OTHER_NORMS = {
 @pytest.mark.parametrize(("model_type", "config"), OTHER_NORMS.values(), ids=OTHER_NORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_of_other_bridges(model_type, config, dtype, tmp_path):
-    """Without weights, with an offset, without a bias, with an epsilon that the configuration does not have."""
+    """The norms have no weights, offset weights, no bias, or an epsilon that the configuration does not have."""
     zoo.save_model(model_type, config, tmp_path)
     model = ns.load_model(tmp_path, backend="bridge", device="cpu", dtype=dtype)
     module, norm = model.ln_final.original_component, models.final_norm(model)

@@ -1,4 +1,4 @@
-"""The layers' neurons: where they are read, and which models have none that can be."""
+"""The layers' neurons: where they are read, and which models have none that can be read."""
 
 from __future__ import annotations
 

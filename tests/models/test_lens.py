@@ -1,4 +1,4 @@
-"""What is taken for a model, and what is not."""
+"""Which values are accepted as a model, and which are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support import zoo
 @pytest.mark.usefixtures("as_users_run_it")
 def test_not_a_model(animals, prompts):
     for thing in (torch.nn.Linear(2, 2), animals.hugging_face("bloom")[0], "bloom"):
-        with pytest.raises(ns.NeuronShareError, match=r"is no TransformerLens model; load one with .*load_model"):
+        with pytest.raises(ns.NeuronShareError, match=r"is not a TransformerLens model; load one with .*load_model"):
             ns.categorise(thing, prompts)
 
 
@@ -29,5 +29,5 @@ def test_an_encoder_is_refused(tmp_path, prompts):
     model = ns.load_model(
         zoo.save_model("bert", config, tmp_path, auto=AutoModelForMaskedLM), backend="bridge", device="cpu"
     )
-    with pytest.raises(ns.NeuronShareError, match="is no decoder-only language model"):
+    with pytest.raises(ns.NeuronShareError, match="is not a decoder-only language model"):
         ns.categorise(model, prompts)

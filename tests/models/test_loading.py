@@ -1,4 +1,4 @@
-"""Loading: raw weights, in the class and precision that are asked for; and what cannot be loaded."""
+"""Loading: raw weights, in the class and precision that are asked for, and inputs that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tl_neuronshare.running import provenance
 
 @pytest.mark.parametrize("name", zoo.KINDS)
 def test_logits_are_those_of_hugging_face(animals, name, backend):
-    """Raw weights, nothing folded: else every comparison with a reference would be void."""
+    """The weights are raw, without which no comparison with a reference would mean anything."""
     model, (reference, _) = animals.lens(name, backend), animals.hugging_face(name)
     tokens = torch.randint(1, 400, (2, 9), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -31,7 +31,7 @@ def test_hooked_transformer_where_there_is_one(animals):
         with pytest.raises(ns.NeuronShareError, match='converts this architecture by its name.*backend="bridge"'):
             ns.load_model(animals.directory("llama"), backend="hooked", device="cpu")
     else:
-        with pytest.raises(ns.NeuronShareError, match="has no HookedTransformer any more"):
+        with pytest.raises(ns.NeuronShareError, match="no longer has HookedTransformer"):
             ns.load_model(directory, backend="hooked")
     assert type(ns.load_model(directory, device="cpu")).__name__ == "TransformerBridge"
 
@@ -61,7 +61,7 @@ def test_odd_things_to_load(tmp_path):
     (tmp_path / "empty.GGUF").touch()
     with pytest.raises(ns.NeuronShareError, match="The file '.*empty.GGUF' could not be loaded"):
         ns.load_model(tmp_path / "empty.GGUF")
-    with pytest.raises(ns.NeuronShareError, match="is a GGUF file, of which only a TransformerBridge"):
+    with pytest.raises(ns.NeuronShareError, match="is a GGUF file, which only a TransformerBridge"):
         ns.load_model(tmp_path / "empty.GGUF", backend="hooked")
 
 

@@ -1,4 +1,4 @@
-"""Texts to tokens: special tokens, ends, and what cannot be tokenised."""
+"""From texts to tokens: special tokens, end tokens, and texts that cannot be tokenised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tl_neuronshare import models
 
 
 def test_unknown_tokens_stand_for_text(animals):
-    """They are special tokens to the tokenizer, and part of the prompt all the same."""
+    """The tokenizer calls them special tokens, but they are part of the prompt."""
     model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
     assert models.special_tokens(model) == [0]
     model.tokenizer.unk_token = "a"
@@ -32,7 +32,7 @@ def test_tokens_are_those_of_transformer_lens(animals, name, backend, prepend_bo
 
 
 def test_end_tokens_are_those_of_the_directory_too(animals, backend, tmp_path):
-    """`generation_config.json` may name several; a HookedTransformer knows nothing of them by itself."""
+    """`generation_config.json` may name several end tokens, which a HookedTransformer does not know by itself."""
     directory = tmp_path / "bloom"
     shutil.copytree(animals.directory("bloom"), directory)
     GenerationConfig(eos_token_id=[7, 106]).save_pretrained(directory)
@@ -43,7 +43,10 @@ def test_end_tokens_are_those_of_the_directory_too(animals, backend, tmp_path):
 @pytest.mark.usefixtures("as_users_run_it")
 def test_a_prompt_longer_than_the_context(animals, backend):
     prompts = ns.ParallelPrompts({"en": ["a", "b"], "de": ["c", "x y " * 100]}, examples=["first", "second"])
-    with pytest.raises(ns.NeuronShareError, match="'de', example 'second': the prompt has 40[01] tokens.*context 128"):
+    with pytest.raises(
+        ns.NeuronShareError,
+        match="'de', example 'second': the prompt has 40[01] tokens.*context is 128",
+    ):
         ns.categorise(animals.lens("gpt2", backend), prompts)
 
 

@@ -1,4 +1,4 @@
-"""`verify` finds what is broken on purpose, passes what is right, and refuses what depends on it and nothing else."""
+"""`verify` finds what is broken on purpose, passes what is right, and only refuses what depends on a failed check."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RIGHT = [*zoo.KINDS, *zoo.MORE_KINDS]
 
 @pytest.fixture
 def fresh(animals, backend):
-    """A function that loads a model of its own for the test, to be broken."""
+    """Return a function that loads a model for this test alone, which may break it."""
 
     def load(name="bloom"):
         hooked = animals.kind(name).hooked
@@ -39,14 +39,14 @@ def fresh(animals, backend):
 
 
 def failed(model, **options):
-    """The checks that fail."""
+    """Return the names of the checks that fail."""
     table = ns.verify(model, **options)
     return set(table["check"][table["passed"].eq(False).fillna(False)])
 
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_every_architecture_passes(animals, name, backend):
-    """But for the model's own `generate`, of which the table says what a plain loop says."""
+    """All checks pass, except for the model's own `generate`: there the table agrees with a plain loop."""
     model = animals.lens(name, backend)
     hugging_face, _ = animals.hugging_face(name)
     table = ns.verify(model, reference=hugging_face).set_index("check")
@@ -62,7 +62,7 @@ def test_every_architecture_passes(animals, name, backend):
 
 
 class Deaf(torch.nn.Module):
-    """A hook point whose hooks are called, and what they return is dropped."""
+    """A hook point that calls its hooks, but drops what they return."""
 
     def __call__(self, tensor):
         super().__call__(tensor)
@@ -70,7 +70,7 @@ class Deaf(torch.nn.Module):
 
 
 class Lying(torch.nn.Module):
-    """A hook point whose hooks see something else than what the model computes with."""
+    """A hook point whose hooks see different values from those that the model computes with."""
 
     def __call__(self, tensor):
         super().__call__(1.5 * tensor)
@@ -78,14 +78,14 @@ class Lying(torch.nn.Module):
 
 
 class Silent(torch.nn.Module):
-    """A hook point that calls nobody."""
+    """A hook point that does not call its hooks."""
 
     def __call__(self, tensor):
         return tensor
 
 
 def with_point(model, kind, layer=1):
-    """The model with one hook point of its neurons broken."""
+    """Return the model after breaking the hook point of one layer's neurons."""
     point = model.hook_dict[f"blocks.{layer}.mlp.hook_post"]
     point.__class__ = type(kind.__name__, (kind, type(point)), {})
     return model
@@ -103,7 +103,7 @@ def test_an_edit_that_does_not_arrive(fresh, name):
     sharing = ns.categorise(model, PROMPTS)
     with pytest.raises(ns.NeuronShareError, match="fails the check 'edit post'"):
         ns.ablation_study(model, PROMPTS, sharing)
-    assert len(ns.evaluate(model, PROMPTS, scoring="exact")) == 4  # which edits nothing
+    assert len(ns.evaluate(model, PROMPTS, scoring="exact")) == 4  # evaluate edits nothing without hooks
 
 
 @pytest.mark.parametrize("name", ["bloom", "llama"])
@@ -130,7 +130,7 @@ def test_a_hook_that_is_not_called(fresh):
 
 
 def test_padding_that_changes_other_rows(fresh):
-    """A model that ignores the mask: prompts of one length only share a batch, and results are as without padding."""
+    """If a model ignores the mask, only prompts of equal length share a batch, and results are as without padding."""
     model = fresh()
     forward = model.forward
 
@@ -151,7 +151,7 @@ def test_padding_that_changes_other_rows(fresh):
 
 
 def test_a_cache_that_is_lost(fresh, backend, monkeypatch):
-    """Each decoding step sees one token: decoding recomputes everything, and its answers are right."""
+    """Each step would then see only one token; so decoding runs all tokens again, and its answers are right."""
     model = fresh()
     right = ns.evaluate(model, PROMPTS, scoring="exact", max_new_tokens=4)
     if backend == "bridge":
@@ -169,20 +169,20 @@ def test_a_cache_that_is_lost(fresh, backend, monkeypatch):
 
 
 def test_a_forward_pass_that_computes_something_else(fresh, animals, backend):
-    """Of a HookedTransformer, which holds nothing to compare with, only where a reference is given."""
+    """A HookedTransformer is compared only if a reference is given, because it holds no second model."""
     model = fresh()
     reference_model, _ = animals.hugging_face("bloom")
     if backend == "hooked":
         assert failed(model) == set()
         model.blocks[1].mlp.W_out.data *= 1.01
     else:
-        mlp = model.blocks[1].mlp  # of TransformerLens's component alone, not of the module inside
+        mlp = model.blocks[1].mlp  # only TransformerLens's component is changed, not the module inside
         forward = type(mlp).forward
         mlp.__class__ = type(
             "Off", (type(mlp),), {"forward": lambda *given, **options: 1.01 * forward(*given, **options)}
         )
     assert "logits" in failed(model, reference=reference_model)
-    assert "logits" in failed(model)  # which forgets nothing that was found with a reference
+    assert "logits" in failed(model)  # the comparison with a reference is remembered
     calls = [
         lambda: ns.categorise(model, PROMPTS),
         lambda: ns.evaluate(model, PROMPTS),
@@ -211,11 +211,11 @@ def test_a_model_is_verified_once_and_found_again(fresh):
     passes.clear()
     ns.ablation_hooks(model, torch.zeros(3, 96, dtype=torch.bool))
     ns.evaluate(model, PROMPTS)
-    assert len(passes) == 2  # a language each
+    assert len(passes) == 2  # one for each language
     model.to(torch.bfloat16)
     passes.clear()
     ns.categorise(model, PROMPTS)
-    assert len(passes) > 1  # it is another model now
+    assert len(passes) > 1  # the changed model is verified again
 
 
 def test_hooks_on_the_model_take_no_part_and_stay(fresh):
@@ -236,7 +236,7 @@ def test_hooks_on_the_model_take_no_part_and_stay(fresh):
     assert all(module.training for module in model.modules())
     assert not models.has_hooks(model)
     seen.clear()
-    model.hook_dict["blocks.1.mlp.hook_post"].add_perma_hook(double)  # a lasting one is the user's too
+    model.hook_dict["blocks.1.mlp.hook_post"].add_perma_hook(double)  # permanent hooks are the user's too
     assert failed(model) <= {"generate"}
     assert not seen
     assert models.has_hooks(model)
@@ -246,9 +246,9 @@ def test_hooks_on_the_model_take_no_part_and_stay(fresh):
 
 
 def test_a_fresh_model_has_no_hooks(animals, backend):
-    """TransformerLens 4's bridge of OPT mirrors hook points by hooks of its own."""
+    """Hooks of the libraries do not count, such as those of TransformerLens 4's bridge of OPT."""
     model = ns.load_model(animals.directory("opt"), backend=backend, device="cpu")
-    model(torch.tensor([[5, 6]]))  # which makes the libraries hang some of their own
+    model(torch.tensor([[5, 6]]))  # the libraries add some hooks in this pass
     assert not models.has_hooks(model)
     with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", lambda tensor, hook: None)]):
         assert models.has_hooks(model)
@@ -266,18 +266,18 @@ def test_a_model_that_was_verified_is_not_kept_alive(animals):
 
 def test_what_is_not_verified_says_so(animals, backend, tmp_path):
     model = with_point(ns.load_model(animals.directory("bloom"), backend=backend, device="cpu", verify=False), Lying)
-    sharing = ns.categorise(model, PROMPTS)  # at one's own risk
+    sharing = ns.categorise(model, PROMPTS)  # allowed, at the user's own risk
     assert sharing.metadata["verified"] is False
     sharing.save(tmp_path / "file")
     assert ns.NeuronSharing.load(tmp_path / "file").metadata["verified"] is False
     assert ns.categorise(animals.lens("bloom", backend), PROMPTS).metadata["verified"] is True
-    assert "post" in failed(model)  # which is from now on refused again
+    assert "post" in failed(model)  # from now on the model is refused again
     with pytest.raises(ns.NeuronShareError, match="'post'"):
         ns.categorise(model, PROMPTS)
 
 
 def made(tmp_path, model_type, **changes):
-    """A bridge of some other architecture, with some of Llama's sizes."""
+    """Return a bridge of a different architecture, with the sizes of a small Qwen 3."""
     config = zoo.MORE_KINDS["qwen3"].config | changes
     config = {key: value for key, value in config.items() if value is not None}
     return ns.load_model(zoo.save_model(model_type, config, tmp_path), backend="bridge", device="cpu")
@@ -285,7 +285,7 @@ def made(tmp_path, model_type, **changes):
 
 @pytest.mark.parametrize("model_type", ["cohere", "hunyuan_v1_dense"])
 def test_adapters_that_are_wrong_on_transformer_lens_3(tmp_path, model_type):
-    """Caught by what they compute, which is right on 4."""
+    """These adapters compute wrong logits on TransformerLens 3 and right ones on 4."""
     no = dict.fromkeys(["head_dim", "rms_norm_eps"]) if model_type == "cohere" else {}
     model = made(tmp_path, model_type, num_key_value_heads=4, **no)
     if has_hooked_transformer():
@@ -297,7 +297,7 @@ def test_adapters_that_are_wrong_on_transformer_lens_3(tmp_path, model_type):
 
 
 def test_a_norm_between_the_product_and_the_down_projection(tmp_path):
-    """BitNet: what is zeroed at `post` is not act(gate), and that alone is refused."""
+    """In BitNet, setting `post` to zero does not set act(gate) to zero, and only this edit is refused."""
     model = made(tmp_path, "bitnet")
     assert failed(model) - {"generate"} == {"edit gate"}
     mask = torch.ones(3, 96, dtype=torch.bool)
@@ -308,7 +308,7 @@ def test_a_norm_between_the_product_and_the_down_projection(tmp_path):
 
 
 def test_a_head_after_the_final_norm_and_a_gate_without_a_hook(tmp_path):
-    """ModernBERT's decoder: no attribution, and no `gate`, which would be taken for `post`."""
+    """ModernBERT's decoder has both: attribution and `gate` are refused, since `gate` would be read as `post`."""
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     config = {key: zoo.MORE_KINDS["qwen3"].config[key] for key in sizes} | {"intermediate_size": 48}
     model = ns.load_model(zoo.save_model("modernbert-decoder", config, tmp_path), backend="bridge", device="cpu")
@@ -318,7 +318,7 @@ def test_a_head_after_the_final_norm_and_a_gate_without_a_hook(tmp_path):
         with pytest.raises(ns.NeuronShareError, match="'unembedding'.*not what the final norm gives"):
             ns.attribute(model, PROMPTS, sharing, norm=norm)
     for site in ("gate", "up"):
-        with pytest.raises(ns.NeuronShareError, match="has a gate, and no hook for it"):
+        with pytest.raises(ns.NeuronShareError, match="has a gate, but no hook for it"):
             ns.categorise(model, PROMPTS, site=site)
 
 
@@ -333,7 +333,7 @@ def test_processed_weights_are_compared_by_a_small_model_of_the_architecture(ani
 
 @pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer")
 def test_a_hooked_transformer_is_compared_with_the_directory_it_is_made_of(tmp_path, animals):
-    """BLOOM that adds what the norm gave: TransformerLens's own ignores that without a word."""
+    """This BLOOM adds the norm's output to the residual stream, which a HookedTransformer ignores without a warning."""
     config = zoo.KINDS["bloom"].config | {"apply_residual_connection_post_layernorm": True}
     directory = zoo.save_model("bloom", config, tmp_path)
     with pytest.raises(ns.NeuronShareError, match="fails the check 'logits'"):
@@ -350,17 +350,17 @@ def test_texts_of_one_s_own_and_bad_ones(animals, backend):
     for texts in ("Cats", [], [1], 5, ["x"] * 33):
         with pytest.raises(ns.NeuronShareError, match="give a list of texts"):
             ns.verify(model, texts=texts)
-    with pytest.raises(ns.NeuronShareError, match="is no TransformerLens model"):
+    with pytest.raises(ns.NeuronShareError, match="is not a TransformerLens model"):
         ns.verify(torch.nn.Linear(1, 1))
     for reference_model in ("x", torch.nn.Linear(1, 1), model):
         with pytest.raises(ns.NeuronShareError, match="reference is a .*give a Hugging Face language model"):
             ns.verify(model, reference=reference_model)
-    with pytest.raises(ns.NeuronShareError, match="reference is another model: it knows 4000 tokens"):
+    with pytest.raises(ns.NeuronShareError, match="reference is a different model: it has 4000 tokens"):
         ns.verify(model, reference=animals.hugging_face("demo")[0])
 
 
 def test_what_has_no_neurons_to_read_answers_all_the_same(tmp_path):
-    """A mixture of experts, whose neurons are refused."""
+    """The neurons of a mixture of experts are refused, but its answers are evaluated."""
     model = made(tmp_path, "mixtral", head_dim=None, num_local_experts=4, num_experts_per_tok=2)
     assert len(ns.evaluate(model, PROMPTS)) == len(ns.evaluate(model, PROMPTS, scoring="exact")) == 4
     assert len(ns.perplexity(model, zoo.LONGER)) == 5
@@ -393,9 +393,9 @@ def test_ctrl_c_in_a_check_leaves_the_model_as_found(animals, backend, check, mo
             def stop(*given):
                 raise KeyboardInterrupt
 
-            patch.setattr(verification, "_apart", stop)
+            patch.setattr(verification, "_difference", stop)
             with pytest.raises(KeyboardInterrupt):
-                verification._outcome(model, check, verification._found(model))
+                verification._outcome(model, check, verification._record_of(model))
         assert [id(module) for module in model.modules()] == [id(module) for module in modules]
         assert all(module.training for module in modules)
         model(torch.tensor([[5, 6]]))

@@ -39,7 +39,7 @@ def test_random_like_within():
     everywhere = ns.random_like(mask, generator=seeded(), within=within[0])  # one for all examples
     assert not (everywhere & ~within[0]).any()
     within[3, 2] = False
-    with pytest.raises(ns.NeuronShareError, match="example 3, layer 2: .* neurons are needed and only 0 are to draw"):
+    with pytest.raises(ns.NeuronShareError, match="example 3, layer 2: .* neurons are needed, but only 0 are to draw"):
         ns.random_like(mask, generator=seeded(), within=within)
 
 
@@ -149,7 +149,7 @@ class TestBadInput:
         with pytest.raises(ns.NeuronShareError, match="impact is NaN or infinite for some of the mask's neurons"):
             ns.magnitude_matched_like(torch.tensor([[True, False]]), torch.full((1, 2), torch.nan), generator=seeded())
         most = torch.tensor([[True, True, False]])
-        with pytest.raises(ns.NeuronShareError, match="layer 0: 2 neurons are needed and only 1 are outside the mask"):
+        with pytest.raises(ns.NeuronShareError, match="layer 0: 2 neurons are needed, but only 1 are outside the mask"):
             ns.magnitude_matched_like(most, torch.ones(1, 3), generator=seeded())
 
     def test_tables_of_examples_and_shared_memory(self, tmp_path):

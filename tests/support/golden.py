@@ -1,10 +1,10 @@
-"""Golden results of the built-in model: what every later version must still give.
+"""Golden results of the built-in model, which every later version must reproduce.
 
     python tests/support/golden.py FOLDER    # write the results of this checkout to FOLDER
 
-`tests/support/golden/` holds those of the commit that `made.json` names. Types, masks, counts and predictions must be
-the same to the bit; other numbers are the same to the bit on one machine, and to rounding between machines, model
-classes and versions.
+`tests/support/golden/` holds the results of the commit that `made.json` names. Types, masks, counts and predictions
+must be exactly the same. Other numbers are exactly the same on one machine, and equal up to rounding between machines,
+model classes and versions.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ LANGUAGES = ("en", "de", "th", "zh")
 
 
 def bits_of(tensor: torch.Tensor) -> str:
-    """A hash of a tensor's shape and values."""
+    """Return a hash of a tensor's shape and values."""
     return hashlib.sha256(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes()).hexdigest()[:32]
 
 
 def results(model: Any) -> dict[str, pd.DataFrame]:
-    """Every analysis of the built-in model on some of its prompts, as tables."""
+    """Run every analysis of the built-in model on some of its prompts, and return tables."""
     prompts = ns.demo.prompts()[::16]
     few = prompts.select(LANGUAGES)
     sums = ns.demo.prompts()[7:30:2].select(LANGUAGES)
@@ -104,14 +104,14 @@ def results(model: Any) -> dict[str, pd.DataFrame]:
 
 
 def write(tables: dict[str, pd.DataFrame], folder: Path) -> None:
-    """One CSV file a table, with all digits."""
+    """Write each table to a CSV file, with all digits."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
 
 
 def read(folder: Path = HERE) -> dict[str, pd.DataFrame]:
-    """What `write` wrote."""
+    """Read the tables that `write` wrote."""
     return {
         file.stem: pd.read_csv(file, keep_default_na=False, na_values=[""]) for file in sorted(folder.glob("*.csv"))
     }

@@ -10,7 +10,7 @@ POST = "blocks.{}.mlp.hook_post"
 
 
 def mask_of(model, *, rows=(), share=0.3, seed=0):
-    """Random neurons of every layer."""
+    """Return a mask of random neurons in every layer."""
     widths = [layer.width for layer in models.neuron_layers(model, "post")]
     return torch.rand(*rows, len(widths), max(widths), generator=torch.Generator().manual_seed(seed)) < share
 

@@ -13,7 +13,7 @@ from support.toys import hadamard
 LANGUAGES = ["en", "de", "fr"]
 WORDS = {"sun": ("sun", "Sonne", "soleil"), "moon": ("moon", "Mond", "lune")}
 RIGHT, WRONG = {"sun": "hot", "moon": "cold"}, {"sun": "cold", "moon": "hot"}
-# Each neuron is activated by a set of words. The needed ones write the answer; all others write what nobody reads.
+# Each neuron is activated by a set of words. The needed ones write the answer; nothing reads what all others write.
 SETS = [
     *({word} for words in WORDS.values() for word in words),  # specific
     *({words[0], words[1]} for words in WORDS.values()),  # partial-shared
@@ -26,7 +26,7 @@ NEEDED = {concept: SETS.index(set(words)) for concept, words in WORDS.items()}
 
 
 def save_planted(directory: Path) -> Path:
-    """An OPT of one layer: without the neuron for a concept, in whatever language, its answer is the wrong one."""
+    """Save an OPT of one layer, whose answer about a concept is wrong in every language without one neuron."""
     spoken = [word for words in WORDS.values() for word in words]
     vocabulary = {word: index for index, word in enumerate(("<pad>", *spoken, "hot", "cold"))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tl_neuronshare as ns
 
-# Answers and choices of one to many tokens; "ance" and the like merge with what is before them.
+# Answers and choices of one to many tokens; "ance" and the like merge with the text before them.
 PROMPTS = {
     "en": ["The capital of Fr", "Two and three make", "The sk"],
     "de": ["Die Hauptstadt von Frank", "Zwei und drei sind", "Der Him"],
@@ -20,5 +20,5 @@ QUIZ = ns.ParallelPrompts(PROMPTS, ANSWERS, CHOICES)
 
 
 def quiz_for(name: str) -> ns.ParallelPrompts:
-    """Prompts with answers that a model of the zoo, or the built-in one, is attributed on."""
+    """Return the prompts with answers for attribution: the built-in model's own, or those for all models of the zoo."""
     return ns.demo.prompts()[:4].select(["en", "ru", "zh"]) if name == "demo" else QUIZ

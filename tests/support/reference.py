@@ -1,6 +1,7 @@
 """The method as the paper writes it, without this package or TransformerLens.
 
-Hugging Face modules, torch hooks, one prompt at a time, no padding, and Python sets. Slow and literal on purpose.
+It uses Hugging Face modules, torch hooks and Python sets, and runs one prompt at a time without padding. It is slow and
+literal on purpose.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def active_neurons(
     threshold: float = 0.0,
     position: str | int = "last",
 ) -> ActiveNeurons:
-    """The neurons above the threshold at a position; read at the input (or output) of a module of each layer."""
+    """Return the neurons above the threshold at a position, read at the input or output of a module of each layer."""
     active: ActiveNeurons = {}
     for language, texts in prompts.items():
         for example, text in enumerate(texts):
@@ -53,14 +54,14 @@ def active_neurons(
                 handle.remove()
             for layer in range(n_layers):
                 width = seen[layer].shape[-1]
-                of_tokens = seen[layer].reshape(-1, width).tolist()  # OPT gives all tokens as one long list
+                of_tokens = seen[layer].reshape(-1, width).tolist()  # OPT flattens prompts and tokens into one axis
                 above = [{neuron for neuron in range(width) if row[neuron] > threshold} for row in of_tokens]
                 active[example, language, layer] = at(position, above, ids, tokenizer.all_special_ids)
     return active
 
 
 def at(position: str | int, above: list[set[int]], ids: list[int], special: list[int]) -> set[int]:
-    """From the neurons above the threshold at each token: those of one token, of some or of every plain token."""
+    """Return the neurons that are above the threshold at one token, or at any or all of the plain tokens."""
     plain = [neurons for neurons, token in zip(above, ids, strict=True) if token not in special]
     if position == "any":
         return set.union(*plain)
@@ -70,7 +71,7 @@ def at(position: str | int, above: list[set[int]], ids: list[int], special: list
 
 
 def types(active: ActiveNeurons, example: int, layer: int, languages: list[str], width: int) -> dict[str, set[int]]:
-    """The four types of one layer's neurons, for one example."""
+    """Return the neurons of each of the four types, of one layer and for one example."""
     found: dict[str, set[int]] = {
         "non-activated": set(),
         "specific": set(),
@@ -94,7 +95,7 @@ def types(active: ActiveNeurons, example: int, layer: int, languages: list[str],
 def edited(
     model: nn.Module, *, module: str, edits: dict[int, Callable[[torch.Tensor], torch.Tensor]]
 ) -> Iterator[None]:
-    """What goes into a module of some layers replaced by a function of it: plain torch, on Hugging Face's modules."""
+    """Edit the input of a Hugging Face module in some layers, with plain torch, for as long as the context lasts."""
     handles = [
         model.get_submodule(module.format(layer)).register_forward_pre_hook(
             lambda _, inputs, edit=edit: (edit(inputs[0]),)
@@ -109,7 +110,7 @@ def edited(
 
 
 def zeroed(model: nn.Module, *, module: str, mask: torch.Tensor) -> Any:
-    """The masked neurons of each layer set to zero at every token."""
+    """Set the masked neurons of each layer to zero at every token, for as long as the context lasts."""
     edits = {
         layer: lambda values, neurons=neurons: values * (~neurons).to(values.dtype)
         for layer, neurons in enumerate(mask)
@@ -118,14 +119,14 @@ def zeroed(model: nn.Module, *, module: str, mask: torch.Tensor) -> Any:
 
 
 def log_prob(model: nn.Module, before: list[int], scored: list[int]) -> float:
-    """Of tokens after others: one unpadded sequence, token by token."""
+    """Return the log-probability of tokens after others: one unpadded sequence, token by token."""
     with torch.no_grad():
         logits = model(torch.tensor([before + scored])).logits[0].double().log_softmax(-1)
     return sum(logits[len(before) - 1 + place, token].item() for place, token in enumerate(scored))
 
 
 def greedy(model: nn.Module, tokens: list[int], n_new: int) -> list[int]:
-    """The most probable next token, so many times, the whole text run anew for each."""
+    """Decode `n_new` tokens, each the most probable one, and run the whole text again for each."""
     for _ in range(n_new):
         with torch.no_grad():
             tokens = [*tokens, int(model(torch.tensor([tokens])).logits[0, -1].argmax())]
@@ -143,9 +144,9 @@ def scores(
     direction: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda unembedding, residual: unembedding,
     norm: str = "",
 ) -> dict[int, tuple[list[float], list[float]]]:
-    """For each layer |m| |v| and m (v . E[token]) of every neuron at a position: one prompt, one neuron at a time.
+    """Return |m| |v| and m (v . E[token]) of every neuron of each layer at a position, one neuron at a time.
 
-    `direction` puts something in E[token]'s place, given what goes into the module `norm`.
+    `direction` replaces E[token]; it also takes the input of the module `norm`.
     """
     seen: dict[str, torch.Tensor] = {}
     names = [down.format(layer) for layer in range(n_layers)] + ([norm] if norm else [])
@@ -163,7 +164,7 @@ def scores(
     found = {}
     for layer in range(n_layers):
         module = model.get_submodule(down.format(layer))
-        is_linear = isinstance(module, nn.Linear)  # GPT-2's Conv1D keeps its weight the other way round
+        is_linear = isinstance(module, nn.Linear)  # GPT-2's Conv1D keeps its weight transposed
         rows = (module.weight.T if is_linear else module.weight).detach()
         wrote, pushed = [], []
         for neuron, m in enumerate(seen[down.format(layer)].tolist()):
@@ -176,7 +177,7 @@ def scores(
 def literal_start(
     tokenizer: PreTrainedTokenizerBase, prompt: str, texts: list[str], bos: bool
 ) -> tuple[int, list[list[int]], int]:
-    """Where scoring begins, each text's tokens, and how many the prompt alone has: by the definition."""
+    """Return, by definition, where scoring begins, each text's tokens, and how many tokens the prompt has."""
 
     def ids(text):
         return [tokenizer.bos_token_id] * bos + tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -187,7 +188,7 @@ def literal_start(
 
 
 def gradient(hugging_face: nn.Module, norm: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """In E's place the gradient of (what the final norm gives) . E, by Hugging Face's own module."""
+    """Return a `direction` for `scores`: the gradient of (the final norm's output) . E, by autograd."""
     module = hugging_face.get_submodule(norm)
 
     def direction(unembedding, residual):
@@ -205,7 +206,7 @@ def literal_scores(
     answer: str = "first",
     norm: str = "none",
 ) -> Scores:
-    """Each neuron's two scores, as means over the answer's tokens."""
+    """Return each neuron's two scores, as means over the answer's tokens."""
     options = {"direction": gradient(model, kind.norm), "norm": kind.norm} if norm == "full" else {}
     found = {}
     for language, example in product(prompts.languages, range(len(prompts))):
@@ -217,7 +218,7 @@ def literal_scores(
             for place in places
         ]
         for layer in range(kind.n_layers):
-            wrote, pushed = (np.mean([of_one[layer][which] for of_one in of_tokens], axis=0) for which in (0, 1))
+            wrote, pushed = (np.mean([of_token[layer][which] for of_token in of_tokens], axis=0) for which in (0, 1))
             found[example, language, layer] = wrote.tolist(), pushed.tolist()
     return found
 
@@ -225,7 +226,7 @@ def literal_scores(
 def literal_table(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, kind: Any, prompts: Any, scores: Scores
 ) -> dict[tuple[Any, ...], float]:
-    """Every statistic of the scores, with sets and loops."""
+    """Return every statistic of the scores, computed with sets and loops."""
     n_layers = kind.n_layers
     active = active_neurons(model, tokenizer, prompts.prompts, module=kind.down, n_layers=n_layers, bos=kind.bos)
     languages = list(prompts.languages)
@@ -258,9 +259,9 @@ def literal_table(
         key = (language, layer, type)
         table[(*key, "generation", "top_share")] = 100 * np.mean([share for share, _, _ in shares])
         for which, score in enumerate(("generation", "correctness")):
-            some = [row[which] for row in rows if row[which]]
+            with_neurons = [row[which] for row in rows if row[which]]
             for statistic, function in {"mean": np.mean, "max": max, "min": min}.items():
-                table[(*key, score, statistic)] = np.mean([function(row) for row in some]) if some else np.nan
+                table[(*key, score, statistic)] = np.mean([function(row) for row in with_neurons] or [np.nan])
             table[(*key, score, "sum")] = np.mean([sum(row[which]) for row in rows])
         for place, sign in ((1, "positive"), (2, "absolute")):
             parts = [share[place] for share in shares]

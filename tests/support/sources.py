@@ -9,7 +9,7 @@ import pandas as pd
 
 import tl_neuronshare as ns
 
-# Wikidata's numbers; what each language calls country and capital.
+# Wikidata's numbers, and the names of the countries and capitals in each language.
 CAPITALS = {
     ("Q38", "Q220"): {
         "en": ("Italy", "Rome"),
@@ -72,7 +72,7 @@ PATTERNS = {
         "tr": ["[X] ülkesinde [Y] konuşulur"],
     },
 }
-EDITS = [  # question, in other words, answer, unrelated, its answer, what follows, its answer
+EDITS = [  # question, paraphrase, answer, unrelated question, its answer, follow-up question, its answer
     {
         "en": [
             "Who built the Old Bridge?",
@@ -172,7 +172,7 @@ PROBLEMS = {
     ],
     "zh": [("安有 3 个苹果，又买了 4 个。她有几个？", "7"), ("一本书 12 欧元。100 本多少钱？", "1,200")],
 }
-# promptID, pairID, gold label, then premise and hypothesis of each language.
+# promptID, pairID, gold label, and then the premise and hypothesis in each language.
 SENTENCES = [
     (
         "1",
@@ -212,7 +212,7 @@ XNLI_COLUMNS = (
 
 
 def mpararel(folder: Path) -> Path:
-    """Relations P36, in four languages, and P37, in three, whose Turkish patterns do not end in [Y]."""
+    """Write the relations P36, in four languages, and P37, in three; their Turkish patterns do not end in [Y]."""
     for relation, facts in (("P36", CAPITALS), ("P37", TONGUES)):
         for language, patterns in PATTERNS[relation].items():
             rows = [
@@ -235,7 +235,7 @@ def mpararel(folder: Path) -> Path:
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
-    """JSON lines as mParaRel writes them, with blank lines at the end, as some of its files have."""
+    """Write JSON lines in mParaRel's format, with blank lines at the end, as in some of its files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n\n", "utf-8")
 
@@ -275,7 +275,7 @@ def mgsm(folder: Path) -> Path:
 
 
 def xnli(path: Path) -> Path:
-    """All languages one after the other, as in xnli.test.tsv; unquoted, though sentences hold quotes."""
+    """Write all languages one after the other, as in xnli.test.tsv: unquoted, though sentences contain quotes."""
     lines = ["\t".join(XNLI_COLUMNS)]
     for language in ("de", "en", "zh"):
         for prompt_id, pair_id, label, texts in SENTENCES:
@@ -290,7 +290,7 @@ def xnli(path: Path) -> Path:
 
 
 def _hub_copy(folder: Path, tables: dict[str, list[dict]]) -> Path:
-    """What `hf download` leaves of a data set: a card that names configurations, and their files."""
+    """Write the files of a data set as `hf download` does: a card that names the configurations, and their files."""
     card = ["---", "configs:"]
     for config, rows in tables.items():
         path = folder / config / "test-00000-of-00001.parquet"
@@ -331,7 +331,7 @@ def mgsm_from_the_hub(folder: Path) -> Path:
 
 
 def mpararel_from_the_hub(folder: Path) -> Path:
-    """As the authors' autoregressive version: patterns that end in [Y], without it, and a row for each pair and one."""
+    """Write the authors' autoregressive version: patterns without their final [Y], one row for each pair."""
     rows = [
         {"id": f"{language}_P36_{subject}_{number}", "language": "zh-hans" if language == "zh" else language}
         | {"relation": "P36", "template": pattern.removesuffix("[Y]").strip(), "template_id": number}
@@ -358,7 +358,7 @@ def counts(prompts: ns.ParallelPrompts) -> dict[tuple[str, str, str], int]:
 
 
 def damaged(path: Path, number: int, line: str | bytes | None) -> None:
-    """Another line in the place of one; None cuts it off in the middle."""
+    """Replace one line of a file; None cuts the line off in the middle."""
     lines: list[bytes] = path.read_bytes().split(b"\n")
     new = lines[number - 1][: len(lines[number - 1]) // 2] if line is None else line
     lines[number - 1] = new.encode() if isinstance(new, str) else new

@@ -1,7 +1,7 @@
 """A toy whose neurons' types are known by construction: integer weights, ReLU, no attention.
 
 Each word's embedding is a row of an 8 x 8 Hadamard matrix: +1 and -1 in equal number, so that LayerNorm leaves
-it as it is, and orthogonal to the others. The neuron for a set S of words has the sum of their rows as weights and
+it as it is, and orthogonal to the other rows. The neuron for a set S of words has the sum of their rows as weights and
 a bias of -4, so its value is 8 - 4 for a word in S and 0 - 4, cut to 0, for any other: it is activated for S exactly.
 There is a neuron for every set of four words, and the second layer has the same neurons in reverse.
 """
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedTokenizerFas
 
 WORDS = ("sun", "moon", "star", "sky")
 SETS = [set(chosen) for size in range(5) for chosen in itertools.combinations(WORDS, size)]
-# The last word of each example's prompt in three languages; what goes before it must not matter.
+# The last word of each example's prompt in three languages; the text before it must not matter.
 LAST = {
     "en": ("sun", "moon", "star", "sky"),
     "de": ("moon", "moon", "sky", "sky"),
@@ -26,13 +26,13 @@ LAST = {
 
 
 def hadamard() -> torch.Tensor:
-    """Eight orthogonal rows of +1 and -1; all but the first have as many of each."""
+    """Return eight orthogonal rows of +1 and -1; in all but the first, both are equally many."""
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     return torch.kron(torch.kron(two, two), two)
 
 
 def save_toy(directory: Path) -> Path:
-    """The toy, saved as an OPT."""
+    """Save the toy as an OPT."""
     vocabulary = {word: index for index, word in enumerate(("<pad>", *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -1,4 +1,4 @@
-"""What a run does that its result does not show: memory, the vocabulary, what is left on a model."""
+"""Effects of a run that its result does not show: memory, logits for the whole vocabulary, changes of the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def storages(tree: Any) -> list[torch.UntypedStorage]:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors made while it is active, as they come and go; views of what was there are not."""
+    """Counts the bytes of all tensors that are made while it is active; views of older tensors do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class PeakMemory(TorchDispatchMode):
 
 
 def state_of(model: Any) -> dict[str, Any]:
-    """All that a run could leave behind on a model."""
+    """Return everything about a model that a run could change."""
     return {
         "hooks": {name: (len(hook.fwd_hooks), len(hook.bwd_hooks)) for name, hook in model.hook_dict.items()},
         "torch hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
@@ -50,7 +50,7 @@ def state_of(model: Any) -> dict[str, Any]:
 
 
 class Largest(TorchDispatchMode):
-    """Watches every operation, and keeps the shapes of what ends in the width of the vocabulary."""
+    """Keeps the shapes of all tensors, from any operation, whose last axis has the width of the vocabulary."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ TEXTS = {
     "th": ["เมืองหลวงของฝรั่งเศสคือ", "สองบวกสามเท่ากับ", "น้ำเดือดที่หนึ่งร้อยองศา", "แมว", "ท้องฟ้าเป็นสี"],
     "zh": ["法国的首都是", "二加三等于", "水在一百度时沸腾", "猫", "天空是"],
 }
-# The tokenizer was not trained on these, so that each has several tokens, 7 to 31.
+# The tokenizer is not trained on these, so that each has several tokens, 7 to 31.
 LONGER = {
     "en": ["Bread is made from", "Bees make", "The largest ocean of the world is the"],
     "de": ["Brot macht man aus", "Bienen machen", "Der größte Ozean der Welt ist der"],
@@ -59,7 +59,7 @@ _HOOKED_LLAMA = {
 
 @dataclass(frozen=True)
 class Kind:
-    """An architecture: how to make a small one, and what a literal reader of its Hugging Face modules must know."""
+    """An architecture: how to make a small one, and the facts that the literal reference needs about its modules."""
 
     model_type: str
     config: dict[str, Any]
@@ -69,9 +69,8 @@ class Kind:
     bos: bool  # whether the model was trained with a BOS token, so that prompts begin with one
     act: str | None = None  # gated MLPs: the module whose output is act(gate)
     up: str | None = None  # gated MLPs: the module whose output is the up branch
-    hooked: str | dict[str, Any] | None = (
-        "directory"  # HookedTransformer: loads the directory; by this config; or not at all
-    )
+    # HookedTransformer: "directory" loads the directory, a dict is its config, and None is an unsupported architecture.
+    hooked: str | dict[str, Any] | None = "directory"
 
 
 KINDS = {
@@ -83,7 +82,7 @@ KINDS = {
         "transformer.ln_f",
         bos=False,
     ),
-    # Twelve layers: in the order of the alphabet the second would be layer 10.
+    # It has twelve layers, because in alphabetical order layer 10 would come second.
     "gpt2": Kind(
         "gpt2",
         {"vocab_size": 400, "n_embd": 32, "n_layer": 12, "n_head": 4, "n_positions": 128},
@@ -183,22 +182,22 @@ def _like_llama(model_type: str, **config: Any) -> Kind:
     )
 
 
-# Architectures for what must hold of every decoder; the tests that go through all of KINDS leave them out.
+# Architectures for tests of every decoder; other tests go through KINDS alone.
 MORE_KINDS = {
     "qwen3": _like_llama("qwen3"),
     "mistral": _like_llama("mistral", sliding_window=6),
     "phi3": _like_llama("phi3"),
     "gemma3": _like_llama("gemma3_text", sliding_window=6),
 }
-SIX = ["bloom", "gpt2", "llama", "opt", "qwen2", "gemma2"]  # what edits and scores are tried on
+SIX = ["bloom", "gpt2", "llama", "opt", "qwen2", "gemma2"]  # edits and scores are tried on these
 BACKENDS = ["bridge", "hooked"] if has_hooked_transformer() else ["bridge"]
 DENSE = [*KINDS, "demo"]
-LITERAL = ["bloom", "gpt2", "llama", "demo"]  # whose scores are computed neuron by neuron
-CONTEXT = 24  # of the models of drawn size: short, so that prompts as long as it are quickly run
+LITERAL = ["bloom", "gpt2", "llama", "demo"]  # their scores are computed neuron by neuron
+CONTEXT = 24  # of models with a drawn size; short, so that a prompt that fills it runs quickly
 
 
 def of_size(name: str, n_layers: int, d_mlp: int) -> Kind:
-    """An architecture with other numbers of layers and neurons."""
+    """Return an architecture with different numbers of layers and neurons."""
     kind = KINDS[name]
     width = {"opt": "ffn_dim"}.get(name, "intermediate_size")
     config = {**kind.config, "num_hidden_layers": n_layers, width: d_mlp, "max_position_embeddings": CONTEXT}
@@ -209,7 +208,7 @@ def of_size(name: str, n_layers: int, d_mlp: int) -> Kind:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 400 tokens whose padding is its BOS and end token, as GPT-2's is: the hard case."""
+    """Return a byte-level BPE of 400 tokens whose padding is its BOS and end token, as in GPT-2: the hard case."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -229,7 +228,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def save_model(
     model_type: str, config: dict[str, Any], directory: Path, *, auto: type = AutoModelForCausalLM, seed: int = 0
 ) -> Path:
-    """A model of this kind with random weights, large enough that its neurons differ between prompts."""
+    """Save a model with random weights, which are so large that its neurons differ between prompts."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     ids = {f"{name}_token_id": tokenizer.bos_token_id for name in ("bos", "eos", "pad")}
@@ -239,7 +238,7 @@ def save_model(
         for name, weights in model.named_parameters():
             if "norm" not in name and "ln" not in name:
                 weights.normal_(std=0.3)
-            else:  # else a final norm's weight could be forgotten, and nobody would see
+            else:  # with weights of 1, a test could not see that a final norm's weight is left out
                 weights.add_(0.2 * torch.randn_like(weights))
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -247,7 +246,7 @@ def save_model(
 
 
 def hooked_by_hand(hooked: dict[str, Any], directory: Path) -> Any:
-    """A HookedTransformer of an architecture that TransformerLens 3 converts by name only, with raw weights."""
+    """Return a HookedTransformer, with raw weights, of an architecture that TransformerLens 3 converts only by name."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained import weight_conversions
 

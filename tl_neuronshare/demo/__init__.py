@@ -1,6 +1,6 @@
 """The built-in model: a tiny multilingual BLOOM that knows facts in nine languages, with prompts that it gets right.
 
-Trained by `experiments/train_demo_model.py`; see docs/demo-model.md for what it can and cannot show.
+It is trained by `experiments/train_demo_model.py`. What it can and cannot show is in docs/demo-model.md.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ DIRECTORY = Path(__file__).parent / "data"
 
 
 def load_model(*, backend: Backend = "auto", device: str | torch.device | None = None) -> LensModel:
-    """The built-in model, without a network, in float32.
+    """Load the built-in model in float32; this needs no network.
 
     Args:
-        backend: `hooked` is a HookedTransformer, `bridge` a TransformerBridge; `auto` is the former on
-            TransformerLens 3 and the latter on 4.
-        device: where to put it; TransformerLens's choice by default.
+        backend: `hooked` is a HookedTransformer, `bridge` a TransformerBridge; `auto` is the first on TransformerLens 3
+            and the second on 4.
+        device: the device to put the model on; by default TransformerLens chooses.
 
     Raises:
-        NeuronShareError: an unknown backend, or `hooked` on TransformerLens 4.
+        NeuronShareError: the backend is unknown, or `hooked` is asked for on TransformerLens 4.
 
     Example:
         >>> load_model(device="cpu").cfg.n_layers
@@ -37,12 +37,12 @@ def load_model(*, backend: Backend = "auto", device: str | torch.device | None =
     if backend == "auto":
         backend = "hooked" if models.has_hooked_transformer() else "bridge"
     model = loading.load_model(DIRECTORY, backend=backend, device=device)
-    model.cfg.model_name = "demo"  # else the directory's
+    model.cfg.model_name = "demo"  # otherwise its name is that of the directory
     return model
 
 
 def prompts() -> ParallelPrompts:
-    """Facts that the built-in model gets right in all nine languages, in a fixed order, with answers and choices.
+    """Return facts that the model gets right in all nine languages, with answers and choices, in a fixed order.
 
     Example:
         >>> prompts().languages

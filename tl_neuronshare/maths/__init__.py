@@ -1,1 +1,1 @@
-"""Pure mathematics: tensors in, tensors out. No model, no prompts and no pandas are known here."""
+"""Pure mathematics: tensors in, tensors out. Nothing here depends on models, prompts or pandas."""

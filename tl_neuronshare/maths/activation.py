@@ -1,8 +1,8 @@
-"""From a layer's values to which neurons are activated: the position, the threshold, what is borderline. Pure tensors.
+"""The definition of activation: which neurons of a layer are activated, and which values are near the threshold.
 
 A neuron is activated for a prompt when its value at the chosen position is greater than the threshold. `any` (at
-some token) and `all` (at every token) follow from the largest and the smallest value over the tokens, so that
-one reduction serves all thresholds and nothing wider than the values themselves is made.
+least one token) and `all` (every token) follow from the largest and the smallest value over the tokens. One reduction
+thus serves all thresholds, and no tensor is larger than the values themselves.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from torch import Tensor
 from tl_neuronshare.errors import NeuronShareError
 
 Position = Literal["last", "any", "all"] | int
-Number = float | int  # beartype, under pytest, takes `float` to exclude integers
+Number = float | int  # for beartype, which checks types under pytest, an integer is not a `float`
 
 
 def as_position(position: Any) -> Position:
-    """The position, checked; -1 is `last`.
+    """Return the position after checking it; -1 becomes `last`.
 
     Raises:
-        NeuronShareError: neither a name of a position nor a negative index.
+        NeuronShareError: the position is neither one of the names nor a negative index.
 
     Example:
         >>> as_position(-1), as_position(-2), as_position("any")
         ('last', -2, 'any')
     """
     if isinstance(position, str) and position in ("last", "any", "all"):
-        return position  # type: ignore[return-value]  # narrowed to the literals
+        return position  # type: ignore[return-value]  # mypy does not narrow a string to the literals
     if isinstance(position, Integral) and not isinstance(position, bool) and position < 0:
         return "last" if position == -1 else int(position)
     raise NeuronShareError(
@@ -44,12 +44,12 @@ def as_position(position: Any) -> Position:
 
 
 def tokens_needed(position: Position) -> int:
-    """How many tokens a prompt needs for this position."""
+    """Return how many tokens a prompt needs for this position."""
     return -position if isinstance(position, int) else 1
 
 
 def nth_from_the_end(counted: Bool[Tensor, "prompt position"], nth: int) -> Int[Tensor, " prompt"]:
-    """Where each prompt's nth counted token from the end stands; each prompt must have as many.
+    """Return the place of each prompt's nth counted token from the end; each prompt must have at least n of them.
 
     Example:
         >>> nth_from_the_end(torch.tensor([[False, True, True, True], [True, True, True, False]]), 2)
@@ -62,7 +62,7 @@ def nth_from_the_end(counted: Bool[Tensor, "prompt position"], nth: int) -> Int[
 def at_index(
     values: Float[Tensor, "prompt position neuron"], index: Int[Tensor, " prompt"]
 ) -> Float[Tensor, "prompt 1 neuron"]:
-    """One token of each prompt.
+    """Return the values at one token of each prompt.
 
     Example:
         >>> at_index(torch.tensor([[[9.0], [-1.0], [2.0]]]), torch.tensor([1]))
@@ -76,12 +76,15 @@ def extreme(
     counted: Bool[Tensor, "prompt position"] | None,
     position: Literal["any", "all"],
 ) -> tuple[Float[Tensor, "prompt neuron"], Float[Tensor, "prompt 1"]]:
-    """Each neuron's largest (`any`) or smallest (`all`) value over a prompt's tokens, and all values' root mean square.
+    """Return each neuron's largest (`any`) or smallest (`all`) value over a prompt's tokens, and the root mean square.
+
+    A neuron is above a threshold at any token if its largest value is, and at all tokens if its smallest value is. The
+    root mean square is over all neurons and counted tokens of a prompt.
 
     Args:
-        values: of one layer.
-        counted: which tokens to look at, at least one a prompt; None is all.
-        position: above a threshold at *some* token is the largest above it, at *every* token the smallest.
+        values: the values of one layer.
+        counted: which tokens to look at, at least one in each prompt; None is all.
+        position: which of the two values to return.
 
     Example:
         >>> values, counted = torch.tensor([[[9.0], [-1.0], [1.0]]]), torch.tensor([[False, True, True]])
@@ -109,7 +112,7 @@ def _at_least_single(dtype: torch.dtype) -> torch.dtype:
 
 
 def widened(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Half precision widened, else the threshold would be rounded to it too; double precision kept."""
+    """Convert half precision to single, so that thresholds are not rounded to it; keep double precision."""
     return values.to(_at_least_single(values.dtype))
 
 
@@ -119,9 +122,10 @@ def count_borderline(
     root_mean_square: Float[Tensor, "prompt 1"],
     dtype: torch.dtype,
 ) -> Int[Tensor, "threshold prompt"]:
-    """How many values are so near a threshold that rounding may carry them over it; exact hits and zeros are not.
+    """Count the values that are so near a threshold that rounding could move them across it.
 
-    Near is within 16 eps of the dtype that the model computed in x the root mean square of that prompt's layer.
+    A value is near if its distance is at most 16 eps of the dtype that the model computes in, times the root mean
+    square of that prompt's layer. Values equal to the threshold and values of 0 do not count.
 
     Example:
         >>> values, eps = torch.tensor([[1.0, -1.0, 3e-7, 0.0]]), torch.finfo(torch.float32).eps
@@ -131,30 +135,30 @@ def count_borderline(
                 [1]], dtype=torch.int32)
     """
     reach = 16 * torch.finfo(dtype).eps * root_mean_square
-    beyond = torch.nextafter(reach, torch.full_like(reach, torch.inf))  # less than this is at most the reach
+    beyond = torch.nextafter(reach, torch.full_like(reach, torch.inf))  # a distance below this is at most the reach
     distance, near = torch.empty_like(values), torch.empty_like(values)
     counts = []
     for threshold in thresholds:
         torch.sub(values, threshold, out=distance).abs_()
-        # Mostly there is none; on a GPU it would take longer to wait for the answer than to do without.
+        # Usually no value is near. On a GPU, waiting for this answer would take longer than the counting.
         if values.device.type == "cpu" and not (distance.amin(-1, keepdim=True) <= reach).any():
             counts.append(torch.zeros(len(values), dtype=torch.int32, device="cpu"))
             continue
-        # Arithmetic with 1 for yes and 0 for no: on a CPU several times faster than comparisons, which make booleans.
+        # Here 1 is yes and 0 is no: on a CPU, arithmetic is several times faster than comparisons, which make booleans.
         torch.sub(beyond, distance, out=near).sign_().clamp_(min=0).mul_(distance.sign_())
-        if threshold != 0:  # at 0 a zero is an exact hit
+        if threshold != 0:  # at threshold 0, zeros are already left out as exact hits
             near.mul_(torch.sign(values, out=distance).abs_())
         counts.append(near.sum(-1).int())
     return torch.stack(counts)
 
 
 def packed_width(width: int) -> int:
-    """How many bytes hold one bit for each of so many neurons."""
+    """Return how many bytes hold one bit for each of `width` neurons."""
     return -(-width // 8)
 
 
 def pack_above(values: Float[Tensor, "*batch neuron"], threshold: Number) -> UInt8[Tensor, "*batch byte"]:
-    """Whether each value is above the threshold, eight neurons to a byte, on the device where they are.
+    """Compare each value with the threshold and pack the answers, eight neurons to a byte, on the values' device.
 
     Example:
         >>> pack_above(torch.tensor([0.5, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.1, 2.0]), 0.0)
@@ -166,7 +170,7 @@ def pack_above(values: Float[Tensor, "*batch neuron"], threshold: Number) -> UIn
 
 
 def pack(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "*batch byte"]:
-    """Eight neurons to a byte.
+    """Pack booleans on the CPU, eight neurons to a byte.
 
     Example:
         >>> pack(torch.tensor([True, False, False, False, False, False, False, True, True]))
@@ -176,7 +180,7 @@ def pack(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "*batch byte
 
 
 def pack_with_torch(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "*batch byte"]:
-    """The same where numpy cannot go: an eighth of the bytes leave the device."""
+    """Pack booleans as `pack` does, on their own device, so that only an eighth of the bytes has to leave a GPU."""
     missing = -activated.shape[-1] % 8
     bits = torch.nn.functional.pad(activated.to(torch.uint8), (0, missing))
     weights = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
@@ -184,5 +188,5 @@ def pack_with_torch(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "
 
 
 def unpack(packed: UInt8[Tensor, "*batch byte"], width: int) -> Bool[Tensor, "*batch {width}"]:
-    """The reverse of `pack`, for so many neurons."""
+    """Unpack the booleans of `width` neurons: the reverse of `pack`."""
     return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=width).view(np.bool_))

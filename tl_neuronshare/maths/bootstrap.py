@@ -1,4 +1,4 @@
-"""Bootstrap intervals over examples, paired: an example is drawn with all its languages, types and layers."""
+"""Paired bootstrap intervals over examples: each example is drawn with all its languages, types and layers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from tl_neuronshare.checks import count
 
-FEWEST = 10  # examples for an interval, since an interval from fewer would look surer than it is
+FEWEST = 10  # examples that an interval needs; one from fewer would look more certain than it is
 _CHUNK = 1 << 22  # how many numbers are held at a time
 
 
 class Bootstrap:
-    """Make intervals of means and of ratios; values of as many examples have the same resamples.
+    """Compute intervals of means and ratios; values of equally many examples share their resamples.
 
     Raises:
         NeuronShareError: n_resamples is not a whole number above 0.
@@ -30,7 +30,7 @@ class Bootstrap:
     def intervals(
         self, numerators: NDArray[np.float64], denominators: NDArray[np.float64] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Give the 95 % intervals of sum(numerators) / sum(denominators), examples on the first axis.
+        """Return the ends of the 95 % intervals of sum(numerators) / sum(denominators); examples are on the first axis.
 
         Without denominators these are intervals of the mean over examples. An interval is NaN where fewer than ten
         examples have a denominator.
@@ -49,7 +49,7 @@ class Bootstrap:
         return low.reshape(shape), high.reshape(shape)
 
     def _resamples(self, n: int) -> NDArray[np.float64]:
-        """How often each resample has drawn each example."""
+        """Return how often each resample draws each example."""
         if n not in self._counts:
             rng = np.random.default_rng(0)
             self._counts[n] = rng.multinomial(n, np.full(n, 1 / n), size=self.n_resamples).astype(float)

@@ -1,6 +1,6 @@
-"""What chance alone would give: shares of types and Jaccard indices if sets of neurons were drawn at random. Pure.
+"""Chance levels: shares of types and Jaccard indices that are expected if sets of neurons are drawn at random.
 
-The other chance level, of examples that do not mean the same, is `NeuronSharing.mismatched`.
+The other chance level compares examples with different meanings; see `NeuronSharing.mismatched`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _Value = TypeVar("_Value", Tensor, float)
 
 
 def independent_types(activated: Float[Tensor, "*batch language layer"]) -> Float[Tensor, "type *batch layer"]:
-    """Compute the expected share of each type if each language drew as many activated neurons as it has at random.
+    """Compute the expected share of each type if each language draws its number of activated neurons at random.
 
     Args:
         activated: the share of a layer's neurons that each language activates, 0 to 1.
@@ -28,7 +28,7 @@ def independent_types(activated: Float[Tensor, "*batch language layer"]) -> Floa
         >>> independent_types(torch.tensor([[0.5], [0.5]]))[:, 0]  # two languages that each activate half of a layer
         tensor([0.2500, 0.5000, 0.0000, 0.2500])
     """
-    # The share of neurons by the number of languages that activate them, after each language in turn.
+    # shares[k] is the share of neurons that k of the languages so far activate; each language moves some up by one.
     shares = [torch.ones_like(activated[..., 0, :])]
     for share in activated.unbind(-2):
         stay, rise = [p * (1 - share) for p in shares], [p * share for p in shares]
@@ -51,10 +51,10 @@ def jaccard(intersection: _Value, first: _Value, second: _Value) -> _Value:
 def expected_intersection(
     first: Float[Tensor, "*#batch layer"], second: Float[Tensor, "*#batch layer"], widths: Float[Tensor, " layer"]
 ) -> Float[Tensor, "*batch layer"]:
-    """Compute how many neurons two sets of these sizes have in common on average, when drawn at random by layer.
+    """Compute how many neurons two sets of these sizes have in common on average, if drawn at random in each layer.
 
-    `jaccard` of it is the index of the expected counts. The expected index is a little larger: for two sets of 10 of
-    100 neurons .055 rather than .053. The more neurons, the smaller the difference.
+    `jaccard` of the result is the index of the expected counts. The expected index is a little larger: for two sets of
+    10 out of 100 neurons, it is .055 rather than .053. The more neurons, the smaller the difference.
 
     Example:
         >>> expected_intersection(torch.tensor([10.0]), torch.tensor([50.0]), torch.tensor([100.0]))

@@ -1,4 +1,4 @@
-"""Neurons drawn by random numbers, and matched by size: tensors in, tensors out."""
+"""Draw neurons at random, or match them to others by impact: tensors in, tensors out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 
-NEAR = 0.1  # impacts that differ by at most this share of the sought one are near
+NEAR = 0.1  # two impacts are near if they differ by at most this share of the sought impact
 
 
 def drawn(
@@ -17,7 +17,7 @@ def drawn(
     count: Int[Tensor, "*batch layer"],
     within: Bool[Tensor, "*#batch #layer neuron"],
 ) -> Bool[Tensor, "*batch layer neuron"]:
-    """So many neurons of each layer: of those that may be drawn, the ones with the most noise.
+    """Draw `count` neurons of each layer: those with the most noise among the neurons in `within`.
 
     Example:
         >>> noise, within = torch.tensor([[0.9, 0.5, 0.7]]), torch.tensor([[False, True, True]])
@@ -36,9 +36,10 @@ def matched(
     mask: Bool[Tensor, "*batch layer neuron"],
     impact: Float[Tensor, "*batch layer neuron"],
 ) -> tuple[Bool[Tensor, "*batch layer neuron"], Bool[Tensor, "*batch layer neuron"]]:
-    """The match of each neuron, those with the most noise choosing first; and which neurons found none that is near.
+    """Return matches for a mask's neurons, and which of these have no match that is near.
 
-    All layers choose at once, one neuron after the other.
+    In each layer the mask's neurons choose in turn, the one with the most noise first. Each takes the unused neuron
+    outside the mask whose impact is nearest to its own. All layers and examples are computed together.
 
     Example:
         >>> mask, impact = torch.tensor([[True, False, False]]), torch.tensor([[1.0, 2.0, 4.0]])
@@ -52,25 +53,26 @@ def matched(
     sought = impact.reshape(-1, width)
     unused = sought.masked_fill(~free.reshape(-1, width), torch.inf)
     order = noise.masked_fill(~mask, -1.0).reshape(-1, width).argsort(-1, descending=True)
-    found, far = (torch.zeros(order.shape, dtype=torch.bool, device=mask.device) for _ in range(2))
+    matches, badly_matched = (torch.zeros(order.shape, dtype=torch.bool, device=mask.device) for _ in range(2))
     rows, count = torch.arange(len(order), device=mask.device), count.flatten()
     for turn in range(int(count.max()) if len(count) else 0):
-        still = count > turn
-        seeker = order[still, turn]
-        value = sought[rows[still], seeker]
-        distance, choice = (unused[still] - value[:, None]).abs().min(-1)
-        found[rows[still], choice] = True
-        unused[rows[still], choice] = torch.inf
-        far[rows[still], seeker] = distance > NEAR * value.abs()
-    return found.reshape(shape), far.reshape(shape)
+        unfinished = count > turn  # the layers in which a neuron is left to choose
+        seeker = order[unfinished, turn]
+        value = sought[rows[unfinished], seeker]
+        distance, choice = (unused[unfinished] - value[:, None]).abs().min(-1)
+        matches[rows[unfinished], choice] = True
+        unused[rows[unfinished], choice] = torch.inf
+        badly_matched[rows[unfinished], seeker] = distance > NEAR * value.abs()
+    return matches.reshape(shape), badly_matched.reshape(shape)
 
 
 def _check_enough(count: Int[Tensor, "*batch layer"], available: Int[Tensor, "*batch layer"], where: str) -> None:
+    """Refuse to take more neurons than there are."""
     short = count > available
     if short.any():
         *example, layer = (int(index) for index in short.nonzero()[0])
         place = (f"example {example[-1]}, " if example else "") + f"layer {layer}"
         raise NeuronShareError(
-            f"{place}: {int(count[short][0])} neurons are needed and only {int(available[short][0])} are {where}; "
-            "use another control, or fewer neurons."
+            f"{place}: {int(count[short][0])} neurons are needed, but only {int(available[short][0])} are {where}; "
+            "use a different control, or fewer neurons."
         )

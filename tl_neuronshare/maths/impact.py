@@ -1,8 +1,8 @@
 """What a neuron contributes: pure functions of its value, its output weights and the unembedding.
 
-With m a neuron's value, v its row of W_out and E[y] the unembedding's column of a token y, the paper's two scores are
-|m| |v| (how much it writes) and m (v . E[y]) (how much it pushes y), both without the final norm. `FinalNorm` has two
-directions to put in E[y]'s place, which take the norm into account.
+Let m be a neuron's value, v its row of W_out, and E[y] the unembedding's column of a token y. The paper's two scores
+are |m| |v|, how much the neuron writes, and m (v . E[y]), how much it pushes y. Both leave out the final norm.
+`FinalNorm` has two directions that can replace E[y] to take the norm into account.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ def generation_impact(
     post: Float[Tensor, "*batch neuron"],
     W_out: Float[Tensor, "*#batch neuron d_model"],  # noqa: N803
 ) -> Float[Tensor, "*batch neuron"]:
-    """How much each neuron writes to the residual stream: |m| times the length of its row of W_out.
+    """Return how much each neuron writes to the residual stream: |m| times the length of its row of W_out.
 
-    W_out is one layer's, or has leading axes that fit those of `post`, as model.W_out [layer, neuron, d_model] has.
-
-    A length in the residual stream, in the dtype of `post`, but at least float32. Use raw weights: folding and centring
-    move the lengths of the rows by up to 8 %.
+    The result is a length in the residual stream, in at least float32. W_out belongs to one layer, or has leading axes
+    that fit those of `post`, for example model.W_out [layer, neuron, d_model]. Use raw weights: folding and centring
+    change the lengths of the rows by up to 8 %.
 
     Source: the paper's contribution score (arXiv 2406.09265v1).
 
@@ -40,12 +39,12 @@ def correctness_impact(
     W_out: Float[Tensor, "*#batch neuron d_model"],  # noqa: N803
     unembedding: Float[Tensor, "*#batch d_model"],
 ) -> Float[Tensor, "*batch neuron"]:
-    """How much each neuron pushes one token: m times (its row of W_out . the token's column of the unembedding).
+    """Return how much each neuron pushes one token: m times (its row of W_out . the token's column of the unembedding).
 
-    In units of that token's logit, if there were no final norm; at least in float32. The token is one for all, or one
-    for each of the batch ([row, 1, d_model] where `post` is [row, layer, neuron]). W_out is one layer's, or has leading
-    axes that fit those of `post`. Use raw weights. To take the final norm into account, give a direction of `FinalNorm`
-    in the unembedding's place.
+    The result is in units of the token's logit as it would be without a final norm, in at least float32. `unembedding`
+    is one token's column for the whole batch, or one for each row ([row, 1, d_model] where `post` is [row, layer,
+    neuron]). W_out belongs to one layer, or has leading axes that fit those of `post`. Use raw weights. To take the
+    final norm into account, give a direction of `FinalNorm` instead of the unembedding.
 
     Source: the paper's effective score (arXiv 2406.09265v1).
 
@@ -61,7 +60,7 @@ def projected(
     W_out: Float[Tensor, "*layers neuron d_model"],  # noqa: N803
     direction: Float[Tensor, "*batch d_model"],
 ) -> Float[Tensor, "*result neuron"]:
-    """How far each neuron's row of W_out goes in a direction, in at least float32.
+    """Return the dot product of each neuron's row of W_out with a direction, in at least float32.
 
     Example:
         >>> projected(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([1.0, 0.5]))
@@ -73,7 +72,7 @@ def projected(
 
 
 def largest(scores: Float[Tensor, "*batch neuron"], k: int) -> Bool[Tensor, "*batch neuron"]:
-    """The k largest of each row; of equal ones those that come first.
+    """Mark the k largest scores of each row; among equal scores, those that come first.
 
     Example:
         >>> largest(torch.tensor([1.0, 3.0, 1.0, 1.0]), 2)
@@ -85,16 +84,16 @@ def largest(scores: Float[Tensor, "*batch neuron"], k: int) -> Bool[Tensor, "*ba
 
 @dataclass(frozen=True)
 class FinalNorm:
-    """The norm between the last residual stream r and the unembedding: a LayerNorm or RMSNorm, or none.
+    """The norm between the last residual stream r and the unembedding: a LayerNorm, an RMSNorm, or none.
 
-    With w its weight, c(x) = x - mean(x) for a LayerNorm and x for an RMSNorm, and s = sqrt(mean(c(r)^2) + eps), a
-    token's logit is (c(r) / s * w + bias) . E[y].
+    A token's logit is (c(r) / s * w + bias) . E[y], where w is the norm's weight, c(x) is x - mean(x) for a LayerNorm
+    and x for an RMSNorm, and s = sqrt(mean(c(r)^2) + eps) is the scale.
 
     Attributes:
-        weight: one number a coordinate, or 1 where the norm has none or it is folded.
-        centres: whether it is a LayerNorm, which takes the mean away.
-        eps: what is added to the mean square.
-        is_none: whether there is no norm at all.
+        weight: one number for each coordinate, or 1 where the norm has no weight or it is folded.
+        centres: whether the norm subtracts the mean, as a LayerNorm does.
+        eps: the number that is added to the mean square.
+        is_none: whether the model has no final norm.
     """
 
     weight: Float[Tensor, " d_model"] | float = 1.0
@@ -103,7 +102,7 @@ class FinalNorm:
     is_none: bool = False
 
     def __call__(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """What the norm makes of a residual stream, without its bias.
+        """Return the norm's output for a residual stream, without its bias.
 
         Example:
             >>> FinalNorm(weight=2.0, eps=0.0)(torch.tensor([3.0, 1.0]))
@@ -112,7 +111,7 @@ class FinalNorm:
         return residual if self.is_none else self._centred(residual) / self.scale(residual) * self.weight
 
     def scale(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
-        """What the norm divides by.
+        """Return the number by which the norm divides a residual stream.
 
         Example:
             >>> FinalNorm(eps=0.0).scale(torch.tensor([3.0, 1.0]))
@@ -123,7 +122,7 @@ class FinalNorm:
         return (self._centred(residual).square().mean(-1, keepdim=True) + self.eps).sqrt()
 
     def unscaled(self, unembedding: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The direction in the residual stream that the token's logit grows with, but for the scale.
+        """Return the direction in which the token's logit grows, before it is divided by the scale.
 
         Example:
             >>> FinalNorm(weight=2.0).unscaled(torch.tensor([1.0, 0.0]))
@@ -134,7 +133,7 @@ class FinalNorm:
     def frozen(
         self, unembedding: Float[Tensor, "*batch d_model"], residual: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """The direction in which the logit grows while the scale stays what it is for this residual stream.
+        """Return the direction in which the logit grows if the scale stays as it is for this residual stream.
 
         Example:
             >>> norm, r, y = FinalNorm(weight=2.0), torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 0.0])
@@ -146,7 +145,7 @@ class FinalNorm:
     def full(
         self, unembedding: Float[Tensor, "*batch d_model"], residual: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """The logit's gradient at this residual stream: of the scale too.
+        """Return the logit's gradient at this residual stream, which includes the change of the scale.
 
         Example:
             >>> norm, r, y = FinalNorm(weight=2.0), torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 0.0])
@@ -161,7 +160,7 @@ class FinalNorm:
         return (self.unscaled(unembedding) - along * normalised) / self.scale(residual)
 
     def to(self, like: Tensor) -> FinalNorm:
-        """The same, with its weight where another tensor is, in that one's dtype."""
+        """Return the same norm, with its weight on the device and in the dtype of a tensor."""
         return replace(self, weight=self.weight.to(like)) if isinstance(self.weight, Tensor) else self
 
     def _centred(self, vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:

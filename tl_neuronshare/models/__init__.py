@@ -1,4 +1,4 @@
-"""All that is known of TransformerLens and of Hugging Face's modules; here are the names that the other folders use."""
+"""Everything that depends on TransformerLens and on Hugging Face's modules; other folders use the names listed here."""
 
 from tl_neuronshare.models.forward import (
     forward,

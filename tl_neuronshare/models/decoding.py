@@ -1,9 +1,9 @@
-"""Greedy decoding: one token after the other, by the key-value cache or by running the whole text anew for each.
+"""Greedy decoding, token by token: with the key-value cache, or by running the whole text again for each token.
 
-TransformerLens's own `generate` is not used. It takes padding to be the padding token, which may also be a prompt's
-BOS, and a bridge's cache is lost without a word where Transformers renames an argument (5.24 did). Here prompts are
-padded on the left with a mask made of their lengths, and the cache is used only where it was shown to be right
-(verification.py).
+TransformerLens's own `generate` is not used, for two reasons. It finds padding by the padding token, which may also be
+a prompt's BOS. And where Transformers renames an argument, as 5.24 did, a bridge loses its cache without a warning.
+Here prompts are padded on the left with a mask made from their lengths, and the cache is used only where
+`verification.caches` has shown that it is right.
 """
 
 from __future__ import annotations
@@ -32,18 +32,21 @@ def greedy(
     cached: bool,
     is_finished: Callable[[int, list[int]], bool] = lambda row, new: False,
 ) -> list[list[int]]:
-    """The likeliest next token of each row, so many times.
+    """Decode up to `n_new` tokens after each row, each time the likeliest next token.
 
-    Hooks see the (left-padded) rows first. After that they see one token at a time with the cache, and without it all
-    tokens again, one more each time, as `ablation_hooks` expects. Rows that are finished are run on with the others,
-    so that a batch keeps its rows, and what comes after their end is left out.
+    Hooks first see the rows, padded on the left. Then they see one token at a time with the cache, and all tokens so
+    far without it, as `ablation_hooks` expects. A finished row stays in the batch, so that the batch keeps its shape;
+    the tokens after its end are not returned.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        rows: the prompts' tokens; nothing may be padded in models for which padding is not safe.
-        n_new: how many tokens to make at most.
+        rows: the prompts' tokens; of equal length where the model cannot be padded.
+        n_new: how many tokens to decode at most.
         cached: whether to use the key-value cache.
-        is_finished: of a row's number and its new tokens: whether nothing more is needed of it.
+        is_finished: a function of a row's number and its new tokens that says whether the row needs no more tokens.
+
+    Returns:
+        Each row's new tokens.
 
     Example:
         >>> prompt = model.to_tokens("Sum of 12 and 10 →")[0].tolist()
@@ -67,24 +70,24 @@ def greedy(
 
 
 class Step(Protocol):
-    """Gives the logits after all tokens so far, and takes each row's next one."""
+    """A decoding in progress: called, it gives the logits after all tokens so far; `append` adds the next ones."""
 
     def __call__(self) -> Float[Tensor, "row vocabulary"]:
-        """The logits after all tokens so far."""
+        """Return the logits after all tokens so far."""
         ...
 
     def append(self, new: Int[Tensor, " row"]) -> None:
-        """Each row's next token."""
+        """Add each row's next token."""
         ...
 
 
 @contextmanager
 def next_logits(model: LensModel, tokens: Tokens, mask: Tokens | None, *, cached: bool) -> Iterator[Step]:
-    """What follows left-padded rows, token by token."""
+    """Give the `Step` that decodes after left-padded rows."""
     with ExitStack() as stack:
         stack.enter_context(models.last_positions_only(model, 1))
         if not cached:
-            yield _Anew(model, tokens, mask)
+            yield _Recomputing(model, tokens, mask)
         elif models.is_bridge(model):
             stack.enter_context(_cache_by_its_old_name(model))
             yield _BridgeCache(model, tokens, mask)
@@ -92,76 +95,70 @@ def next_logits(model: LensModel, tokens: Tokens, mask: Tokens | None, *, cached
             yield _HookedCache(model, tokens, mask)
 
 
-class _Anew:
-    """Runs the whole text for every token."""
+class _Run:
+    """The tokens, mask and options of the next forward pass, which the kinds of steps below update in their own way."""
 
-    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
-        self.model, self.tokens, self.mask = model, tokens, mask
-
-    def __call__(self) -> Float[Tensor, "row vocabulary"]:
-        logits: Tensor = models.forward(self.model, self.tokens, self.mask)
-        return logits[:, -1]
-
-    def append(self, new: Int[Tensor, " row"]) -> None:
-        """Each row's next token, to be run with all before it."""
-        self.tokens = torch.cat([self.tokens, new[:, None]], dim=1)
-        if self.mask is not None:
-            self.mask = _longer(self.mask)
-
-
-class _HookedCache:
-    """A HookedTransformer's cache, which keeps the mask of what it holds."""
-
-    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
-        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
-        self.model, self.tokens = model, tokens
-        # Without one a HookedTransformer that caches makes a mask of its own, from the padding token.
-        self.mask = torch.ones_like(tokens) if mask is None else mask
-        self.cache = TransformerLensKeyValueCache.init_cache(model.cfg, models.device_of(model), len(tokens))
-
-    def __call__(self) -> Float[Tensor, "row vocabulary"]:
-        logits: Tensor = models.forward(self.model, self.tokens, self.mask, past_kv_cache=self.cache)
-        return logits[:, -1]
-
-    def append(self, new: Int[Tensor, " row"]) -> None:
-        """Each row's next token, to be run alone."""
-        self.tokens = new[:, None]
-        self.mask = torch.ones_like(self.tokens)
-
-
-class _BridgeCache:
-    """The Hugging Face cache of a bridge, which is given the mask of all tokens so far."""
-
-    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
-        from transformers import DynamicCache
-
-        self.model, self.tokens = model, tokens
-        self.mask = torch.ones_like(tokens) if mask is None else mask
-        hugging_face = model.original_model  # type: ignore[attr-defined]
-        name = "cache" if "cache" in inspect.signature(hugging_face.forward).parameters else "past_key_values"
-        self.options = {name: DynamicCache(config=hugging_face.config.get_text_config()), "use_cache": True}
+    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None, **options: Any) -> None:
+        self.model, self.tokens, self.mask, self.options = model, tokens, mask, options
 
     def __call__(self) -> Float[Tensor, "row vocabulary"]:
         logits: Tensor = models.forward(self.model, self.tokens, self.mask, **self.options)
         return logits[:, -1]
 
+
+class _Recomputing(_Run):
+    """A step that runs the whole text again for every token."""
+
     def append(self, new: Int[Tensor, " row"]) -> None:
-        """Each row's next token, to be run alone."""
+        """Add each row's next token, which is run with all tokens before it."""
+        self.tokens = torch.cat([self.tokens, new[:, None]], dim=1)
+        self.mask = _longer(self.mask)
+
+
+class _HookedCache(_Run):
+    """A step with a HookedTransformer's cache, which keeps the mask of the tokens that it holds."""
+
+    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+        cache = TransformerLensKeyValueCache.init_cache(model.cfg, models.device_of(model), len(tokens))
+        # Without a mask, a HookedTransformer with a cache makes its own mask from the padding token.
+        super().__init__(model, tokens, torch.ones_like(tokens) if mask is None else mask, past_kv_cache=cache)
+
+    def append(self, new: Int[Tensor, " row"]) -> None:
+        """Add each row's next token, which is run alone."""
+        self.tokens = new[:, None]
+        self.mask = torch.ones_like(self.tokens)
+
+
+class _BridgeCache(_Run):
+    """A step with the Hugging Face cache of a bridge, which needs the mask of all tokens so far."""
+
+    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
+        from transformers import DynamicCache
+
+        hugging_face = model.original_model  # type: ignore[attr-defined]
+        name = "cache" if "cache" in inspect.signature(hugging_face.forward).parameters else "past_key_values"
+        options = {name: DynamicCache(config=hugging_face.config.get_text_config()), "use_cache": True}
+        super().__init__(model, tokens, torch.ones_like(tokens) if mask is None else mask, **options)
+
+    def append(self, new: Int[Tensor, " row"]) -> None:
+        """Add each row's next token, which is run alone."""
         self.tokens = new[:, None]
         self.mask = _longer(self.mask)
 
 
-def _longer(mask: Int[Tensor, "row position"]) -> Int[Tensor, "row longer"]:
-    return torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+def _longer(mask: Int[Tensor, "row position"] | None) -> Int[Tensor, "row longer"] | None:
+    """Return the mask with one more position."""
+    return None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
 
 
 @contextmanager
 def _cache_by_its_old_name(model: LensModel) -> Iterator[None]:
-    """Hand attention layers their cache by the name that TransformerLens looks for, too.
+    """Pass the cache to attention layers also under the name that TransformerLens reads.
 
-    Transformers 5.24 calls it `cache`; TransformerLens up to 4.3 reads `past_key_values` only, and so drops it. Layers
-    that leave attention to Hugging Face's module take it as it is.
+    Transformers 5.24 passes it as `cache`, and TransformerLens up to 4.3 reads only `past_key_values`, and the cache
+    would be lost. Layers that leave attention to Hugging Face's module need no second name.
     """
     from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 

@@ -1,10 +1,10 @@
 """A fingerprint of a model's weights.
 
-It is the same for a HookedTransformer and a TransformerBridge with the same weights. It is made
-of one sum for each tensor that TransformerLens names alike in both, and so lays out alike (attention, MLP, norms,
-embedding, positions, unembedding): of the numbers' bits, each times a number for its place. A sum of zero is left out,
-since one class makes biases of zero where the other has none. It is a checksum against mistakes, not against
-somebody who wants to deceive.
+It is the same for a HookedTransformer and a TransformerBridge with the same weights. It is a hash of one sum for each
+tensor that has the same name, and so the same layout, in both classes (attention, MLP, norms, embedding, positions,
+unembedding). The sum is over the tensor's numbers: the bits of each, read as an integer, times an integer for its
+place. A sum of zero is left out, since one class makes biases of zero where the other has none. The fingerprint finds
+mistakes; it does not protect against somebody who wants to deceive.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from torch import Tensor, nn
 from tl_neuronshare import models
 from tl_neuronshare.models.lens import LensModel
 
-# Modules of a block and of the model, then their tensors; of each group the first that is there. Under a name with an
-# underscore HookedTransformer keeps grouped keys and values, which it repeats under the name without.
+# Modules of a block, modules of the model, and tensors of a module. Each group holds different names of one thing, and
+# the first name that exists counts. HookedTransformer keeps grouped keys and values under the name with an underscore;
+# the name without it gives them repeated for each head.
 _BLOCK_PARTS = (("ln1",), ("ln1_post",), ("ln2",), ("ln2_post",), ("attn",), ("mlp",))
 _MODEL_PARTS = (("embed",), ("embed_ln", "embed.ln"), ("pos_embed",), ("ln_final",), ("unembed",))
 _TENSORS = (
     ("W_Q",), ("_W_K", "W_K"), ("_W_V", "W_V"), ("W_O",), ("b_Q",), ("_b_K", "b_K"), ("_b_V", "b_V"), ("b_O",),
     ("W_in",), ("W_gate",), ("W_out",), ("b_in",), ("b_out",), ("w",), ("b",), ("W_E",), ("W_pos",), ("W_U",), ("b_U",),
 )  # fmt: skip
-# Packages whose modules make up a model; what else is in it was added to it.
+# The packages that a model's own modules come from; a module from another package was added by the user.
 _MAKERS = ("torch", "transformers", "transformers_modules", "transformer_lens", "accelerate", "einops")
-_CHUNK = 1 << 18  # numbers at a time
-_GOLDEN = -7046029254386353131  # 2 to the 64th by the golden ratio, signed: spreads places over all bits
+_CHUNK = 1 << 18  # how many numbers are held as 64 bits at a time
+_GOLDEN = -7046029254386353131  # 2 to the 64th divided by the golden ratio, signed: it spreads places over all bits
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint_of_weights(model: LensModel) -> str:
-    """A hash of the model's weights, the same for both model classes; another as soon as one weight is another.
+    """Return a hash of the model's weights: the same for both model classes, and different if one weight differs.
 
-    Offloaded weights are loaded a module at a time.
+    Offloaded weights are loaded one module at a time.
 
     Example:
         >>> len(fingerprint_of_weights(model))
@@ -54,7 +55,7 @@ def fingerprint_of_weights(model: LensModel) -> str:
 
 
 def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that both classes have, by name and as the same numbers."""
+    """Iterate over the tensors that both classes have, with their names, and with the same numbers in both classes."""
     owners = [(f"blocks.{number}", block, _BLOCK_PARTS) for number, block in enumerate(model.blocks)]
     for place, owner, parts in (*owners, ("model", model, _MODEL_PARTS)):
         for names in parts:
@@ -65,7 +66,7 @@ def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _added(model: LensModel) -> Iterator[Tensor]:
-    """The weights in modules that neither TransformerLens nor Transformers made, such as a LoRA adapter's."""
+    """Iterate over the weights in modules that the user added, for example a LoRA adapter."""
     seen: set[int] = set()
     _, *parts = model.modules()  # the model itself may be of the user's own class
     for module in parts:
@@ -78,44 +79,42 @@ def _added(model: LensModel) -> Iterator[Tensor]:
 
 
 def _tensors(model: LensModel, part: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Those of one module."""
+    """Iterate over the tensors of one module, with their names."""
     gemma = "Gemma" in str(getattr(model.cfg, "original_architecture", None) or getattr(model.cfg, "architecture", ""))
     for names in _TENSORS:
         tensor = _first(part, names)
         if not isinstance(tensor, Tensor):
             continue
-        if names == ("W_E",) and gemma and models.is_bridge(model):
-            tensor = tensor * torch.tensor(
-                model.cfg.d_model**0.5, dtype=tensor.dtype, device="cpu"
-            )  # HookedTransformer keeps it so
+        if names == ("W_E",) and gemma and models.is_bridge(model):  # HookedTransformer keeps the scaled embedding
+            tensor = tensor * torch.tensor(model.cfg.d_model**0.5, dtype=tensor.dtype, device="cpu")
         if names == ("W_pos",):
             if getattr(model.cfg, "positional_embedding_type", None) != "standard":
-                continue  # HookedTransformer makes one for BLOOM, and never uses it
-            tensor = tensor[-model.cfg.n_ctx :]  # OPT's begins with two rows that no position uses
+                continue  # HookedTransformer makes a W_pos for BLOOM, and never uses it
+            tensor = tensor[-model.cfg.n_ctx :]  # OPT's W_pos begins with two rows that no position uses
         if names == ("w",) and gemma and models.is_bridge(model):
-            tensor = tensor.float() + 1  # a bridge keeps Gemma's norms as their distance from 1
+            tensor = tensor.float() + 1  # a bridge keeps Gemma's norm weights minus 1
         yield names[-1], tensor
 
 
 def _first(owner: Any, names: Sequence[str]) -> Any:
-    """The first of these attributes (dots lead inwards) that is there, or None."""
-    return next((found for name in names if (found := models.nested(owner, name)) is not None), None)
+    """Return the first of these attributes that exists, or None; dots are as in `models.nested`."""
+    return next((value for name in names if (value := models.nested(owner, name)) is not None), None)
 
 
 def _checksum(tensor: Tensor) -> int:
-    """The sum of the numbers' bits, each times a number for its row and one for its column, modulo 2 to the 64th.
+    """Return the sum of the numbers' bits, each times one number for its row and one for its column, modulo 2**64.
 
-    In the order of the axes, not of the memory: the two model classes keep some tensors transposed.
+    Rows and columns are those of the tensor and not of its memory, where one model class has some tensors transposed.
     """
     bits = tensor.detach().view(_INTEGERS[tensor.element_size()])
     if bits.ndim < 2:
         bits = bits.reshape(1, -1)
     columns = torch.arange(3, 4 * bits.shape[-1], 4, device=bits.device) * _GOLDEN
-    rows = max(1, _CHUNK * len(bits) // max(1, bits.numel()))  # as 64 bits they take up to four times the memory
+    rows = max(1, _CHUNK * len(bits) // max(1, bits.numel()))  # 64 bits take up to four times the memory
     sums, place = [], 0
     for part in torch.split(bits, rows):
-        # A copy of what has 64 bits already too: these are the weights.
-        of_rows = part.to(torch.int64, copy=True).mul_(columns).sum(-1).flatten()
-        sums.append((of_rows * torch.arange(2 * place + 1, 2 * (place + len(of_rows)), 2, device=bits.device)).sum())
-        place += len(of_rows)
+        # Always a copy: multiplying 64-bit weights in place would change the model.
+        row_sums = part.to(torch.int64, copy=True).mul_(columns).sum(-1).flatten()
+        sums.append((row_sums * torch.arange(2 * place + 1, 2 * (place + len(row_sums)), 2, device=bits.device)).sum())
+        place += len(row_sums)
     return int(torch.stack(sums).sum())

@@ -1,4 +1,4 @@
-"""Forward passes that make no more than is needed of them."""
+"""Forward passes that compute only what is needed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Tokens = Int[Tensor, "prompt position"]
 
 
 def run(model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
-    """One forward pass without the vocabulary, for what the hooks see of it."""
+    """Run one forward pass for the hooks on the model, without logits for the whole vocabulary where it is possible."""
     forward(model, tokens, mask, **_without_vocabulary(model))
 
 
 def last_logits(
     model: LensModel, tokens: Int[Tensor, "row position"], mask: Int[Tensor, "row position"] | None, keep: int
 ) -> Float[Tensor, "row {keep} vocabulary"]:
-    """The logits at the last so many positions; others are not made.
+    """Return the logits at the last `keep` positions; the logits at other positions are not computed.
 
     Example:
         >>> last_logits(model, model.to_tokens("Country code of Peru →"), None, 2).shape
@@ -41,10 +41,10 @@ def last_logits(
 
 @contextmanager
 def last_positions_only(model: LensModel, keep: int) -> Iterator[None]:
-    """Unembed only the last so many positions of every forward pass, in `generate` too, for as long as this lasts."""
+    """Unembed only the last `keep` positions of every forward pass, also in `generate`, for as long as this lasts."""
 
     def cut(residual: Tensor, hook: Any) -> Tensor:
-        return residual[:, -keep:].contiguous()  # else matmul would take one row at a time
+        return residual[:, -keep:].contiguous()  # otherwise matmul would take one row at a time
 
     with hooked(model, [("unembed.hook_in", cut)]):
         yield
@@ -56,14 +56,14 @@ def forward(
     mask: Int[Tensor, "row position_so_far"] | None,
     **options: Any,
 ) -> Any:
-    """One forward pass, with whatever else the model's own takes; with a cache, `mask` may be of all tokens so far."""
+    """Run one forward pass, with other options of the model; with a cache, `mask` may cover all tokens so far."""
     device = device_of(model)
     masked = {} if mask is None else {"attention_mask": mask.to(device)}
     return model(tokens.to(device), **masked, **options)
 
 
 def _without_vocabulary(model: LensModel) -> dict[str, Any]:
-    """Arguments of the forward pass that keep it from making logits for every position."""
+    """Return arguments that keep the model from computing logits at every position."""
     if not is_bridge(model):
         return {"stop_at_layer": model.cfg.n_layers}
     forward = inspect.signature(model.original_model.forward)  # type: ignore[attr-defined]
@@ -73,13 +73,13 @@ def _without_vocabulary(model: LensModel) -> dict[str, Any]:
 def layer_hooks(
     layers: Sequence[NeuronLayer], read: Callable[[int, tuple[Tensor, ...]], None]
 ) -> list[tuple[str, Callable[..., None]]]:
-    """Hooks that hand each layer's number and the tensors of its hooks to `read`, as soon as the last of them fires."""
+    """Return hooks that call `read` with a layer's number and its hooks' tensors, once the layer's last hook fires."""
 
     def collector(number: int, n_tensors: int) -> Callable[..., None]:
         tensors: dict[int, Tensor] = {}
 
         def collect(tensor: Tensor, hook: Any, *, place: int) -> None:
-            if place == 0:  # a forward pass that stopped half-way may have left some
+            if place == 0:  # a forward pass that stopped half-way may have left tensors
                 tensors.clear()
             tensors[place] = tensor
             if len(tensors) == n_tensors:
@@ -101,12 +101,12 @@ def layer_hooks(
 def reading(
     model: LensModel, layers: Sequence[NeuronLayer], read: Callable[[int, tuple[Tensor, ...]], None]
 ) -> Iterator[Callable[[Tokens, Tokens | None], None]]:
-    """Hand each layer's number and the tensors of its hooks to `read`, for as long as the context lasts.
+    """Install `layer_hooks` for as long as the context lasts.
 
-    Gives a function that runs one forward pass on tokens and their mask, without the vocabulary.
+    The context gives a function that runs one forward pass on tokens and their mask, without the vocabulary.
 
     Raises:
-        NeuronShareError: a layer was not read in that pass.
+        NeuronShareError: that function did not reach one of the layers.
     """
     seen: set[int] = set()
 
@@ -120,8 +120,8 @@ def reading(
         for number, layer in enumerate(layers):
             if number not in seen:
                 raise NeuronShareError(
-                    f"{layer.name} did not fire; do hooks or settings of yours replace the MLP, or does this model "
-                    "skip it? Remove these, or use another site."
+                    f"{layer.name} did not fire; do your hooks or settings replace the MLP, or does this model skip "
+                    "it? Remove them, or use a different site."
                 )
 
     with hooked(model, layer_hooks(layers, hand_over)):
@@ -135,13 +135,18 @@ def values_of(
     mask: Tokens | None,
     position: int | Bool[Tensor, "prompt position"] | tuple[Tensor, Tensor],
 ) -> list[Float[Tensor, "value neuron"]]:
-    """Each layer's values in one forward pass without the vocabulary, in at least float32.
+    """Return each layer's values in one forward pass without the vocabulary, in at least float32.
 
-    They are read of each prompt at an index from the end; or their mean over the positions that a mask chooses; or at
-    single places, given as a pair of tensors (prompt, position).
+    Args:
+        model: the model to run.
+        layers: the layers to read.
+        tokens: the prompts' tokens.
+        mask: the tokens' mask; None where nothing is padded.
+        position: an index that counts from the end, for each prompt's value there; or a mask, for each prompt's mean
+            over the positions that it chooses; or a pair of tensors (prompt, position), for the values at these places.
 
     Raises:
-        NeuronShareError: a layer's hook has not fired.
+        NeuronShareError: a layer's hook does not fire.
     """
     values: dict[int, Tensor] = {}
 

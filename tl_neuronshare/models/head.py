@@ -15,7 +15,7 @@ from tl_neuronshare.models.lens import LensModel, device_of, is_bridge, loaded, 
 
 
 def unembedding(model: LensModel, tokens: Int[Tensor, " token"] | slice) -> Float[Tensor, "d_model token"]:
-    """The unembedding's column for each of the tokens.
+    """Return the unembedding's column for each of the tokens.
 
     Raises:
         NeuronShareError: the model has no unembedding.
@@ -36,19 +36,19 @@ def check_unembedding(model: LensModel) -> None:
     """Refuse a model whose unembedding does not read what its MLPs write.
 
     Raises:
-        NeuronShareError: there is none, or it is of another width.
+        NeuronShareError: there is no unembedding, or its width is not that of the MLPs' output.
     """
     width = neuron_layers(model, "post")[0].W_out().shape[1]
     read = len(unembedding(model, slice(1)))
     if width != read:
         raise NeuronShareError(
-            f"The MLPs of {name_of(model)} write {width} numbers and its unembedding reads {read}: the map between is "
-            "not known here; use another model."
+            f"The MLPs of {name_of(model)} write {width} numbers and its unembedding reads {read}: the map between "
+            "them is not known here; use a different model."
         )
 
 
 def changes_mlp_output(model: LensModel) -> str | None:
-    """What the model does to its MLPs' output, before or when it is added to the residual stream; None if nothing."""
+    """Return what the model does to its MLPs' output besides adding it to the residual stream; None if nothing."""
     config = nested(model, "original_model.config") or model.cfg
     norms = ("ln2_post", "original_component.post_feedforward_layernorm")
     if any(nested(model.blocks[0], name) is not None for name in norms):
@@ -62,13 +62,13 @@ def changes_mlp_output(model: LensModel) -> str | None:
 
 
 def final_norm(model: LensModel) -> FinalNorm:
-    """The norm before the unembedding.
+    """Return the norm before the unembedding.
 
-    A bridge's configuration does not say reliably what its norm is: that is found by trying which formula gives what
-    the module does.
+    A bridge's configuration does not say reliably what its norm is. So each formula is tried, and the one whose result
+    is that of the module is returned.
 
     Raises:
-        NeuronShareError: it is neither a LayerNorm nor an RMSNorm.
+        NeuronShareError: the norm is neither a LayerNorm nor an RMSNorm.
 
     Example:
         >>> final_norm(model).centres  # a LayerNorm
@@ -84,12 +84,11 @@ def final_norm(model: LensModel) -> FinalNorm:
         parameter = next(module.parameters(), torch.zeros((), device=device_of(model), dtype=torch.float32))
         weight = tensor_of(module, "weight")
         eps = [getattr(module, name) for name in ("eps", "variance_epsilon") if hasattr(module, name)]
-        probe = 1 + torch.randn(
-            8, model.cfg.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
-        )  # of mean 1
-        probe = probe.to(parameter.device, parameter.dtype)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(8, model.cfg.d_model, generator=generator, dtype=torch.float32, device="cpu")
+        probe = (1 + noise).to(parameter.device, parameter.dtype)  # a mean of 1 shows whether the norm takes it away
         expected = (module(probe) - module(torch.zeros_like(probe))).float()
-        for offset in (0.0, 1.0):  # Gemma's weights are their distance from 1
+        for offset in (0.0, 1.0):  # Gemma stores its weights minus 1
             for centres in (True, False):
                 candidate = FinalNorm(_as_weight(weight) + offset, centres, *eps[:1])
                 if (candidate(probe.float()) - expected).norm() < 0.02 * expected.norm():

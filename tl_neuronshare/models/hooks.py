@@ -1,4 +1,4 @@
-"""Hooks on a model: installed for a while, all of them known to fire, or the user's own taken off."""
+"""Hooks on a model: install them for a while, check that they all fire, or take the user's own hooks off."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models.lens import LensModel, name_of
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
-# Whose hooks on a model are part of it.
+# Hooks that these packages put on a model are part of the model.
 _LIBRARIES = ("transformers", "transformer_lens", "accelerate")
 
 
 @contextmanager
 def hooked(model: LensModel, fwd_hooks: Hooks) -> Iterator[set[int]]:
-    """Install hooks for as long as the context lasts; gives the numbers, in the list, of those that have fired.
+    """Install hooks for as long as the context lasts, and give the list places of those that have fired.
 
-    The same as `model.hooks`, but that a name which the model lacks is an error. Hook points are known by identity:
-    they may bear another name than that by which they were found. They are installed by one filter, since
-    TransformerLens 3's bridge lists all its hooks anew for every name.
+    It does the same as `model.hooks`, except that a name which the model does not have is an error. Hook points are
+    compared by identity, because one point can have several names. All hooks are installed by one filter, because
+    TransformerLens 3's bridge lists all its hooks again for every name.
 
     Raises:
-        NeuronShareError: no list of pairs, or a name that the model lacks.
+        NeuronShareError: the hooks are not a list of pairs, or the model does not have one of the names.
     """
     points = model.hook_dict
     functions: dict[int, list[tuple[int, Callable[..., Any]]]] = {}
     names, fired = set(), set()
     for number, pair in enumerate(fwd_hooks):
         if not (isinstance(pair, Sequence) and len(pair) == 2 and callable(pair[1])):
-            raise NeuronShareError(f"{pair!r} is no hook; give pairs of a hook's name and a function.")
+            raise NeuronShareError(f"{pair!r} is not a hook; give pairs of a hook's name and a function.")
         chosen = [pair[0]] if isinstance(pair[0], str) else [name for name in points if pair[0](name)]
         if not chosen or chosen[0] not in points:
-            raise NeuronShareError(f"{name_of(model)} has no hook {pair[0]}; see model.hook_dict for those it has.")
+            raise NeuronShareError(f"{name_of(model)} has no hook {pair[0]}; see model.hook_dict for the hooks it has.")
         names.update(chosen)
         for point in {id(points[name]) for name in chosen}:
             functions.setdefault(point, []).append((number, pair[1]))
@@ -56,21 +56,23 @@ def hooked(model: LensModel, fwd_hooks: Hooks) -> Iterator[set[int]]:
 
 @contextmanager
 def all_firing(model: LensModel, fwd_hooks: Hooks) -> Iterator[None]:
-    """`hooked`, for runs in which every hook must fire.
+    """Install hooks as `hooked` does, and refuse at the end if one of them has not fired.
 
     Raises:
-        NeuronShareError: as `hooked`; and at the end for a hook that has not fired.
+        NeuronShareError: as in `hooked`, and when a hook has not fired.
     """
     with hooked(model, fwd_hooks) as fired:
         yield
     for number, (name, _) in enumerate(fwd_hooks):
         if number not in fired:
-            raise NeuronShareError(f"The hook on {name} did not fire; is it of a part that this model does not run?")
+            raise NeuronShareError(
+                f"The hook on {name} did not fire; does it belong to a part that this model does not run?"
+            )
 
 
 @contextmanager
 def without_hooks(model: LensModel) -> Iterator[None]:
-    """Take the user's hooks off for as long as the context lasts: TransformerLens's, and torch's on any module."""
+    """Take off the user's hooks, TransformerLens's and torch's, on all modules for as long as the context lasts."""
     taken: list[tuple[dict[int, Any], dict[int, Any]]] = []
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
@@ -81,14 +83,14 @@ def without_hooks(model: LensModel) -> Iterator[None]:
     try:
         yield
     finally:
-        for hooks, before in taken:  # in their order; after them what the libraries have put there meanwhile
+        for hooks, before in taken:  # the libraries may have added hooks meanwhile; these come last
             meanwhile = {key: hook for key, hook in hooks.items() if key not in before}
             hooks.clear()
             hooks.update(before | meanwhile)
 
 
 def has_hooks(model: LensModel) -> bool:
-    """Whether somebody's hooks are on the model: TransformerLens's, or torch's on any of its modules."""
+    """Return whether the user's hooks, TransformerLens's or torch's, are on any of the model's modules."""
     return any(
         _hooks_of_the_user(module, hooks)
         for module in model.modules()
@@ -97,12 +99,12 @@ def has_hooks(model: LensModel) -> bool:
 
 
 def _hooks_of_the_user(module: Any, hooks: Mapping[int, Any]) -> set[int]:
-    """The keys of a module's hooks that the libraries have not put there themselves, as they do to capture outputs."""
+    """Return the keys of the hooks that the user put on a module; the libraries put some there to capture outputs."""
     if not hooks:
         return set()
-    # A hook point calls the user's function from one of its own.
-    given = {handle.hook.id: handle.user_hook for handle in getattr(module, "fwd_hooks", ())}
-    functions = {key: given.get(key, hook) for key, hook in hooks.items()}
+    # A hook point wraps the user's function in a function of its own.
+    wrapped = {handle.hook.id: handle.user_hook for handle in getattr(module, "fwd_hooks", ())}
+    functions = {key: wrapped.get(key, hook) for key, hook in hooks.items()}
     return {
         key
         for key, function in functions.items()
@@ -112,10 +114,10 @@ def _hooks_of_the_user(module: Any, hooks: Mapping[int, Any]) -> set[int]:
 
 @contextmanager
 def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
-    """A bridge's Hugging Face model without TransformerLens: the same weights, run by Hugging Face's own modules.
+    """Give a bridge's Hugging Face model without TransformerLens: the same weights, run by Hugging Face's own modules.
 
-    TransformerLens puts its components in the places of Hugging Face's modules and keeps those inside. For as long as
-    the context lasts they are back in their places, so that nothing has to be loaded a second time.
+    TransformerLens replaces Hugging Face's modules by its own components, each of which keeps the original inside. For
+    as long as the context lasts the originals are back in their places, so that no second copy has to be loaded.
 
     Example:
         >>> with unwrapped(model) as hugging_face:

@@ -1,7 +1,7 @@
-"""What is used of a TransformerLens model, whichever class it is of, and what state it is in.
+"""The parts of a TransformerLens model that the package uses, and the state that a model is in.
 
-Both classes serve: `HookedTransformer` (TransformerLens 3) and `TransformerBridge` (3 and 4), which runs a Hugging Face
-model inside.
+Both model classes work: `HookedTransformer` (TransformerLens 3) and `TransformerBridge` (3 and 4), which runs a Hugging
+Face model inside.
 """
 
 from __future__ import annotations
@@ -20,115 +20,116 @@ from tl_neuronshare.errors import NeuronShareError
 
 @runtime_checkable
 class LensModel(Protocol):
-    """What is used of a TransformerLens model; any HookedTransformer or TransformerBridge fits."""
+    """The members of a model that the package uses; every HookedTransformer and TransformerBridge has them."""
 
     cfg: Any
     tokenizer: Any
     blocks: Any
 
-    if TYPE_CHECKING:  # TransformerLens 3's bridge makes it anew each time, and so for each check of a type too
+    # Only for mypy: beartype would ask for it at each check, and TransformerLens 3's bridge then lists all its hooks.
+    if TYPE_CHECKING:
 
         @property
         def hook_dict(self) -> Mapping[str, Any]:
-            """Every hook point by name."""
+            """Return every hook point by its name."""
             ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """A forward pass."""
+        """Run a forward pass."""
         ...
 
     def hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
-        """Hook functions for as long as the context lasts."""
+        """Install hook functions for as long as the context lasts."""
         ...
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Tokens after a prompt."""
+        """Return the tokens that the model generates after a prompt."""
         ...
 
     def parameters(self) -> Iterator[Tensor]:
-        """The model's weights."""
+        """Iterate over the model's weights."""
         ...
 
     def modules(self) -> Iterator[torch.nn.Module]:
-        """The model's modules."""
+        """Iterate over the model's modules."""
         ...
 
 
 def has_hooked_transformer() -> bool:
-    """Whether the installed TransformerLens still has HookedTransformer (4.0 removed it)."""
+    """Return whether the installed TransformerLens still has HookedTransformer, which 4.0 removed."""
     return int(version_of_transformer_lens().split(".")[0]) < 4
 
 
 def version_of_transformer_lens() -> str:
-    """The installed version."""
+    """Return the installed version of TransformerLens."""
     return version("transformer_lens")
 
 
 def is_bridge(model: LensModel) -> bool:
-    """Whether this is a TransformerBridge, which runs a Hugging Face model inside."""
+    """Return whether the model is a TransformerBridge, which runs a Hugging Face model inside."""
     return hasattr(model, "original_model")
 
 
 def check_model(model: object) -> None:
-    """Refuse what is no TransformerLens model, has no tokenizer, or is no decoder.
+    """Refuse a value that is not a TransformerLens model, has no tokenizer, or is not a decoder.
 
     Raises:
-        NeuronShareError: says which of the three, and what to load in its place.
+        NeuronShareError: one of the three is the case; the message says which one, and what to load instead.
     """
     if not all(hasattr(model, name) for name in ("cfg", "hooks", "run_with_hooks")):
         raise NeuronShareError(
-            f"A {type(model).__name__} is no TransformerLens model; load one with tl_neuronshare.load_model(name), "
+            f"A {type(model).__name__} is not a TransformerLens model; load one with tl_neuronshare.load_model(name), "
             "HookedTransformer.from_pretrained_no_processing(name) or TransformerBridge.boot_transformers(name)."
         )
     if getattr(model, "tokenizer", None) is None:
         raise NeuronShareError(f"{name_of(model)} has no tokenizer; give it one with model.set_tokenizer(...).")
     hugging_face = getattr(model, "original_model", None)
-    decoder = (
+    is_decoder = (
         getattr(model.cfg, "attention_dir", "causal") == "causal"  # type: ignore[attr-defined]
         if hugging_face is None
         else hugging_face.can_generate() and not getattr(hugging_face.config, "is_encoder_decoder", False)
     )
-    if not decoder:
+    if not is_decoder:
         raise NeuronShareError(
-            f"{name_of(model)} ({type(hugging_face or model).__name__}) is no decoder-only language model; "
-            "encoders are not read yet."
+            f"{name_of(model)} ({type(hugging_face or model).__name__}) is not a decoder-only language model, "
+            "and the neurons of encoders are not read yet; use a decoder."
         )
 
 
 def block_of(model: LensModel, hook: str) -> Any:
-    """The transformer block that a hook named blocks.N... is in."""
+    """Return the transformer block that contains a hook with a name such as blocks.3.hook_mlp_out."""
     return model.blocks[int(hook.split(".")[1])]
 
 
 def nested(owner: Any, name: str) -> Any:
-    """The attribute of this name (dots lead inwards), or None."""
+    """Return the attribute with this name, or None; a dot in the name leads to an attribute of an attribute."""
     try:
         return attrgetter(name)(owner)
-    except (AttributeError, NotImplementedError, TypeError):  # what bridges raise for what an architecture lacks
+    except (AttributeError, NotImplementedError, TypeError):  # bridges raise these for a part that does not exist
         return None
 
 
 def tensor_of(module: Any, name: str) -> Tensor | None:
-    """The tensor of this name (dots lead inwards), or None."""
-    found = nested(module, name)
-    return found if isinstance(found, Tensor) else None
+    """Return the tensor with this name, or None; dots are as in `nested`."""
+    value = nested(module, name)
+    return value if isinstance(value, Tensor) else None
 
 
 def device_of(model: LensModel) -> torch.device:
-    """Where the model takes its tokens."""
+    """Return the device on which the model takes its tokens."""
     parameter = next(model.parameters())
     # Weights that accelerate has offloaded are on the meta device between forward passes.
     return torch.device(model.cfg.device) if parameter.is_meta else parameter.device
 
 
 def dtype_of(model: LensModel) -> torch.dtype:
-    """Of its weights."""
+    """Return the dtype of the model's weights."""
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
 @contextmanager
 def loaded(module: torch.nn.Module) -> Iterator[None]:
-    """The module's weights where they can be read: accelerate keeps offloaded ones on the meta device."""
+    """Load the weights that accelerate has offloaded from a module, for as long as the context lasts."""
     with ExitStack() as stack:
         for part in module.modules():
             if any(parameter.is_meta for parameter in part.parameters(recurse=False)) and hasattr(part, "_hf_hook"):
@@ -140,7 +141,7 @@ def loaded(module: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def left_as_found(model: LensModel | torch.nn.Module) -> Iterator[None]:
-    """Run without gradients and dropout, and put every module's training mode back, whatever happens."""
+    """Run without gradients and dropout, and restore every module's training mode, also after an error."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -153,16 +154,17 @@ def left_as_found(model: LensModel | torch.nn.Module) -> Iterator[None]:
 
 
 def is_processed(model: LensModel) -> bool:
-    """Whether norms are folded into the weights, or a bridge imitates a HookedTransformer."""
+    """Return whether norms are folded into the weights, or a bridge imitates a HookedTransformer."""
     if is_bridge(model):
         return bool(getattr(model, "compatibility_mode", False) or getattr(model, "_weights_processed", False))
     return str(model.cfg.normalization_type).endswith("Pre")
 
 
 def is_edited(model: LensModel) -> bool:
-    """Whether a bridge's attention weights were changed after it was made.
+    """Return whether a bridge's attention weights were changed after it was made.
 
-    It keeps copies of fused ones, split into query, key and value, so that the Hugging Face module does not change.
+    Where the query, key and value weights are fused in one tensor, a bridge keeps them as split copies. An edit changes
+    the copies and not the Hugging Face module.
     """
     for module in model.modules():
         split = getattr(module, "split_qkv_matrix", None)
@@ -176,5 +178,5 @@ def is_edited(model: LensModel) -> bool:
 
 
 def name_of(model: Any) -> str:
-    """What to call the model in messages and metadata."""
+    """Return the model's name for messages and metadata."""
     return str(getattr(model.cfg, "model_name", None) or type(model).__name__)

@@ -1,4 +1,4 @@
-"""Loads a model through TransformerLens with its raw weights: from the hub, a directory or a GGUF file."""
+"""Load a model through TransformerLens with its raw weights: from the hub, a directory or a GGUF file."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def load_model(
     dtype: torch.dtype | None = None,
     verify: bool = True,
 ) -> LensModel:
-    """Load a model with its raw weights: nothing folded, nothing centred.
+    """Load a model with its raw weights, in which nothing is folded or centred.
 
     Args:
         name_or_path: a name on the Hugging Face hub, a local directory with a model and its tokenizer, or a .gguf file,
             which Transformers dequantises (package `gguf`).
         backend: `hooked` is a HookedTransformer (TransformerLens 3 only), `bridge` a TransformerBridge.
-            `auto`, on TransformerLens 3, is `hooked` for the names that it knows; `bridge` for local
-            directories and files, for other names, and always on TransformerLens 4.
-        device: where to put it; TransformerLens's choice by default (a GPU if there is one).
-        dtype: of the weights; float32 by default.
-        verify: whether what runs this model first asks for the checks of `verify` that it depends on. A
+            `auto` is `hooked` on TransformerLens 3 for the names that HookedTransformer knows, and `bridge` for all
+            other names, for local directories and files, and on TransformerLens 4.
+        device: the device to put the model on; by default TransformerLens chooses (a GPU if there is one).
+        dtype: the dtype of the weights; float32 by default.
+        verify: whether every function that runs this model first makes the checks of `verify` that it depends on. A
             HookedTransformer that is made from a directory is compared with the Hugging Face model at once. False
-            takes the model as it is, at your own risk; the metadata of results then says `verified: False`.
+            accepts the model as it is, at your own risk; the metadata of results then says `verified: False`.
 
     Raises:
-        NeuronShareError: an unknown backend, `hooked` on TransformerLens 4 or for a file, nothing to load there, or a
-            HookedTransformer that computes something else than the model it was made from.
+        NeuronShareError: the backend is unknown, `hooked` is asked for on TransformerLens 4 or for a file, there is
+            nothing to load, or a HookedTransformer computes something different from the model it was made from.
 
     Example:
         >>> model = load_model(demo_directory, backend="bridge", device="cpu")
@@ -58,9 +58,9 @@ def load_model(
         raise NeuronShareError(f"There is no file {str(path)!r}; check the path.")
     if backend == "hooked" and (is_file or not has_hooked_transformer()):
         raise NeuronShareError(
-            f'{path.name} is a GGUF file, of which only a TransformerBridge can be made; use backend="bridge".'
+            f'{path.name} is a GGUF file, which only a TransformerBridge can load; use backend="bridge".'
             if is_file
-            else f"TransformerLens {version_of_transformer_lens()} has no HookedTransformer any more; "
+            else f"TransformerLens {version_of_transformer_lens()} no longer has HookedTransformer; "
             'use backend="bridge", or install "transformer_lens>=3.9,<4".'
         )
     name = str(path if path.exists() else name_or_path)
@@ -93,7 +93,7 @@ def load_model(
 
 
 def _known_name(name: str) -> bool:
-    """Whether HookedTransformer knows this name (a local directory of that name goes first)."""
+    """Return whether HookedTransformer knows this name; a local directory with this name goes first."""
     from transformer_lens.loading_from_pretrained import get_official_model_name
 
     if Path(name).is_dir():
@@ -108,7 +108,10 @@ def _known_name(name: str) -> bool:
 def _load_hooked(
     name: str, *, local: bool, device: str | torch.device | None, dtype: torch.dtype
 ) -> tuple[LensModel, Any]:
-    """A HookedTransformer, by name or, which TransformerLens refuses, from a directory; and what it is made of."""
+    """Load a HookedTransformer, and return it with the Hugging Face model that it was made from, where there is one.
+
+    TransformerLens loads names on the hub. It refuses directories, so that here the weights are converted step by step.
+    """
     from transformer_lens import HookedTransformer
 
     if not local:
@@ -122,13 +125,14 @@ def _load_hooked(
         cfg = get_pretrained_model_config(name, device=device, dtype=dtype)
     except (AttributeError, KeyError, NotImplementedError) as error:
         raise NeuronShareError(
-            f"TransformerLens {version_of_transformer_lens()} makes no HookedTransformer of the directory {name!r}: it "
-            'converts this architecture by its name on the hub only. Use backend="bridge", or give the name.'
+            f"TransformerLens {version_of_transformer_lens()} cannot make a HookedTransformer from the directory "
+            f"{name!r}: it converts this architecture by its name on the hub only. "
+            'Use backend="bridge", or give the name.'
         ) from error
     hugging_face = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager").eval()
     weights = get_pretrained_state_dict(name, cfg, hugging_face)
     hooked = HookedTransformer(cfg, AutoTokenizer.from_pretrained(name))
-    if cfg.positional_embedding_type == "alibi":  # has no W_pos, of which TransformerLens would warn
+    if cfg.positional_embedding_type == "alibi":  # TransformerLens would warn that there is no W_pos
         weights["pos_embed.W_pos"] = hooked.pos_embed.W_pos
     hooked.load_and_process_state_dict(
         weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
@@ -138,7 +142,7 @@ def _load_hooked(
 
 
 def _generation_config(name: str) -> Any:
-    """How the hub says that a model generates, with the tokens that end an answer; None where it does not say."""
+    """Return the hub's settings for generation, which name the tokens that end an answer; None where it has none."""
     from transformer_lens.loading_from_pretrained import get_official_model_name
     from transformers import GenerationConfig
 
@@ -149,16 +153,16 @@ def _generation_config(name: str) -> Any:
 
 
 def _from_gguf(path: Path, *, device: str | torch.device | None, dtype: torch.dtype) -> LensModel:
-    """A bridge of the weights in a GGUF file, dequantised."""
+    """Load the weights in a GGUF file into a bridge, dequantised."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     hugging_face = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, attn_implementation="eager").eval()
     config = hugging_face.config
-    config.architectures = [type(hugging_face).__name__]  # which the file does not name, and TransformerLens asks for
+    config.architectures = [type(hugging_face).__name__]  # TransformerLens needs it, and the file does not name it
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the weights are plain numbers now
+        del config.quantization_config  # the weights are no longer quantised
     model = TransformerBridge.boot_transformers(
         str(path), hf_model=hugging_face, tokenizer=AutoTokenizer.from_pretrained(**where), device=device, dtype=dtype
     )

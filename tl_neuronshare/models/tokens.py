@@ -1,4 +1,4 @@
-"""Texts as tokens: checked, never cut off, and padded so that they can share a forward pass."""
+"""From texts to tokens: checked, never truncated, and padded so that texts can share a forward pass."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from tl_neuronshare.models.lens import LensModel, name_of, nested, tensor_of
 
 
 def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None = None) -> list[list[int]]:
-    """The token ids of each text alone, without padding and never truncated.
+    """Return the token ids of each text, without padding and never truncated.
 
     Args:
-        model: whose tokenizer to use.
-        texts: what to tokenise.
-        prepend_bos: whether each begins with the BOS token; None is the model's own `cfg.default_prepend_bos`. A text
-            that has one already, as from a chat template, gets no second.
+        model: the model whose tokenizer is used.
+        texts: the texts to tokenise.
+        prepend_bos: whether each text begins with the BOS token; None is the model's `cfg.default_prepend_bos`. A text
+            that already begins with one, for example from a chat template, does not get a second.
 
     Raises:
-        NeuronShareError: BOS was asked for and the tokenizer has none, or a token that the model does not have.
+        NeuronShareError: BOS is asked for and the tokenizer has none, or the model does not have one of the tokens.
     """
     bos = resolve_prepend_bos(model, prepend_bos)
     if bos and model.tokenizer.bos_token_id is None:
         raise NeuronShareError(f"The tokenizer of {name_of(model)} has no BOS token; use prepend_bos=False.")
-    # Special tokens that a tokenizer adds by itself differ between classes and versions: BOS is put there by hand.
+    # BOS is put there by hand: which special tokens a tokenizer adds by itself differs between classes and versions.
     ids: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False).input_ids
     start = [model.tokenizer.bos_token_id]
     rows = [row if row[:1] == start else start + row for row in ids] if bos else ids
@@ -35,8 +35,8 @@ def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None
     if last >= vocabulary_size(model):
         token = model.tokenizer.convert_ids_to_tokens(last)
         raise NeuronShareError(
-            f"The tokenizer of {name_of(model)} gives token {last} ({token!r}), and the model has only "
-            f"{vocabulary_size(model)}. "
+            f"The tokenizer of {name_of(model)} gives token {last} ({token!r}), but the model has only "
+            f"{vocabulary_size(model)} tokens. "
             + (
                 "TransformerLens adds special tokens to a tokenizer that has none; use prepend_bos=False."
                 if bos and [last] == start
@@ -47,31 +47,31 @@ def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None
 
 
 def vocabulary_size(model: LensModel) -> int:
-    """How many tokens the model knows: rows of its embedding, since `cfg.d_vocab` may be the tokenizer's."""
+    """Return how many tokens the model's embedding has; `cfg.d_vocab` may be the tokenizer's number."""
     embedding = tensor_of(nested(model, "embed"), "W_E")
     return int(model.cfg.d_vocab) if embedding is None else len(embedding)
 
 
 def knows_bos(model: LensModel) -> bool:
-    """Whether the tokenizer has a BOS token that the model has too."""
+    """Return whether the tokenizer has a BOS token that the model also has."""
     bos = model.tokenizer.bos_token_id
     return bos is not None and bos < vocabulary_size(model)
 
 
 def resolve_prepend_bos(model: LensModel, prepend_bos: bool | None) -> bool:
-    """What prepend_bos=None means for this model."""
+    """Return True or False for `prepend_bos`, in which None means the model's default."""
     return bool(model.cfg.default_prepend_bos) if prepend_bos is None else prepend_bos
 
 
 def special_tokens(model: LensModel) -> list[int]:
-    """The ids of the tokenizer's special tokens, which belong to no prompt's text; an unknown token stands for text."""
+    """Return the ids of the special tokens, except the unknown token: it stands for a part of a prompt's text."""
     tokenizer = model.tokenizer
     others = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     return sorted(set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - others))
 
 
 def end_tokens(model: LensModel) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, and all that the model's own settings for generation name."""
+    """Return the tokens that end an answer: the tokenizer's, and those in the model's settings for generation."""
     settings = nested(model, "original_model.generation_config") or nested(model, "generation_config")
     named = getattr(settings, "eos_token_id", None)
     others = named if isinstance(named, Sequence) else [named]
@@ -81,10 +81,10 @@ def end_tokens(model: LensModel) -> list[int]:
 def tokenised(
     model: LensModel, texts: Sequence[str], language: str, examples: Sequence[Hashable], *, prepend_bos: bool | None
 ) -> list[list[int]]:
-    """Each text of one language as tokens, checked against the context; nothing is cut off.
+    """Return the tokens of each text of one language, after checking that each text has some and fits into the context.
 
     Raises:
-        NeuronShareError: a text without a token, or with more than the model's context.
+        NeuronShareError: a text has no token, or more tokens than the model's context.
 
     Example:
         >>> len(tokenised(model, ["Country code of Peru →"], "en", [0], prepend_bos=None)[0])
@@ -100,10 +100,10 @@ def tokenised(
 
 
 def check_length(model: LensModel, n_tokens: int, where: str, what: str = "the prompt") -> None:
-    """Refuse what is longer than the context."""
+    """Refuse a text that is longer than the model's context."""
     if n_tokens > model.cfg.n_ctx:
         raise NeuronShareError(
-            f"{where}: {what} has {n_tokens} tokens, the model's context {model.cfg.n_ctx}; "
+            f"{where}: {what} has {n_tokens} tokens, but the model's context is {model.cfg.n_ctx}; "
             "shorten it or drop that example in every language."
         )
 
@@ -111,10 +111,10 @@ def check_length(model: LensModel, n_tokens: int, where: str, what: str = "the p
 def left_padded(
     rows: Sequence[Sequence[int]],
 ) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt position"] | None]:
-    """Tokens and their mask; no mask where nothing is padded.
+    """Return the tokens of all prompts, padded on the left, and their mask; None instead of a mask without padding.
 
-    The mask is made from the lengths: one made from the token ids would hide a prompt's own BOS or end token
-    where that is also the padding.
+    The mask is made from the lengths. A mask made from the token ids would hide a prompt's own BOS or end token where
+    that token is also the padding.
 
     Example:
         >>> left_padded([[5, 6, 7], [8]])
@@ -128,7 +128,7 @@ def left_padded(
 def padded_apart(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
 ) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt position"] | None]:
-    """Prompts padded on the left and answers on the right, so that all prompts end at the same place; and the mask.
+    """Return prompts padded on the left and answers padded on the right, and their mask; all prompts end at one place.
 
     Example:
         >>> padded_apart([[5, 6], [7]], [[8], [9, 9]])
@@ -136,16 +136,16 @@ def padded_apart(
                 [0, 7, 9, 9]]), tensor([[1, 1, 1, 0],
                 [0, 1, 1, 1]]))
     """
-    end, after = max(map(len, prompts)), max(map(len, answers))
-    # Any token will do: the mask hides it.
+    end, longest_answer = max(map(len, prompts)), max(map(len, answers))
+    # Any token can be the padding, since the mask hides it.
     tokens = torch.tensor(
         [
-            [0] * (end - len(prompt)) + list(prompt) + list(answer) + [0] * (after - len(answer))
+            [0] * (end - len(prompt)) + list(prompt) + list(answer) + [0] * (longest_answer - len(answer))
             for prompt, answer in zip(prompts, answers, strict=True)
         ],
         device="cpu",
     )
-    places = torch.arange(end + after, device="cpu")
+    places = torch.arange(end + longest_answer, device="cpu")
     first = torch.tensor([[end - len(prompt)] for prompt in prompts], device="cpu")
     last = torch.tensor([[end + len(answer)] for answer in answers], device="cpu")
     mask = (places >= first) & (places < last)
