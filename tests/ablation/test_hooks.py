@@ -335,7 +335,7 @@ def test_layers_of_different_width(animals):
     """A narrower layer takes its own columns of a mask, and refuses neurons beyond them."""
     model = animals.narrowed_llama()
     mask = torch.rand(3, 96) < 0.4
-    with pytest.raises(ns.NeuronShareError, match="Layer 1 has 40 neurons, and the mask has some beyond"):
+    with pytest.raises(ns.NeuronShareError, match="Layer 1 has 40 neurons, but the mask has some beyond"):
         ns.ablation_hooks(model, mask)
     mask[1, 40:] = False
     hook = ns.ablation_hooks(model, mask)[1][1]
@@ -368,7 +368,7 @@ WRONG = {
     "a positive position": ({"position": 2}, "position=2 is unknown"),
     "positions that are numbers": ({"position": torch.ones(1, 4)}, "position is torch.float32 of shape"),
     "before the prompt": ({"position": -9, "prompt_tokens": 3}, "position=-9 is before the first of the prompt's 3"),
-    "no number of tokens": ({"position": "last", "prompt_tokens": 0}, "prompt_tokens=0 is no number of tokens"),
+    "not a number of tokens": ({"position": "last", "prompt_tokens": 0}, "prompt_tokens=0 is not a number of tokens"),
     "tokens at last": ({"position": "last", "tokens": torch.ones(1, 4).long()}, "tokens leave special tokens out of"),
     "a list of tokens": ({"tokens": [[1]]}, r"tokens is \[\[1\]\]; give the prompt's token ids"),
     "tokens and their number": ({"tokens": torch.ones(1, 4).long(), "prompt_tokens": 3}, "prompt_tokens=3, but tokens"),
@@ -402,10 +402,10 @@ def test_a_batch_of_another_size_is_an_error_and_never_broadcast(bloom, n_rows, 
     ]
     for hooks in ways:
         with pytest.raises(
-            ns.NeuronShareError, match=f"(2 rows, but .* for {n_rows}|for {n_rows} rows, the batch has 2)"
+            ns.NeuronShareError, match=f"(2 rows, but .* for {n_rows}|for {n_rows} rows, but the batch has 2)"
         ):
             bloom.run_with_hooks(tokens, fwd_hooks=hooks)
-    with pytest.raises(ns.NeuronShareError, match="mask is of 2 rows, the tokens or positions of 3"):
+    with pytest.raises(ns.NeuronShareError, match="mask has 2 rows, but the tokens or positions have 3"):
         ns.ablation_hooks(bloom, mask_of(bloom, rows=(2,)), tokens=torch.ones(3, 4).long())
     bloom(tokens)  # nothing is left behind
 

@@ -32,7 +32,7 @@ def test_what_reference_values_refuses(bloom, as_users_run_it):
         ({"en": "a text"}, {}, "give some texts"),
         ({"en": ["a"]}, {"position": -3}, "'en', text 0: too short for position=-3"),
         ({"en": ["a"]}, {"site": "gate"}, "site='gate' has no values"),
-        ({"en": ["<|end|>"]}, {"position": "all"}, "'en', text 0: nothing but special tokens"),
+        ({"en": ["<|end|>"]}, {"position": "all"}, "'en', text 0: it has only special tokens"),
     ):
         with pytest.raises(ns.NeuronShareError, match=message):
             ns.reference_values(bloom, texts, **options)

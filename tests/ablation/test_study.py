@@ -479,7 +479,7 @@ class TestBadInput:
             ({"controls": "random"}, "controls='random'; give a list"),
             (
                 {"mode": "mean", "values": dict.fromkeys(["en", "de", "th", "zh"], torch.ones(2, 4, 512))},
-                "no float tensor",
+                "not a float tensor",
             ),
             ({"position": -99}, "'en', example .*: the prompt has . token.s., too few for position=-99"),
             ({"layers": 3}, "layers=3; give some of 0 to 3"),
@@ -511,7 +511,7 @@ class TestBadInput:
 
     def test_one_example_has_no_other_to_resample(self, small):
         model, prompts, sharing = small
-        with pytest.raises(ns.NeuronShareError, match="values of another example, and there is one only"):
+        with pytest.raises(ns.NeuronShareError, match="values of another example, but there is only one"):
             ns.ablation_study(model, prompts[:1], sharing[:1], mode="resample")
 
     def test_what_does_not_fit(self, small, animals):
@@ -523,5 +523,5 @@ class TestBadInput:
         with pytest.raises(ns.NeuronShareError, match="layers of 512, 512, 512, 512 neurons, .* has 128, 128, 128"):
             ns.ablation_study(animals.lens("bloom", "bridge"), prompts, sharing)
         sharing.metadata["fingerprint"] = "0123456789abcdef-" + sharing.metadata["fingerprint"].split("-")[1]
-        with pytest.warns(UserWarning, match="measured on other weights"):
+        with pytest.warns(UserWarning, match="measured on different weights"):
             ns.ablation_study(model, prompts, sharing, types=["specific"], controls=[])

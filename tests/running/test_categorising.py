@@ -203,7 +203,7 @@ def test_thresholds(bloom, prompts):
 @pytest.mark.parametrize("position", ["any", "all"])
 def test_prompts_of_special_tokens_only(bloom, position):
     prompts = ns.ParallelPrompts({"en": ["a", "b"], "de": ["c", "<|end|>"]})
-    message = r"'de', example 1: the prompt has 0 token\(s\) that is no special token, and position=.* needs 1"
+    message = r"'de', example 1: the prompt has 0 token\(s\) without special ones, but position=.* needs 1"
     with pytest.raises(ns.NeuronShareError, match=message):
         ns.categorise(bloom, prompts, position=position)
     assert len(ns.categorise(bloom, prompts, position="last")) == 2
@@ -227,10 +227,10 @@ def test_caches(animals, backend, bloom):
         ns.categorise_caches(list(caches.values()))
     with pytest.raises(ns.NeuronShareError, match=r"languages=\['en'\]; give a list of at least two names"):
         ns.categorise_caches({"en": caches["en"]})
-    with pytest.raises(ns.NeuronShareError, match="'de': a dict is no ActivationCache.*run_with_cache returns"):
+    with pytest.raises(ns.NeuronShareError, match="'de': a dict is not an ActivationCache.*run_with_cache returns"):
         ns.categorise_caches(caches | {"de": dict(caches["de"].cache_dict)})
     other = caches_of(animals.lens("gpt2", backend), de=(2, 5))
-    with pytest.raises(ns.NeuronShareError, match="'de': another model than the first"):
+    with pytest.raises(ns.NeuronShareError, match="'de': a different model from the first"):
         ns.categorise_caches(caches | other)
     with pytest.raises(ns.NeuronShareError, match="different numbers of prompts: en 2, de 3. Row i must be example i"):
         ns.categorise_caches(caches | caches_of(bloom, de=(3, 5)))

@@ -81,7 +81,7 @@ def test_what_is_no_prompts_no_size_and_no_choice_of_bos():
         (PROMPTS, 2.0, None, "batch_size=2.0 is unknown"),
         (PROMPTS, None, None, "batch_size=None is unknown"),
         (PROMPTS, -1, None, "batch_size=-1 is unknown"),
-        (PROMPTS, 1, 0, "prepend_bos=0 is unknown; use True, False, or None for the model's own"),
+        (PROMPTS, 1, 0, "prepend_bos=0 is unknown; use True, False, or None for the model's default"),
     ):
         with pytest.raises(ns.NeuronShareError, match=message):
             plan.check_options(prompts, batch_size, bos)

@@ -531,7 +531,7 @@ BATCHES = {
         {"tokens": torch.ones(1, 5).long()},
         r"attention_mask has shape \(1, 4\), tokens \(1, 5\)",
     ),
-    "a mask to be added": (("en", [0]), {"attention_mask": torch.tensor([[0.0, -1e9]])}, "other values than 0 and 1"),
+    "a mask to be added": (("en", [0]), {"attention_mask": torch.tensor([[0.0, -1e9]])}, "values that are not 0 or 1"),
     "examples as floats": (("en", [0.0]), {}, "There is no example 0.0"),
     "an empty row": (("en", [0, 1], torch.tensor([[1, 1], [0, 0]])), {}, "'en', example 1: the prompt has 0 token"),
 }
@@ -551,7 +551,7 @@ def test_runs_that_are_not_the_batch_that_was_announced(bloom):
     hooks = recorder.fwd_hooks("en", [0, 1], torch.ones(2, 4).long())
     for shape in ((1, 4), (3, 4), (2, 5), (2, 3), (2, 1)):
         message = (
-            rf"gave a tensor of shape \({shape[0]}, {shape[1]}, 128\), not \(2, 4, 128\) .*Hooks are for the one batch"
+            rf"gave a tensor of shape \({shape[0]}, {shape[1]}, 128\), not \(2, 4, 128\) .*hooks are for one batch only"
         )
         with pytest.raises(ns.NeuronShareError, match=message):
             bloom.run_with_hooks(torch.ones(shape).long(), fwd_hooks=hooks)
