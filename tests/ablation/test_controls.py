@@ -9,7 +9,7 @@ from tl_neuronshare.ablation import controls
 
 
 def test_selection_alone_knows_no_model():
-    """Pure: a sharing made by hand is enough."""
+    """A sharing that is made by hand is enough."""
     activated = torch.rand(6, 3, 2, 40, generator=torch.Generator().manual_seed(0)) < 0.5
     sharing = ns.NeuronSharing.from_activated(activated, languages=["en", "de", "fr"])
     prompts = ns.ParallelPrompts({language: list("abcdef") for language in sharing.languages})

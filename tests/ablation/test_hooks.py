@@ -1,4 +1,4 @@
-"""Ablation: against plain torch hooks on Hugging Face's modules, in every kind of run, beside other hooks."""
+"""Ablation, compared with plain torch hooks on Hugging Face's modules, in every kind of run, with other hooks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIX = ["bloom", "gpt2", "llama", "opt", "qwen2", "gemma2"]
 
 
 def values_at(model, run, layer=0, *, before=()):
-    """What stands at a hook in each call of a run, after other hooks."""
+    """The tensor at a hook in each call of a run, after other hooks."""
     seen = []
     run([*before, (POST.format(layer), lambda tensor, hook: seen.append(tensor.clone()))])
     return seen
@@ -109,7 +109,7 @@ def test_in_every_kind_of_run_and_beside_the_user_s_hooks(bloom):
     assert torch.equal(bloom.run_with_hooks(tokens, fwd_hooks=hooks), ablated)  # and again
     plain = bloom(tokens)
     assert not torch.equal(plain, ablated)
-    # Before a hook of the user's on the same point, and after it.
+    # Before a user's hook on the same point, and after it.
     seen = {}
 
     def watch(tensor, hook, *, name):
@@ -137,7 +137,7 @@ def test_edits_are_out_of_place_and_let_gradients_through(bloom):
 
 
 def test_a_function_that_edits_in_place_changes_no_other_neurons(bloom):
-    """As functions of one's own often do: `post[...] = x`."""
+    """As a user's own functions often do: `post[...] = x`."""
     mask, tokens = mask_of(bloom), tokens_of(bloom)
     ways = (lambda post: -post, lambda post: post.mul_(-1))
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_categorising_inside_sees_the_ablated_model(bloom, prompts):
 
 
 def test_a_call_under_two_names_is_edited_once(animals):
-    """As a bridge's compatibility mode makes it, where a hook point answers to several names."""
+    """As in a bridge's compatibility mode, where a hook point has several names."""
     model = animals.lens("bloom", "bridge")
     mask, tokens = mask_of(model), tokens_of(model)
     hooks = ns.ablation_hooks(model, mask, mode="scale", values=3.0)
@@ -172,7 +172,7 @@ def test_a_call_under_two_names_is_edited_once(animals):
         assert torch.equal(model(tokens), once)
     finally:
         model.reset_hooks()
-    assert len(calls) == 4  # the trap: each of two passes twice
+    assert len(calls) == 4  # the trap: each of two passes calls twice
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -193,7 +193,7 @@ def test_in_half_precision(animals, dtype, backend):
 
 
 def test_on_another_device_than_the_masks(bloom):
-    """Masks, values and positions go to where the layer's tensor is: here to a device without memory."""
+    """Masks, values and positions move to the device of the layer's tensor: here one without memory."""
     mask, values = mask_of(bloom, rows=(2,)), torch.ones(2, 3, 128)
     places = torch.ones(2, 4, dtype=torch.bool)
     for options in ({}, {"mode": "mean", "values": values}, {"mode": "scale", "values": 2.0}, {"position": places},
@@ -306,7 +306,7 @@ def test_masks_stay_with_their_rows_in_generation_with_left_padding(animals, bac
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_last_prompt_token_and_nothing_after_it(animals, backend, cached):
-    """Seen call by call: the prompt's last token is edited, generated ones are not; a prompt of one token too."""
+    """The prompt's last token is edited, and generated tokens are not; even after a one-token prompt."""
     model = animals.lens("demo", backend)
     mask = mask_of(model)
     for prompt in (PROMPTS[0], "→"):

@@ -1,4 +1,4 @@
-"""Reference values: means and single values, against caches of single texts."""
+"""Reference values: means and single values, compared with caches of single texts."""
 
 from __future__ import annotations
 

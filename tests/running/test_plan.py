@@ -30,7 +30,7 @@ def test_batches_hold_every_prompt_once_and_pad_little():
 
 
 def test_plans_cost_least():
-    """Against every way to cut the sorted lengths into batches."""
+    """The plan costs no more than any other way to cut the sorted lengths into batches."""
     generator = torch.Generator().manual_seed(0)
     for packing in (models.Packing(tokens_a_pass=9), models.Packing(tokens_a_pass=30)):
         for _ in range(20):
@@ -72,7 +72,7 @@ def test_no_prompts_are_no_batches():
 
 
 def test_what_is_no_prompts_no_size_and_no_choice_of_bos():
-    """That every function asks is in test_bad_input.py."""
+    """test_bad_input.py tests that every function checks these options."""
     plan.check_options(PROMPTS, "auto", None)
     plan.check_options(PROMPTS, np.int64(3), True)
     for prompts, batch_size, bos, message in (

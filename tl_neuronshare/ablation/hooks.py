@@ -119,7 +119,7 @@ def hooks_at(
     prompt_tokens: int | None,
     text: Bool[Tensor, "batch pos"] | None,
 ) -> list[tuple[str, Callable[..., Tensor | None]]]:
-    """Make the hooks of `ablation_hooks` for given layers; `text` is True at the prompt's tokens that are not special."""
+    """Make the hooks of `ablation_hooks` for given layers; `text` is True at prompt tokens that are not special."""
     check_mask(mask)
     widest = max(layer.width for layer in layers)
     if tuple(mask.shape[-2:]) != (len(layers), widest):

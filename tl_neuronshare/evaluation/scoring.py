@@ -79,8 +79,8 @@ class Scorer:
         log_probs = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
         greedy: list[list[int]] = [[] for _ in self.continuations]
         noise = verification.noise(self.model) if self.likeliest else torch.inf
-        # Decoding runs other tokens than scoring. What a hook of the user's does there is not known, so it proves
-        # nothing.
+        # Decoding runs different tokens from scoring, and what a user's hook does to them is not known. So scores
+        # under such a hook prove nothing about decoding.
         can_prove = self.likeliest and not models.has_hooks(self.model)
 
         def score(batch: Batch) -> None:

@@ -88,7 +88,7 @@ class Plan:
     Example:
         >>> plan = Plan(model, [[5, 6, 7], [8], [9, 9]], batch_size=2)
         >>> plan.batches
-        [[1], [2, 0]]
+        [[1, 2], [0]]
     """
 
     def __init__(
