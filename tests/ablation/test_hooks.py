@@ -369,7 +369,10 @@ WRONG = {
     "positions that are numbers": ({"position": torch.ones(1, 4)}, "position is torch.float32 of shape"),
     "before the prompt": ({"position": -9, "prompt_tokens": 3}, "position=-9 is before the first of the prompt's 3"),
     "not a number of tokens": ({"position": "last", "prompt_tokens": 0}, "prompt_tokens=0 is not a number of tokens"),
-    "tokens at last": ({"position": "last", "tokens": torch.ones(1, 4).long()}, "tokens leave special tokens out of"),
+    "tokens at last": (
+        {"position": "last", "tokens": torch.ones(1, 4).long()},
+        "Special tokens can be skipped only with",
+    ),
     "a list of tokens": ({"tokens": [[1]]}, r"tokens is \[\[1\]\]; give the prompt's token ids"),
     "tokens and their number": ({"tokens": torch.ones(1, 4).long(), "prompt_tokens": 3}, "prompt_tokens=3, but tokens"),
     "an unknown site": ({"site": "pre"}, "site='pre' is unknown"),

@@ -488,7 +488,7 @@ class TestBadInput:
             ({"one_mask": "yes"}, "one_mask='yes'; give True or False"),
             ({"consistent": "a"}, "consistent='a'; give a share"),
             ({"position": "lst"}, "position='lst' is unknown here; use all, last"),
-            ({"skip_special_tokens": True, "position": "last"}, "tokens leave special tokens out"),
+            ({"skip_special_tokens": True, "position": "last"}, "Special tokens can be skipped only"),
             ({"seeds": []}, r"seeds=\[\]; give a list of integers"),
             ({"layers": [4]}, r"layers=\[4\]; give some of 0 to 3"),
             ({"layers": []}, r"layers=\[\]; give some"),

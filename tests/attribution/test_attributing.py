@@ -292,7 +292,7 @@ def test_neurons_that_write_nothing_are_never_the_top(toy):
 
 
 OPTIONS = {
-    "top_k too large": ({"top_k": 129}, "top_k=129: layer 0 has 128 neurons only"),
+    "top_k too large": ({"top_k": 129}, "top_k=129: layer 0 has only 128 neurons"),
     "no top_k": ({"top_k": 0}, "top_k=0; give a number of neurons"),
     "share above 1": ({"top_k": 1.5}, "top_k=1.5; give a number of neurons"),
     "top_k of another type": ({"top_k": True}, "top_k=True; give a number"),

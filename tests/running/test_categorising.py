@@ -223,7 +223,7 @@ def caches_of(model, **shapes):
 def test_caches(animals, backend, bloom):
     caches = caches_of(bloom, en=(2, 4), de=(2, 5))
     assert len(ns.categorise_caches(caches)) == 2
-    with pytest.raises(ns.NeuronShareError, match="caches is no mapping"):
+    with pytest.raises(ns.NeuronShareError, match="caches is not a mapping"):
         ns.categorise_caches(list(caches.values()))
     with pytest.raises(ns.NeuronShareError, match=r"languages=\['en'\]; give a list of at least two names"):
         ns.categorise_caches({"en": caches["en"]})

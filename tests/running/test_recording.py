@@ -387,7 +387,7 @@ def test_hooks_are_for_one_batch_and_longer_prompts_are_not_taken_for_decoding(b
     hooks = recorder.fwd_hooks("en", [0])
     for n_tokens in (4, 5, 6, 1, 1, 7, 4, 5):  # two prompts of four tokens, and steps after each
         bloom.run_with_hooks(torch.full((1, n_tokens), 7), fwd_hooks=hooks)
-    with pytest.raises(ns.NeuronShareError, match=r"of shape \(1, 9, 128\), not \(1, 4, 128\) .*ask for new ones"):
+    with pytest.raises(ns.NeuronShareError, match=r"of shape \(1, 9, 128\), not \(1, 4, 128\) .*for one batch only"):
         bloom.run_with_hooks(torch.full((1, 9), 7), fwd_hooks=hooks)
 
 

@@ -52,7 +52,7 @@ def ablation_hooks(
         model: the HookedTransformer or TransformerBridge that you will run.
         mask: which neurons are edited. Give one mask for all rows of the batch, or one for each row, in their order.
         mode: what replaces the values of the neurons.
-            `zero`: zero.
+            `zero`: the number 0.
             `mean` or `resample`: the numbers in `values`, such as `reference_values` makes.
             `scale`: their own values, multiplied by the number `values` (2 amplifies).
             A function: it gets the layer's tensor [batch, position, neuron] and returns a tensor of the same shape and
@@ -244,13 +244,13 @@ class _Places:
         if text is not None:
             if not self.after:
                 raise NeuronShareError(
-                    'tokens= is only for position="all", where special tokens are then not edited; leave it out.'
+                    'Special tokens can be skipped only with position="all"; leave out tokens (or skip_special_tokens).'
                 )
             self.of_prompt = text
         if self.of_prompt is not None:
             if self.end not in (None, self.of_prompt.shape[1]):
                 raise NeuronShareError(
-                    f"prompt_tokens={self.end}, but the tokens or positions given are {self.of_prompt.shape[1]}; give "
+                    f"prompt_tokens={self.end}, but tokens or positions have length {self.of_prompt.shape[1]}; give "
                     "the same length."
                 )
             self.end = self.of_prompt.shape[1]

@@ -121,8 +121,8 @@ def evaluate(
         scoring: how an answer is judged.
             `choice`: the prediction is the choice with the highest log-probability, summed over its tokens.
             `exact`: the prediction is decoded greedily. It is correct if it is the answer. Differences of case, of
-                character width and of invisible characters do not count, nor do spaces and quotes around the answer
-                or punctuation at its end.
+                character width and of invisible characters do not count. Spaces, quotes and brackets around the answer
+                and punctuation at its end do not count either.
             `number`: the prediction is decoded greedily. It is correct if its last number equals the last number of
                 the answer; `numerals.last_number` reads both.
         fwd_hooks: a list of pairs (hook name, function), or a function of (language, examples) that returns such a list
