@@ -256,7 +256,7 @@ class SharingRecorder:
         if self.special_tokens and had_tokens.any() and not had_tokens.all():
             raise NeuronShareError(
                 f"{self.where(int((~had_tokens).int().argmax()))}: recorded without tokens, so its special tokens "
-                "count, but those of other prompts do not; pass tokens= to fwd_hooks for all prompts or for none."
+                "count, but those of other prompts do not; pass tokens= to fwd_hooks for all or for none."
             )
 
     def _check_prompts(self, prompts: object) -> None:
