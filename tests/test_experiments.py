@@ -202,7 +202,7 @@ def test_ablation_on_a_directory_with_other_options(tmp_path, animals):
     [
         (("--generate", "--scoring", "choice"), "error: --generate .* --scoring exact or number"),
         (("--seeds", 0), "error: --seeds 0"),
-        (("--ablate", "last", "--skip-special-tokens", "--limit", 2), "error: tokens leave special tokens out"),
+        (("--ablate", "last", "--skip-special-tokens", "--limit", 2), "error: Special tokens can be skipped only"),
         (("--layers", 9, "--limit", 2), r"error: layers=\[9\]; give some of 0 to 3"),
     ],
 )
@@ -215,7 +215,7 @@ def test_mistakes_of_ablation(mistake, given, message):
 @pytest.mark.parametrize(
     ("experiment", "given", "message"),
     [
-        ("attribution", ("--top-k", 600, "--limit", 2), "error: top_k=600: layer 0 has 512 neurons only"),
+        ("attribution", ("--top-k", 600, "--limit", 2), "error: top_k=600: layer 0 has only 512 neurons"),
         ("attribution", ("--neurons", 0, "--limit", 2), "error: n=0; give a number of neurons"),
         ("causal-check", ("--neurons", 1, "--limit", 2), "error: n_neurons=1; give a whole number, at least 2"),
     ],

@@ -1,4 +1,4 @@
-"""Ablation: against plain torch hooks on Hugging Face's modules, in every kind of run, beside other hooks."""
+"""Ablation, compared with plain torch hooks on Hugging Face's modules, in every kind of run, with other hooks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIX = ["bloom", "gpt2", "llama", "opt", "qwen2", "gemma2"]
 
 
 def values_at(model, run, layer=0, *, before=()):
-    """What stands at a hook in each call of a run, after other hooks."""
+    """The tensor at a hook in each call of a run, after other hooks."""
     seen = []
     run([*before, (POST.format(layer), lambda tensor, hook: seen.append(tensor.clone()))])
     return seen
@@ -109,7 +109,7 @@ def test_in_every_kind_of_run_and_beside_the_user_s_hooks(bloom):
     assert torch.equal(bloom.run_with_hooks(tokens, fwd_hooks=hooks), ablated)  # and again
     plain = bloom(tokens)
     assert not torch.equal(plain, ablated)
-    # Before a hook of the user's on the same point, and after it.
+    # Before a user's hook on the same point, and after it.
     seen = {}
 
     def watch(tensor, hook, *, name):
@@ -137,7 +137,7 @@ def test_edits_are_out_of_place_and_let_gradients_through(bloom):
 
 
 def test_a_function_that_edits_in_place_changes_no_other_neurons(bloom):
-    """As functions of one's own often do: `post[...] = x`."""
+    """As a user's own functions often do: `post[...] = x`."""
     mask, tokens = mask_of(bloom), tokens_of(bloom)
     ways = (lambda post: -post, lambda post: post.mul_(-1))
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_categorising_inside_sees_the_ablated_model(bloom, prompts):
 
 
 def test_a_call_under_two_names_is_edited_once(animals):
-    """As a bridge's compatibility mode makes it, where a hook point answers to several names."""
+    """As in a bridge's compatibility mode, where a hook point has several names."""
     model = animals.lens("bloom", "bridge")
     mask, tokens = mask_of(model), tokens_of(model)
     hooks = ns.ablation_hooks(model, mask, mode="scale", values=3.0)
@@ -172,7 +172,7 @@ def test_a_call_under_two_names_is_edited_once(animals):
         assert torch.equal(model(tokens), once)
     finally:
         model.reset_hooks()
-    assert len(calls) == 4  # the trap: each of two passes twice
+    assert len(calls) == 4  # the trap: each of two passes calls twice
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -193,7 +193,7 @@ def test_in_half_precision(animals, dtype, backend):
 
 
 def test_on_another_device_than_the_masks(bloom):
-    """Masks, values and positions go to where the layer's tensor is: here to a device without memory."""
+    """Masks, values and positions move to the device of the layer's tensor: here one without memory."""
     mask, values = mask_of(bloom, rows=(2,)), torch.ones(2, 3, 128)
     places = torch.ones(2, 4, dtype=torch.bool)
     for options in ({}, {"mode": "mean", "values": values}, {"mode": "scale", "values": 2.0}, {"position": places},
@@ -306,7 +306,7 @@ def test_masks_stay_with_their_rows_in_generation_with_left_padding(animals, bac
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_last_prompt_token_and_nothing_after_it(animals, backend, cached):
-    """Seen call by call: the prompt's last token is edited, generated ones are not; a prompt of one token too."""
+    """The prompt's last token is edited, and generated tokens are not; even after a one-token prompt."""
     model = animals.lens("demo", backend)
     mask = mask_of(model)
     for prompt in (PROMPTS[0], "→"):
@@ -335,7 +335,7 @@ def test_layers_of_different_width(animals):
     """A narrower layer takes its own columns of a mask, and refuses neurons beyond them."""
     model = animals.narrowed_llama()
     mask = torch.rand(3, 96) < 0.4
-    with pytest.raises(ns.NeuronShareError, match="Layer 1 has 40 neurons, and the mask has some beyond"):
+    with pytest.raises(ns.NeuronShareError, match="Layer 1 has 40 neurons, but the mask has some beyond"):
         ns.ablation_hooks(model, mask)
     mask[1, 40:] = False
     hook = ns.ablation_hooks(model, mask)[1][1]
@@ -368,8 +368,11 @@ WRONG = {
     "a positive position": ({"position": 2}, "position=2 is unknown"),
     "positions that are numbers": ({"position": torch.ones(1, 4)}, "position is torch.float32 of shape"),
     "before the prompt": ({"position": -9, "prompt_tokens": 3}, "position=-9 is before the first of the prompt's 3"),
-    "no number of tokens": ({"position": "last", "prompt_tokens": 0}, "prompt_tokens=0 is no number of tokens"),
-    "tokens at last": ({"position": "last", "tokens": torch.ones(1, 4).long()}, "tokens leave special tokens out of"),
+    "not a number of tokens": ({"position": "last", "prompt_tokens": 0}, "prompt_tokens=0 is not a number of tokens"),
+    "tokens at last": (
+        {"position": "last", "tokens": torch.ones(1, 4).long()},
+        "Special tokens can be skipped only with",
+    ),
     "a list of tokens": ({"tokens": [[1]]}, r"tokens is \[\[1\]\]; give the prompt's token ids"),
     "tokens and their number": ({"tokens": torch.ones(1, 4).long(), "prompt_tokens": 3}, "prompt_tokens=3, but tokens"),
     "an unknown site": ({"site": "pre"}, "site='pre' is unknown"),
@@ -402,10 +405,10 @@ def test_a_batch_of_another_size_is_an_error_and_never_broadcast(bloom, n_rows, 
     ]
     for hooks in ways:
         with pytest.raises(
-            ns.NeuronShareError, match=f"(2 rows, but .* for {n_rows}|for {n_rows} rows, the batch has 2)"
+            ns.NeuronShareError, match=f"(2 rows, but .* for {n_rows}|for {n_rows} rows, but the batch has 2)"
         ):
             bloom.run_with_hooks(tokens, fwd_hooks=hooks)
-    with pytest.raises(ns.NeuronShareError, match="mask is of 2 rows, the tokens or positions of 3"):
+    with pytest.raises(ns.NeuronShareError, match="mask has 2 rows, but the tokens or positions have 3"):
         ns.ablation_hooks(bloom, mask_of(bloom, rows=(2,)), tokens=torch.ones(3, 4).long())
     bloom(tokens)  # nothing is left behind
 

@@ -1,4 +1,4 @@
-"""Reference values: means and single values, against caches of single texts."""
+"""Reference values: means and single values, compared with caches of single texts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_reference_values_refuses(bloom, as_users_run_it):
         ({"en": "a text"}, {}, "prompts is not a mapping from each language to its texts"),
         ({"en": ["a"]}, {"position": -3}, "'en', text 0: it has fewer than 3 tokens, too few for position=-3"),
         ({"en": ["a"]}, {"site": "gate"}, "site='gate' has no values"),
-        ({"en": ["<|end|>"]}, {"position": "all"}, "'en', text 0: nothing but special tokens"),
+        ({"en": ["<|end|>"]}, {"position": "all"}, "'en', text 0: it has only special tokens"),
     ):
         with pytest.raises(ns.NeuronShareError, match=message):
             ns.reference_values(bloom, texts, **options)

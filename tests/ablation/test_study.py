@@ -1,4 +1,4 @@
-"""The study: on a toy that needs one known neuron, on the built-in model, and its numbers against plain arithmetic."""
+"""The study: on a toy that needs one known neuron, on the built-in model, and its numbers by plain arithmetic."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def planted(tmp_path_factory):
 
 @pytest.fixture
 def concepts():
-    """Both concepts in three languages; a prompt has a word of the other before its own, which must not matter."""
+    """Both concepts in three languages. A prompt has a word of the other concept first, which must not matter."""
     prompts = {la: [f"{WORDS['moon'][i]} {WORDS['sun'][i]}", f"{WORDS['sun'][i]} {WORDS['moon'][i]}"]
                for i, la in enumerate(LANGUAGES)}  # fmt: skip
     answers = {language: [" hot", " cold"] for language in LANGUAGES}
@@ -50,13 +50,13 @@ def test_the_study_finds_exactly_the_one_neuron_that_the_answer_needs(planted, c
             "non-activated": 0.0,
         }
         assert types.loc["all-shared", "neurons"] == 1
-        assert types[["low", "high"]].isna().all(axis=None)  # of two examples
+        assert types[["low", "high"]].isna().all(axis=None)  # there are only two examples
         assert table.loc[("all-shared", "random"), "vs_control"] < -0.8  # one of 24 drawn: sometimes the needed one
         assert table.loc[("all-shared", "magnitude"), "vs_control"] == -1
         assert table.loc[("all-shared", "other-example"), "vs_control"] == -1
-        # Of the neurons active in a language the needed one is one of three or four.
+        # The needed neuron is one of the three or four that are active in a language.
         assert -1 < table.loc[("all-shared", "random-active"), "vs_control"] < -0.5
-    # And neuron by neuron: none but the needed ones, and each for its concept only.
+    # Neuron by neuron: only the needed neurons matter, and each only for its concept.
     for neuron in range(len(SETS)):
         mask = torch.zeros(1, len(SETS), dtype=torch.bool)
         mask[0, neuron] = True
@@ -84,7 +84,7 @@ def test_the_built_in_model_needs_its_all_shared_neurons(animals, backend):
 
 
 class Drawn:
-    """Every mask that the study asks hooks for."""
+    """Every mask for which the study makes hooks."""
 
     def __init__(self, monkeypatch):
         self.masks: dict[tuple, dict] = {}
@@ -105,7 +105,7 @@ class Drawn:
 
 @pytest.fixture
 def small(animals):
-    """The built-in model, twelve facts, four languages; as the class that each version has for it, to save time."""
+    """The built-in model with twelve facts in four languages; only in one model class, to save time."""
     model = animals.lens("demo", zoo.BACKENDS[-1])
     prompts = ns.demo.prompts()[:12].select(["en", "de", "th", "zh"])
     return model, prompts, ns.categorise(model, prompts)
@@ -180,7 +180,7 @@ def test_options_choose_which_neurons(small, monkeypatch):
             assert torch.equal(mask.sum(-1), smallest[example])
             assert ablated != "type" or not (mask & ~masks[type][example]).any()
     assert of_all(table)["neurons"].iloc[1:].nunique() == 1
-    assert ("all-shared", "type", 1) in drawn.masks  # drawn anew for each seed
+    assert ("all-shared", "type", 1) in drawn.masks  # drawn again for each seed
 
     drawn.masks.clear()
     ns.ablation_study(model, prompts, sharing, consistent=0.5, **options)
@@ -280,7 +280,7 @@ def test_values_and_differences_are_those_of_evaluate(small, monkeypatch):
             control = rows.loc["other-example"]
             assert control["vs_control"] == pytest.approx(rows.loc["type", "value"] - control["value"])
             assert control["difference"] == pytest.approx(control["value"] - rows.loc["none", "value"])
-            # The intervals and the overlap, by other ways: scores by example, the masks that were drawn.
+            # Intervals and overlap in a different way: from scores by example, and from the masks that were drawn.
             by_example = {
                 name: of_one[of_one["language"] == language if language != "all" else slice(None)]
                 .groupby("example", sort=False)[column]
@@ -314,7 +314,7 @@ def test_values_and_differences_are_those_of_evaluate(small, monkeypatch):
 
 
 def interval_by_hand(differences):
-    """Of the mean over examples: drawn again with replacement, the middle 95 %."""
+    """The middle 95 % of means over examples that are drawn again with replacement."""
     generator = np.random.default_rng(3)
     drawn = generator.integers(len(differences), size=(20_000, len(differences)))
     return tuple(np.quantile(differences[drawn].mean(1), [0.025, 0.975]))
@@ -322,7 +322,7 @@ def interval_by_hand(differences):
 
 @pytest.mark.parametrize("options", [{"consistent": 0.5}, {"one_mask": True}, {"equal_size": True}, {"layers": [0, 1]}])
 def test_magnitude_draws_none_of_the_type_whatever_the_options(small, monkeypatch, options):
-    """Neither of its neurons that are ablated nor of those that are spared; and overlap counts the whole type."""
+    """It draws neither ablated nor spared neurons of the type, and overlap counts the whole type."""
     model, prompts, sharing = small
     drawn = Drawn(monkeypatch)
     kinds = {"types": ["all-shared", "specific"], "controls": ["magnitude", "random"], "seeds": [0]}
@@ -352,7 +352,7 @@ def test_one_mask_has_one_random_control_a_seed(small, monkeypatch):
 
 @pytest.mark.parametrize("position", ["all", "last"])
 def test_means_and_resampled_values_are_those_of_these_prompts(small, position):
-    """What takes the neurons' place, by hand: the mean over all tokens or the last; another example's last token."""
+    """The replacements, made by hand: the mean over all tokens or the last; a different example's last token."""
     model, prompts, sharing = small
     options = {"types": ["all-shared"], "controls": [], "position": position, "seeds": [4]}
     mask = sharing.mask("all-shared")
@@ -400,7 +400,7 @@ def test_special_tokens_are_left_alone_on_request(animals, backend, quiz):
 
 
 def test_magnitude_controls_are_near_by_the_impact_at_the_last_token(small):
-    """The impact that they are matched by, made from caches of single prompts."""
+    """The impact by which neurons are matched, made from caches of single prompts."""
     model, prompts, sharing = small
     draws = []
     original = controls.matched
@@ -470,7 +470,7 @@ def test_some_of_the_languages_may_be_studied(small):
 
 @pytest.mark.usefixtures("as_users_run_it")
 class TestBadInput:
-    """What is refused, and how it is said."""
+    """What is refused, and with which message."""
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -481,7 +481,7 @@ class TestBadInput:
             ({"controls": "random"}, "controls='random'; give a list"),
             (
                 {"mode": "mean", "values": dict.fromkeys(["en", "de", "th", "zh"], torch.ones(2, 4, 512))},
-                "no float tensor",
+                "not a float tensor",
             ),
             ({"position": -99}, "'en', example .*: the prompt has . token.s., too few for position=-99"),
             ({"layers": 3}, "layers=3; give the numbers of some layers"),
@@ -490,7 +490,7 @@ class TestBadInput:
             ({"one_mask": "yes"}, "one_mask='yes'; give True or False"),
             ({"consistent": "a"}, "consistent='a'; give a share"),
             ({"position": "lst"}, "position='lst' is unknown here; use all, last"),
-            ({"skip_special_tokens": True, "position": "last"}, "tokens leave special tokens out"),
+            ({"skip_special_tokens": True, "position": "last"}, "Special tokens can be skipped only"),
             ({"seeds": []}, r"seeds=\[\]; give a list of whole numbers, each once"),
             ({"layers": [4]}, r"layers=\[4\]; give some of 0 to 3"),
             ({"layers": []}, r"layers=\[\]; give the numbers of some layers"),
@@ -513,7 +513,7 @@ class TestBadInput:
 
     def test_one_example_has_no_other_to_resample(self, small):
         model, prompts, sharing = small
-        with pytest.raises(ns.NeuronShareError, match="values of another example, and there is one only"):
+        with pytest.raises(ns.NeuronShareError, match="values of another example, but there is only one"):
             ns.ablation_study(model, prompts[:1], sharing[:1], mode="resample")
 
     def test_what_does_not_fit(self, small, animals):
@@ -525,5 +525,5 @@ class TestBadInput:
         with pytest.raises(ns.NeuronShareError, match="layers of 512, 512, 512, 512 neurons, .* has 128, 128, 128"):
             ns.ablation_study(animals.lens("bloom", "bridge"), prompts, sharing)
         sharing.metadata["fingerprint"] = "0123456789abcdef-" + sharing.metadata["fingerprint"].split("-")[1]
-        with pytest.warns(UserWarning, match="measured on other weights"):
+        with pytest.warns(UserWarning, match="measured on different weights"):
             ns.ablation_study(model, prompts, sharing, types=["specific"], controls=[])

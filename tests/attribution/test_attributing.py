@@ -1,4 +1,4 @@
-"""Tables of scores: against sets and loops over single neurons through Hugging Face."""
+"""Tables of scores, compared with sets and loops over single neurons in Hugging Face."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_the_table_equals_sets_and_loops_over_single_neurons(animals, name, back
         score: max(abs(value) for key, value in in_loops.items() if key[3:] == (score, "max")) for score in STATISTICS
     }
     for key, value in in_loops.items():
-        # What is about zero, as the sum of what adds up to nothing, is compared on the scale of its parts.
+        # A sum that is nearly zero is compared on the scale of its parts.
         assert table[key] == pytest.approx(value, rel=1e-4, abs=1e-5 * largest[key[3]], nan_ok=True), key
 
 
 @pytest.mark.parametrize("answer", ["first", "all"])
 def test_a_wrong_answer_is_the_next_that_begins_otherwise(animals, backend, answer):
-    """Against attributing prompts whose answers are these; where all begin alike there is none."""
+    """Compared with attributing prompts that have these answers; if all answers begin alike there is none."""
     model, prompts = animals.lens("demo", backend), ns.demo.prompts()[:60].select(["en", "zh"])
     sharing = ns.categorise(model, prompts)
     first = {
@@ -81,7 +81,7 @@ def test_a_wrong_answer_is_the_next_that_begins_otherwise(animals, backend, answ
 
 
 def test_answers_merge_with_prompts_and_are_found(animals, backend):
-    """Most do in these texts; and the table says how many."""
+    """In these texts most prompts merge with their answers, and the table says how many."""
     model = animals.lens("bloom", backend)
     table = ns.attribute(model, QUIZ, ns.categorise(model, QUIZ))
     merged = ns.evaluate(model, ns.ParallelPrompts(PROMPTS, QUIZ.answers), scoring="exact")["merged"]
@@ -103,7 +103,7 @@ def test_shares_add_up_to_all(animals, name, backend):
 
 @pytest.fixture
 def toy(toy_directory, tmp_path, backend):
-    """Neurons of known types: each writes 1 to every coordinate, and so either 4 times the root of 8, or nothing."""
+    """Neurons of known types: each writes 1 to every coordinate, so its impact is 4 times the root of 8, or 0."""
     model = AutoModelForCausalLM.from_pretrained(toy_directory)
     with torch.no_grad():
         for layer in model.model.decoder.layers:
@@ -120,9 +120,9 @@ def toy(toy_directory, tmp_path, backend):
 
 @pytest.mark.parametrize("batch_size", [1, 3, "auto"])
 def test_of_equal_neurons_the_first_are_the_top(toy, batch_size):
-    """There are two values only, so that nearly all is ties: among the active ones, or among the others."""
+    """There are only two values, so nearly all are ties: among the active neurons or among the others."""
     model, prompts, sharing = toy
-    exactly = [(hook, lambda values, hook: values.round()) for hook in sharing.hooks]  # LayerNorm's eps is in them
+    exactly = [(hook, lambda values, hook: values.round()) for hook in sharing.hooks]  # removes LayerNorm's eps
     for top_k in (3, 10, 12):
         with model.hooks(fwd_hooks=exactly):
             table = ns.attribute(model, prompts, sharing, top_k=top_k, batch_size=batch_size)
@@ -149,7 +149,7 @@ def test_a_type_that_is_empty_has_a_share_of_nothing_and_no_mean(toy):
         assert values["generation"][["mean", "max", "min"]].isna().all()
         assert values["correctness"][["mean", "max", "min"]].isna().all()
     assert (rows.query("statistic == 'mean'")["examples"] == 0).all()
-    # Among all four examples it is the mean over those that have any, and as a share the mean over all.
+    # Over all four examples it is the mean over those that have any; a share is the mean over all.
     table = ns.attribute(model, prompts, sharing).set_index(KEYS)
     has = sharing.mask("specific")[:, 0].any(-1)
     assert table.loc[("en", 0, "specific", "generation", "mean"), "examples"] == has.sum() < 4
@@ -166,7 +166,7 @@ def test_where_nothing_is_pushed_there_is_no_share(toy):
 
 
 def test_intervals_and_chance(animals, backend):
-    """Against resampling of the single examples' values, for a mean and a ratio."""
+    """Compared with resampling the values of single examples, for a mean and a ratio."""
     model, prompts = animals.lens("demo", backend), ns.demo.prompts()[:14].select(["en", "zh"])
     sharing = ns.categorise(model, prompts)
     table = ns.attribute(model, prompts, sharing).set_index(KEYS)
@@ -218,7 +218,7 @@ def test_hooks_of_the_user_s_that_are_active_are_seen(bloom):
 
 
 def test_no_product_of_neurons_and_coordinates_for_each_example(animals, backend):
-    """Beside what categorising takes, far less than [prompt, neuron, d_model] is made for a moment."""
+    """Beyond what categorising needs, far less memory than [prompt, neuron, d_model] is used."""
     model, prompts = animals.lens("demo", backend), ns.demo.prompts()[:200].select(["en", "de"])
     with PeakMemory() as categorising:
         sharing = ns.categorise(model, prompts, batch_size=50)
@@ -252,7 +252,7 @@ def test_what_it_was_made_from_is_said(bloom, as_users_run_it):
 
 
 def test_top_neurons_are_counted(animals, backend):
-    """Against counting by hand, by both scores."""
+    """Compared with counting by hand, for both scores."""
     model, prompts = animals.lens("demo", backend), ns.demo.prompts()[:4].select(["en", "ru", "zh"])
     sharing = ns.categorise(model, prompts)
     scores = reference.literal_scores(*animals.hugging_face("demo"), animals.kind("demo"), prompts)
@@ -292,7 +292,7 @@ def test_neurons_that_write_nothing_are_never_the_top(toy):
 
 
 OPTIONS = {
-    "top_k too large": ({"top_k": 129}, "top_k=129: layer 0 has 128 neurons only"),
+    "top_k too large": ({"top_k": 129}, "top_k=129: layer 0 has only 128 neurons"),
     "no top_k": ({"top_k": 0}, "top_k=0; give a number of neurons"),
     "share above 1": ({"top_k": 1.5}, "top_k=1.5; give a number of neurons"),
     "top_k of another type": ({"top_k": True}, "top_k=True; give a number"),
@@ -308,7 +308,7 @@ def test_unknown_options(ready, options, message, as_users_run_it):
 
 
 def test_unknown_options_of_top_neurons(ready, as_users_run_it):
-    for name in ("top_k too large", "answer", "norm"):  # which go through the same check, with the others of their kind
+    for name in ("top_k too large", "answer", "norm"):  # other bad values go through the same check
         options, message = OPTIONS[name]
         with pytest.raises(ns.NeuronShareError, match=message):
             ns.top_neurons(*ready, **options)
@@ -320,7 +320,7 @@ def test_unknown_options_of_top_neurons(ready, as_users_run_it):
 
 def test_what_cannot_be_attributed(ready, as_users_run_it):
     model, prompts, sharing = ready
-    with pytest.raises(ns.NeuronShareError, match="has no answers, in none of en, de, zh"):
+    with pytest.raises(ns.NeuronShareError, match="has no answers in any of en, de, zh"):
         ns.attribute(model, ns.ParallelPrompts(PROMPTS), sharing)
     with pytest.raises(ns.NeuronShareError, match=r"answers is for en, de, but prompts is for en, de, zh"):
         ns.ParallelPrompts(PROMPTS, {la: QUIZ.answers[la] for la in ("en", "de")})
@@ -345,7 +345,7 @@ def test_types_of_another_model_are_refused(animals, ready, as_users_run_it):
     other = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
     with torch.no_grad():
         other.blocks[1].mlp.W_out[0, 0] += 1
-    with pytest.raises(ns.NeuronShareError, match="measured on other weights than those of"):
+    with pytest.raises(ns.NeuronShareError, match="measured on different weights from those of"):
         ns.attribute(other, prompts, sharing)
     same = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
     assert ns.attribute(same, prompts, sharing).equals(ns.attribute(model, prompts, sharing))

@@ -1,4 +1,4 @@
-"""Scores: what single neurons write and push, against ablations and against TransformerLens."""
+"""Scores: what single neurons write and push, compared with ablations and with TransformerLens."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_scores_equal_a_loop_over_single_neurons(animals, name, backend, answer,
 
 @pytest.mark.skipif(not models.has_hooked_transformer(), reason="needs HookedTransformer's normalization_type=None")
 def test_without_a_norm_the_score_is_what_the_logit_loses(animals):
-    """Causal: one neuron of the last layer zeroed at the last position."""
+    """Causal: one neuron of the last layer is set to zero at the last position."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     config = HookedTransformerConfig(
@@ -78,7 +78,7 @@ def literal_norm(name, residual, scale_of, module):
 
 @pytest.mark.parametrize("name", ["bloom", "gpt2", "llama", "opt", "qwen2"])
 def test_at_a_frozen_scale_the_score_is_what_the_logit_loses(animals, name, backend):
-    """Causal, with the norm's weight: Hugging Face's model with one neuron zeroed, its last norm computed by hand."""
+    """Causal, with the norm's weight: one neuron of Hugging Face's model is zeroed, and its last norm is by hand."""
     model, kind = animals.lens(name, backend), zoo.KINDS[name]
     hugging_face, tokenizer = animals.hugging_face(name)
     found = scores_of(model, QUIZ, ns.categorise(model, QUIZ), norm="frozen")
@@ -178,7 +178,7 @@ def test_one_forward_pass_a_prompt_no_vocabulary_and_each_token_projected_once(b
         ns.attribute(bloom, QUIZ, sharing, norm=norm, batch_size=1)
     assert sum(rows) == 9
     assert all(n_positions == 1 for n_positions in unembedded)
-    if norm != "full":  # whose direction is another for each prompt
+    if norm != "full":  # its direction is different for each prompt
         starts = {
             (language, reference.literal_start(bloom.tokenizer, text, [gold], False)[1][0][start])
             for language in QUIZ.languages

@@ -1,4 +1,4 @@
-"""Where prompt and answer meet, in tokens."""
+"""The tokens of an answer after its prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tl_neuronshare.evaluation.answers import continuations
 @pytest.mark.parametrize("prepend_bos", [True, False])
 @pytest.mark.parametrize("name", ["bloom", "gpt2"])
 def test_scoring_begins_where_the_prompt_s_tokens_end(animals, name, backend, quiz, prepend_bos):
-    """By the definition: for each answer, and for choices at the shortest common prefix of all."""
+    """By the definition: after the common prefix of each answer; for choices, after the shortest of these."""
     model, merged = animals.lens(name, backend), 0
     for language in quiz.languages:
         for texts in ([[answer] for answer in quiz.answers[language]], quiz.choices[language]):

@@ -1,4 +1,4 @@
-"""Answers: against loops over single, unpadded sequences through Hugging Face; where tokens merge; under hooks."""
+"""Answers, compared with loops over single, unpadded sequences in Hugging Face; with merged tokens; under hooks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def literal(animals, name, quiz, hugging_face=None):
 
 @pytest.mark.parametrize("name", zoo.SIX)
 def test_choice_equals_a_plain_loop_over_single_unpadded_sequences(animals, name, backend, quiz):
-    """And where prompt and answer merge: most do here."""
+    """Also if prompt and answer merge, as most do here."""
     expected = literal(animals, name, quiz)
     assert 3 <= sum(merged for *_, merged in expected.values()) < 9
     for normalise in (False, True):
@@ -140,7 +140,7 @@ def test_exact_is_cut_at_stop_and_at_a_number_of_tokens(animals):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The rows that were decoded, in the order in which they were."""
+    """The rows that were decoded, in their order."""
     rows = []
     greedy = decoding.greedy
 
@@ -154,7 +154,7 @@ def decoded(monkeypatch):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "gpt2", "bloom"])
 def test_it_is_proved_on_every_architecture(animals, backend, decoded, name):
-    """The right answer made of what a model says: nothing is left to decode. Libraries' own hooks do not count."""
+    """If the right answer is what the model says, nothing is decoded. Hooks of the libraries do not matter."""
     model = animals.lens(name, backend)
     rows = models.tokenise(model, PROMPTS["zh"])
     verification.require(model, "decoding")
@@ -171,7 +171,7 @@ def test_it_is_proved_on_every_architecture(animals, backend, decoded, name):
 
 @pytest.mark.parametrize("scoring", ["exact", "number"])
 def test_what_scoring_has_proved_is_not_decoded(animals, backend, decoded, scoring):
-    """And what is decoded in its place is the same: a hook that nobody knows, and edits nothing, has all decoded."""
+    """Decoding gives the same answers: an unknown hook that edits nothing makes all of them be decoded."""
     model = animals.lens("demo", backend)
     facts = ns.tasks.world_facts(relations=["sum"], languages=["en", "zh"], limit=20)
     mask = ns.categorise(model, facts).mask("all-shared")
@@ -186,7 +186,7 @@ def test_what_scoring_has_proved_is_not_decoded(animals, backend, decoded, scori
         assert few.equals(everything)
         assert len(decoded) == 40
         assert n_few < 40
-        if scoring == "exact":  # a right answer is proved, and a wrong one may be by its first tokens
+        if scoring == "exact":  # a right answer is proved; a wrong one may be proved by its first tokens
             assert n_few <= (~few["correct"]).sum()
         decoded.clear()
 
@@ -201,15 +201,15 @@ def test_what_is_not_proved_is_decoded(animals, decoded, monkeypatch):
     assert not decoded
     edits = ns.ablation_hooks(model, torch.zeros(4, 512, dtype=torch.bool), mode=lambda tensor: tensor.cumsum(1))
     assert ns.evaluate(model, facts, scoring="exact", fwd_hooks=edits).equals(expected)
-    assert len(decoded) == 12  # what the user's function does to one token may depend on others
+    assert len(decoded) == 12  # what the user's function does to a token may depend on other tokens
     decoded.clear()
-    monkeypatch.setattr(verification, "noise", lambda model: 10.0)  # no margin is as large
+    monkeypatch.setattr(verification, "noise", lambda model: 10.0)  # larger than any margin
     assert ns.evaluate(model, facts, scoring="exact").equals(expected)
     assert len(decoded) == 12
 
 
 def test_an_answer_that_merges_with_its_prompt_is_decoded(animals, decoded):
-    """Its tokens are not those that would follow the prompt."""
+    """The tokens of a merged answer are not those that would follow the prompt alone."""
     model = animals.lens("bloom", "bridge")
     verification.require(model, "decoding")
     decoded.clear()
@@ -221,7 +221,7 @@ def test_an_answer_that_merges_with_its_prompt_is_decoded(animals, decoded):
 
 
 def test_an_answer_ends_at_every_end_token_that_the_model_names(animals, tmp_path):
-    """As Gemma's end of turn, which its tokenizer does not know for an end."""
+    """Such as Gemma's end of turn, which its tokenizer does not treat as an end."""
     model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
     prompts = ns.ParallelPrompts(
         {la: PROMPTS[la][:2] for la in ("en", "de")}, {la: [" x", " y"] for la in ("en", "de")}
@@ -238,7 +238,7 @@ def test_an_answer_ends_at_every_end_token_that_the_model_names(animals, tmp_pat
 
 
 def test_choices_that_are_the_same_tokens_are_refused(animals, tmp_path):
-    """To a tokenizer that lowers its letters; the first would always win, and the accuracy be 0."""
+    """A tokenizer that makes letters lower case cannot tell them apart: the first would always win."""
     model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
     tokenizer = model.tokenizer.backend_tokenizer
     tokenizer.normalizer = normalizers.Lowercase()
@@ -251,7 +251,7 @@ def test_choices_that_are_the_same_tokens_are_refused(animals, tmp_path):
         ns.NeuronShareError, match="'en', example 0: the choices ' polish' and ' Polish' are the same tok"
     ):
         ns.evaluate(model, quiz)
-    assert len(ns.evaluate(model, quiz, scoring="exact")) == 2  # which chooses nothing
+    assert len(ns.evaluate(model, quiz, scoring="exact")) == 2  # this scoring does not use choices
 
 
 # Hooks.
@@ -332,14 +332,14 @@ def test_dropout_is_off_and_no_graph_is_built(animals, measure):
         ((PROMPTS,), {"scoring": "exact"}, "has no answers"),
         ((PROMPTS, ANSWERS), {}, "has no choices; .*scoring=.exact"),
         ((PROMPTS, ANSWERS, CHOICES), {"scoring": "greedy"}, "scoring='greedy' is unknown; use one of choice, exact"),
-        ((PROMPTS, ANSWERS, CHOICES), {"max_new_tokens": 3}, "max_new_tokens=3; give .*not for scoring='choice'"),
+        ((PROMPTS, ANSWERS, CHOICES), {"max_new_tokens": 3}, "max_new_tokens=3 has no effect with scoring='choice'"),
         ((PROMPTS, ANSWERS), {"scoring": "exact", "stop": ["s"]}, "'en', example 0: the answer .* contains a text"),
         ((PROMPTS, ANSWERS), {"scoring": "exact", "max_new_tokens": 0}, "max_new_tokens=0"),
         ((PROMPTS, ANSWERS), {"scoring": "exact", "stop": "\n"}, "stop='.n'; give a list"),
         (
             (PROMPTS, ANSWERS),
             {"scoring": "exact", "length_normalised": True},
-            "length_normalised=True; use True with scoring='choice' only",
+            "length_normalised=True; use True only with scoring='choice'",
         ),
         ((PROMPTS, ANSWERS), {"scoring": "exact", "max_new_tokens": 500}, "with 500 new tokens has 5.. tokens"),
     ],

@@ -1,4 +1,4 @@
-"""The number that a text ends in, as several languages write it."""
+"""The last number of a text, as several languages write it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ WRITTEN = {
     "1000.5": ["1,000½", "1 000½", "1.000½", "1 000٫5"],
     "250": ["①250", "① 250"],
     "5": ["3 apples costing R$5", "between 3 and US$5", "3 for HK$5"],
-    "1": ["[1]", "m1", "\u200f1"],  # where there is no other
+    "1": ["[1]", "m1", "\u200f1"],  # if there is no other number
     "12": ["in 2020 12", "1,200 and 12", "5, 12", "5 12"],
     "2020": ["12.05.2020", "31,12,2020"],
 }

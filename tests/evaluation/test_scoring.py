@@ -1,4 +1,4 @@
-"""Scoring: in batches and pieces, under hooks, and without logits that nobody asks for."""
+"""Scoring: in batches and pieces, under hooks, and without logits that are not needed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_function_makes_hooks_for_each_batch_with_one_mask_a_row(bloom, quiz):
 
 
 def test_hooks_that_count_from_the_prompt_s_end_must_know_it(bloom, quiz):
-    """What is run goes on with the answer: without the prompt's end they would edit what does not count."""
+    """The answer follows the prompt: hooks that do not know the prompt's end would edit the wrong tokens."""
     mask = mask_of(bloom)
 
     def ignorant(language, examples):
@@ -104,7 +104,7 @@ def test_names_that_the_model_lacks_are_an_error(bloom, quiz, hooks, message, as
 
 
 def test_a_hook_that_does_not_fire_is_an_error(bloom, backend, quiz):
-    """A hook point that is there and, in this architecture, never called."""
+    """A hook point that exists but is never called in this architecture."""
     name = "hook_pos_embed" if backend == "hooked" else "blocks.0.attn.qkv.hook_in"
     assert name in bloom.hook_dict
     with pytest.raises(ns.NeuronShareError, match=f"The hook on {name} did not fire"):
@@ -113,7 +113,7 @@ def test_a_hook_that_does_not_fire_is_an_error(bloom, backend, quiz):
 
 @pytest.mark.parametrize("scoring", ["choice", "exact"])
 def test_logits_are_made_for_scored_positions_only(animals, backend, scoring):
-    """Prompts of 80 tokens and answers of a few: all logits would be ten times what is made."""
+    """With prompts of 80 tokens and short answers, all logits would be ten times as many as are computed."""
     model = animals.lens("bloom", backend)
     prompts = ns.ParallelPrompts(
         {la: ["a b c d e " * 8] for la in ("en", "de")},

@@ -1,4 +1,4 @@
-"""From prompts or caches to types: the right ones, and no more memory than a bit a neuron while they are found."""
+"""From prompts or caches to types: the types are right, and memory stays near one bit for each neuron."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BITS = EXAMPLES * LANGUAGES * LAYERS * WIDTH / 8
 
 @pytest.fixture
 def many() -> ns.ParallelPrompts:
-    """Enough examples that what is kept outweighs what is held for a moment; each prompt of one to four tokens."""
+    """So many examples that kept bits need more memory than temporary values; each prompt has one to four tokens."""
     texts = ["0", "10", "210", "3210"] * (EXAMPLES // 4)
     return ns.ParallelPrompts({f"l{number}": texts for number in range(LANGUAGES)})
 
@@ -38,7 +38,7 @@ def peak_of(work: Any) -> int:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk is little beside a real model's batch; here, where everything is small, it must be so too."""
+    """A chunk is small beside a real model's batch. Here everything is small, so the chunk must be smaller too."""
     monkeypatch.setattr(recording, "_CHUNK", 1 << 12)
     monkeypatch.setattr(fingerprint, "_CHUNK", 1 << 12)
 
@@ -56,10 +56,10 @@ def test_memory_is_a_bit_a_neuron_beyond_the_bare_trunk(animals, backend, many, 
         with models.left_as_found(model):
             models.run(model, *models.left_padded(longest))
 
-    ns.categorise(model, many, **options)  # what is made once is made
+    ns.categorise(model, many, **options)  # so that whatever is made only once exists before measuring
     extra = peak_of(lambda: ns.categorise(model, many, **options)) - peak_of(trunk)
     assert extra <= 1.1 * BITS
-    assert extra >= 0.7 * BITS  # else the count would miss what it must see
+    assert extra >= 0.7 * BITS  # this shows that the measurement sees the bits
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_six_thresholds_keep_six_bits(animals, many):
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("position", ["last", "any", "all"])
 def test_no_layer_is_held_until_the_next(animals, backend, position):
-    """When a layer's hook fires, the values of those before it are gone: nothing keeps them for later."""
+    """When a layer's hook fires, the values of earlier layers are gone: nothing keeps them."""
     model = animals.lens("gpt2", backend)
     values: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
@@ -107,7 +107,7 @@ def test_types_are_those_of_the_construction(toy_directory, backend):
 
 
 def test_caches_of_single_prompts_without_padding(bloom):
-    """A cache of one string; one whose batch axis was removed; and one of the last position only."""
+    """A cache of one string, a cache without its batch axis, and a cache of only the last position."""
     texts = {"en": "The capital of France is", "zh": "法国的首都是"}
     expected = ns.categorise(bloom, ns.ParallelPrompts({language: [text] for language, text in texts.items()}))
     run = partial(bloom.run_with_cache, prepend_bos=False)
@@ -119,7 +119,7 @@ def test_caches_of_single_prompts_without_padding(bloom):
 
 
 def test_prompts_that_end_in_the_padding_token_are_not_taken_for_padded(bloom):
-    """`categorise` knows the lengths: an end token of the prompt's own is read like any other."""
+    """`categorise` knows the lengths, so an end token in the prompt itself is read like any other token."""
     prompts = ns.ParallelPrompts({"en": ["ab", "c<|end|>"], "de": ["<|end|>d", "ef"]})
     assert ns.categorise(bloom, prompts) == ns.categorise(bloom, prompts, batch_size=1)
     assert ns.categorise(bloom, prompts, position="any").metadata["batches"] == 1
@@ -148,7 +148,7 @@ def test_values_are_compared_in_no_less_than_their_own_precision(animals, prompt
     model = ns.load_model(animals.directory("bloom"), device="cpu", dtype=dtype)
     fill = [("blocks.2.mlp.hook_post", lambda tensor, hook: torch.full_like(tensor, value))]
     with model.hooks(fwd_hooks=fill):
-        # One at a time: a padded BLOOM gives NaN in double precision, in Hugging Face too, and is refused.
+        # One at a time: a padded BLOOM gives NaN in double precision, also in Hugging Face, so it is refused.
         assert ns.categorise(model, prompts, threshold=threshold, batch_size=1).activated()[:, :, 2].all()
 
 
@@ -203,7 +203,7 @@ def test_thresholds(bloom, prompts):
 @pytest.mark.parametrize("position", ["any", "all"])
 def test_prompts_of_special_tokens_only(bloom, position):
     prompts = ns.ParallelPrompts({"en": ["a", "b"], "de": ["c", "<|end|>"]})
-    message = r"'de', example 1: the prompt has 0 token\(s\) that is no special token, and position=.* needs 1"
+    message = r"'de', example 1: the prompt has 0 token\(s\) without special ones, but position=.* needs 1"
     with pytest.raises(ns.NeuronShareError, match=message):
         ns.categorise(bloom, prompts, position=position)
     assert len(ns.categorise(bloom, prompts, position="last")) == 2
@@ -223,14 +223,14 @@ def caches_of(model, **shapes):
 def test_caches(animals, backend, bloom):
     caches = caches_of(bloom, en=(2, 4), de=(2, 5))
     assert len(ns.categorise_caches(caches)) == 2
-    with pytest.raises(ns.NeuronShareError, match="caches is no mapping"):
+    with pytest.raises(ns.NeuronShareError, match="caches is not a mapping"):
         ns.categorise_caches(list(caches.values()))
     with pytest.raises(ns.NeuronShareError, match=r"languages=\['en'\]; give a list of at least two names"):
         ns.categorise_caches({"en": caches["en"]})
-    with pytest.raises(ns.NeuronShareError, match="'de': a dict is no ActivationCache.*run_with_cache returns"):
+    with pytest.raises(ns.NeuronShareError, match="'de': a dict is not an ActivationCache.*run_with_cache returns"):
         ns.categorise_caches(caches | {"de": dict(caches["de"].cache_dict)})
     other = caches_of(animals.lens("gpt2", backend), de=(2, 5))
-    with pytest.raises(ns.NeuronShareError, match="'de': another model than the first"):
+    with pytest.raises(ns.NeuronShareError, match="'de': a different model from the first"):
         ns.categorise_caches(caches | other)
     with pytest.raises(ns.NeuronShareError, match="different numbers of prompts: en 2, de 3. Row i must be example i"):
         ns.categorise_caches(caches | caches_of(bloom, de=(3, 5)))
@@ -279,7 +279,7 @@ def test_activations_that_are_no_numbers(bloom, value):
 
 
 def test_what_prompts_have_in_common_is_said(bloom):
-    """The share of each prompt that all languages open with alike, in tokens, special ones left out."""
+    """The share of a prompt's tokens, without special ones, with which it begins in all languages alike."""
     prompts = ns.ParallelPrompts({"en": ["123x", "<|end|>45"], "de": ["12yz", "<|end|>46789"]})
     shares = [2 / 4, 2 / 4, 1 / 2, 1 / 5]
     assert ns.categorise(bloom, prompts).metadata["common_prefix_share"] == pytest.approx(sum(shares) / 4)

@@ -31,7 +31,7 @@ def test_batches_hold_every_prompt_once_and_pad_little():
 
 
 def test_plans_cost_least():
-    """Against every way to cut the sorted lengths into batches."""
+    """The plan costs no more than any other way to cut the sorted lengths into batches."""
     generator = torch.Generator().manual_seed(0)
     for packing in (models.Packing(tokens_a_pass=9), models.Packing(tokens_a_pass=30)):
         for _ in range(20):
@@ -73,7 +73,7 @@ def test_no_prompts_are_no_batches():
 
 
 def test_what_is_no_prompts_no_size_and_no_choice_of_bos(as_users_run_it):
-    """That every function asks is in test_bad_input.py."""
+    """test_bad_input.py tests that every function checks these options."""
     assert plan.Running("auto", None).record == {"batch_size": "auto", "prepend_bos": None}
     assert plan.Running(np.int64(3), True).record == {"batch_size": 3, "prepend_bos": True}
     for batch_size, bos, message in (
@@ -81,7 +81,7 @@ def test_what_is_no_prompts_no_size_and_no_choice_of_bos(as_users_run_it):
         (2.0, None, "batch_size=2.0 is unknown"),
         (None, None, "batch_size=None is unknown"),
         (-1, None, "batch_size=-1 is unknown"),
-        (1, 0, "prepend_bos=0 is unknown; use True, False, or None for the model's own"),
+        (1, 0, "prepend_bos=0 is unknown; use True, False, or None for the model's default"),
     ):
         with pytest.raises(ns.NeuronShareError, match=message):
             plan.Running(batch_size, bos)

@@ -1,4 +1,4 @@
-"""What a result says of the model and prompts that it is made of."""
+"""What a result records about its model and prompts."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ TEXTS = {"en": ["The sky is blue", "Cats", "One two three four five six seven"],
 
 
 def mlp_inputs(hugging_face, tokens: list[int]) -> list[torch.Tensor]:
-    """What each down projection gets, by a torch hook on the module itself: [position neuron] for each layer."""
+    """The input of each down projection, from a torch hook on the module: [position neuron] for each layer."""
     layers = hugging_face.model.layers if hasattr(hugging_face, "model") else hugging_face.transformer.h
     seen: list[torch.Tensor] = []
     hooks = [
@@ -52,7 +52,7 @@ def test_rates_equal_brute_force(animals, backend, name, threshold):
 
 
 def test_any_amount_of_text_in_pieces_of_any_size(bloom, monkeypatch):
-    """An iterator, in portions of two texts, one prompt a batch: the same as all at once."""
+    """An iterator, read in portions of two texts with one prompt in each batch, gives the same as all texts at once."""
     expected = ns.activation_rates(bloom, TEXTS)
     monkeypatch.setattr(module, "_TEXTS", 2)
     streamed = {language: iter(texts) for language, texts in TEXTS.items()}
@@ -73,7 +73,7 @@ def test_text_beyond_the_context_is_read_in_pieces(bloom, monkeypatch):
 
 
 def test_rates_agree_with_what_no_token_activates(bloom, prompts):
-    """What is activated at some token of a prompt has a rate above nothing."""
+    """A neuron that is activated at any token of a prompt has a rate above 0."""
     sharing = ns.categorise(bloom, prompts, position="any")
     rates = ns.activation_rates(bloom, prompts.prompts)
     ever = torch.stack([sharing.activated(language=language)[:, 0].any(0) for language in sharing.languages])
@@ -94,8 +94,8 @@ def test_a_narrower_layer_has_no_rates_beyond_its_width(animals):
         (["The sky"], {}, "texts is not a mapping from each language"),
         ({"en": "The sky"}, {}, "texts is not a mapping from each language"),
         ({"en": None}, {}, "texts is not a mapping from each language"),
-        ({"en": ["The sky"], "de": []}, {}, "Language 'de' has no token that is no special one"),
-        ({"en": ["The sky", 3]}, {}, "Language 'en': 3 is no text"),
+        ({"en": ["The sky"], "de": []}, {}, "Language 'de' has only special tokens"),
+        ({"en": ["The sky", 3]}, {}, "Language 'en': 3 is not a text"),
         ({"en": ["The sky"]}, {"threshold": float("nan")}, "threshold=nan is not a finite number"),
     ],
 )

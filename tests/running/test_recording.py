@@ -1,4 +1,4 @@
-"""The recorder: the same result as from categorise and from caches; beside patching, other hooks, and errors."""
+"""The recorder: the same result as from categorise and from caches; together with patching, other hooks, and errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def padded(model, prompts, language, side):
 
 
 def recorded(model, prompts, *, side="left", run=None, **options):
-    """What a recorder finds in runs of the user's, a batch a language."""
+    """What a recorder finds in the user's own runs, with one batch for each language."""
     recorder = ns.SharingRecorder(model, prompts.languages, len(prompts), **options)
     for language in prompts.languages:
         tokens, mask = padded(model, prompts, language, side)
@@ -76,7 +76,7 @@ def test_recorder_caches_and_categorise_agree(animals, name, site, position, bac
 
 
 def test_one_batch_may_hold_several_languages(bloom, longer):
-    """As `categorise` does it: here the very same batch, and so the same bits in whatever precision."""
+    """The same batch as in `categorise`, so the same bits in any precision."""
     rows = [ids for language in LANGUAGES for ids in models.tokenise(bloom, longer.prompts[language])]
     tokens, mask = models.left_padded(rows)
     recorder = ns.SharingRecorder(bloom, LANGUAGES, 3, position="any")
@@ -99,16 +99,16 @@ def test_results_say_what_was_run(bloom, longer):
     assert found.metadata["borderline_fraction"] == pytest.approx(expected.metadata["borderline_fraction"], abs=1e-3)
 
 
-# Beside hooks of the user's.
+# Together with the user's hooks.
 
 
 def silence(tensor, hook):
-    """A patching hook: every neuron at -1, so that none is activated."""
+    """A patching hook that sets every neuron to -1, so that none is activated."""
     return torch.full_like(tensor, -1)
 
 
 def test_a_patch_in_an_outer_context_is_seen_whatever_the_order(bloom, longer):
-    """Patched in layer 1: nothing is activated there, and layer 2 is another."""
+    """After a patch in layer 1, nothing is activated there, and layer 2 changes."""
     plain = recorded(bloom, longer).activated()
     name = "blocks.1.mlp.hook_post"
 
@@ -145,7 +145,7 @@ def test_in_the_same_call_as_the_user_s_hooks(bloom, longer, ours_first):
     assert torch.equal(found[:, :, 0], plain[:, :, 0]) if ours_first else not found[:, :, 0].any()
     assert not torch.equal(found[:, :, 1], plain[:, :, 1])
     assert len(seen) == 5
-    assert all((tensor > 0).any() for tensor in seen)  # ours edited nothing, in place or else
+    assert all((tensor > 0).any() for tensor in seen)  # our hooks edited nothing, not even in place
 
 
 def test_with_transformer_lens_patching(bloom):
@@ -187,7 +187,7 @@ def test_with_transformer_lens_patching(bloom):
 
 
 def test_on_a_subclass_of_the_model(animals, longer):
-    """Somebody's own class, with a method more and a forward pass that counts."""
+    """A user's own class, with one more method and a forward pass that counts."""
     model = animals.lens("bloom", "bridge")
 
     class Counting(type(model)):
@@ -200,7 +200,7 @@ def test_on_a_subclass_of_the_model(animals, longer):
     expected, original = ns.categorise(model, longer), type(model)
     model.__class__ = Counting
     try:
-        assert ns.categorise(model, longer).metadata["model_class"] == "Counting"  # and is verified, as another model
+        assert ns.categorise(model, longer).metadata["model_class"] == "Counting"  # it is verified as a different model
         Counting.calls = 0
         assert ns.categorise(model, longer) == expected
         assert recorded(model, longer) == expected
@@ -225,7 +225,7 @@ def test_on_a_subclass_of_hooked_transformer(animals, longer):
 
 
 def test_in_compatibility_mode_which_calls_a_hook_under_each_of_its_names(animals, longer):
-    """Norms are folded there: the same activations, up to rounding; and a prompt of one token is recorded too."""
+    """With folded norms the activations are the same, up to rounding. A prompt of one token is recorded too."""
     model = ns.load_model(animals.directory("llama"), backend="bridge", device="cpu")
     expected = ns.categorise(model, longer)
     single = ns.ParallelPrompts({"en": ["a"], "de": ["b"]})
@@ -246,7 +246,7 @@ def test_in_compatibility_mode_which_calls_a_hook_under_each_of_its_names(animal
 
 @pytest.mark.parametrize("mode", ["gradients", "no_grad", "inference_mode"])
 def test_with_and_without_gradients(bloom, longer, mode):
-    """Gradients flow as if nobody looked on; what is recorded in inference mode can be recorded over outside it."""
+    """Recording does not change gradients. A record made in inference mode can be replaced outside of it."""
     expected = ns.categorise(bloom, longer)
     context = {"gradients": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}[mode]
     tokens, mask = padded(bloom, longer, "en", "left")
@@ -341,7 +341,7 @@ def test_a_run_that_stops_half_way_is_not_taken_for_recorded_and_can_be_made_aga
     bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks["ru"])
     expected = ns.categorise(bloom, longer)
     assert recorder.sharing() == expected
-    # A whole run, then one that stops: what it left would be of two runs, and is void.
+    # After a whole run and one that stops, the record would mix two runs, so it is void.
     with pytest.raises(error):
         bloom.run_with_hooks(tokens, attention_mask=mask, fwd_hooks=hooks["ru"] + [("blocks.1.mlp.hook_post", stop)])
     with pytest.raises(ns.NeuronShareError, match="3 of 15 prompts are not recorded"):
@@ -349,7 +349,7 @@ def test_a_run_that_stops_half_way_is_not_taken_for_recorded_and_can_be_made_aga
 
 
 def test_results_wait_for_the_last_layer_where_fetching_them_would_stop_the_model(bloom, longer, monkeypatch):
-    """As on a GPU, which is not had here: bits are held until all layers have fired."""
+    """As on a GPU, which tests do not have: bits are held until all layers have fired."""
     from tl_neuronshare.running import recording
 
     expected = ns.categorise(bloom, longer, position="any", threshold=[0.0, 0.1])
@@ -365,7 +365,7 @@ def test_results_wait_for_the_last_layer_where_fetching_them_would_stop_the_mode
 
 @pytest.mark.parametrize("kind", ["bloom", "neox-1-8"])
 def test_a_rerun_that_fails_voids_what_was_recorded(animals, backend, kind):
-    """Of one layer too, where a new run cannot be told by its first layer."""
+    """Also with one layer, where a new run cannot be recognised by its first layer."""
     model = animals.lens(kind, backend)
     recorder = ns.SharingRecorder(model, ["en", "de"], 1)
     tokens = torch.tensor([[5, 6, 7]])
@@ -380,25 +380,25 @@ def test_a_rerun_that_fails_voids_what_was_recorded(animals, backend, kind):
         recorder.sharing()
     model.run_with_hooks(tokens.flip(1), fwd_hooks=hooks["de"])
     assert recorder.sharing() != before
-    assert torch.equal(before.activated()[:, 0], before.activated()[:, 1])  # handed out earlier, and as it was
+    assert torch.equal(before.activated()[:, 0], before.activated()[:, 1])  # handed out earlier and not changed
 
 
 def test_hooks_are_for_one_batch_and_longer_prompts_are_not_taken_for_decoding(bloom):
-    """Without a key-value cache a step has one token more than the last; a jump is another prompt."""
+    """Without a key-value cache a step has one token more than the last; a larger jump means a different prompt."""
     recorder = ns.SharingRecorder(bloom, ["en", "de"], 1)
     hooks = recorder.fwd_hooks("en", [0])
     for n_tokens in (4, 5, 6, 1, 1, 7, 4, 5):  # two prompts of four tokens, and steps after each
         bloom.run_with_hooks(torch.full((1, n_tokens), 7), fwd_hooks=hooks)
-    with pytest.raises(ns.NeuronShareError, match=r"of shape \(1, 9, 128\), not \(1, 4, 128\) .*ask for new ones"):
+    with pytest.raises(ns.NeuronShareError, match=r"of shape \(1, 9, 128\), not \(1, 4, 128\) .*for one batch only"):
         bloom.run_with_hooks(torch.full((1, 9), 7), fwd_hooks=hooks)
 
 
-# Padding that nobody speaks of.
+# Padding without a mask.
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_list_of_strings_that_transformer_lens_pads(animals, name, backend, longer):
-    """On the right: the last token is then padding. Without tokens it is warned of, with them refused."""
+    """With padding on the right, the last token is padding. Without tokens we warn, with tokens we refuse."""
     model = animals.lens(name, backend)
     texts = list(longer.prompts["en"])
     recorder = ns.SharingRecorder(model, LANGUAGES, 3)
@@ -406,7 +406,7 @@ def test_a_list_of_strings_that_transformer_lens_pads(animals, name, backend, lo
         recorder.fwd_hooks("en", range(3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        recorder.fwd_hooks("en", range(3))  # said once
+        recorder.fwd_hooks("en", range(3))  # warned only once
         recorder.fwd_hooks("en", [0])  # a single prompt has no padding
     for side in ("left", "right"):
         tokens = padded(model, longer, "en", side)[0]
@@ -435,7 +435,7 @@ def test_some_batches_with_tokens_and_some_without_are_no_result(animals, backen
     expected = ns.categorise(model, longer.select(["en", "de"]), position="any")
     assert recorder.sharing() == expected
     both = ns.NeuronSharing.concatenate([recorder.sharing(), expected])
-    assert len(both) == 6  # a recorder does not know of prepend_bos, and does not say otherwise
+    assert len(both) == 6  # a recorder does not know prepend_bos, and does not claim to
 
 
 def test_without_tokens_the_bos_counts_and_that_is_said_once(animals, backend, longer):
@@ -468,7 +468,7 @@ def test_models_that_begin_without_bos_are_not_warned_about(bloom, longer):
 
 
 def test_neither_model_nor_activations_outlive_a_result(animals, backend):
-    """A result keeps bits, not the model that they are of."""
+    """A result keeps bits, but not the model."""
     model = ns.load_model(animals.directory("bloom"), backend=backend, device="cpu")
     recorder = ns.SharingRecorder(model, ["en", "de"], 1)
     for language in ("en", "de"):
@@ -533,7 +533,7 @@ BATCHES = {
         {"tokens": torch.ones(1, 5).long()},
         r"attention_mask has shape \(1, 4\), tokens \(1, 5\)",
     ),
-    "a mask to be added": (("en", [0]), {"attention_mask": torch.tensor([[0.0, -1e9]])}, "other values than 0 and 1"),
+    "a mask to be added": (("en", [0]), {"attention_mask": torch.tensor([[0.0, -1e9]])}, "values that are not 0 or 1"),
     "examples as floats": (("en", [0.0]), {}, "There is no example 0.0"),
     "an empty row": (("en", [0, 1], torch.tensor([[1, 1], [0, 0]])), {}, "'en', example 1: the prompt has 0 token"),
 }
@@ -548,13 +548,11 @@ def test_batches_of_a_recorder(bloom, arguments, options, message):
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_runs_that_are_not_the_batch_that_was_announced(bloom):
-    """Another number of prompts is never broadcast, another length never taken for a decoding step."""
+    """A different number of prompts is never broadcast, and a different length is never taken for a decoding step."""
     recorder = ns.SharingRecorder(bloom, ["en", "de"], 2)
     hooks = recorder.fwd_hooks("en", [0, 1], torch.ones(2, 4).long())
     for shape in ((1, 4), (3, 4), (2, 5), (2, 3), (2, 1)):
-        message = (
-            rf"gave a tensor of shape \({shape[0]}, {shape[1]}, 128\), not \(2, 4, 128\) .*Hooks are for the one batch"
-        )
+        message = rf"gave a tensor of shape \({shape[0]}, {shape[1]}, 128\), not \(2, 4, 128\) .*for one batch only"
         with pytest.raises(ns.NeuronShareError, match=message):
             bloom.run_with_hooks(torch.ones(shape).long(), fwd_hooks=hooks)
     bloom.run_with_hooks(torch.ones(2, 4).long(), fwd_hooks=hooks)

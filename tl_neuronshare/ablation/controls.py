@@ -1,6 +1,6 @@
-"""Controls: neurons that are ablated in a mask's place, each kind drawn to answer one objection.
+"""Draw controls: neurons that are ablated in a mask's place, each kind to answer one objection.
 
-A kind is a class with `drawable` and `draw`; `register` makes its name known to `ablation_study`.
+A kind of control is a class with `draw` and maybe `drawable`. `register` makes its name known to `ablation_study`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tl_neuronshare.maths.draws import NEAR, drawn, matched
 
 @dataclass(frozen=True)
 class Drawable:
-    """For which examples something can be ablated, in every language, and why not for the others."""
+    """For which examples a control can be drawn in every language, and why not for the others."""
 
     examples: NDArray[np.bool_]
     why_not: str = ""
@@ -31,14 +31,14 @@ class Drawable:
 
 @dataclass(frozen=True)
 class Draw:
-    """What neurons are drawn for: some examples in one language, with one seed.
+    """What a control is drawn for: examples in one language, with one seed.
 
     Attributes:
-        targets: what is ablated.
+        targets: which neurons are ablated under each name.
         target: the name of the mask.
         control: the name of the control.
         mask: the neurons of the mask itself, for each of the examples.
-        impact: gives each neuron's generation impact at the last prompt token of the unablated model, for each of the
+        impact: gives each neuron's generation impact in the unablated model, at the last prompt token of each of the
             examples; NaN where there is no neuron.
     """
 
@@ -52,44 +52,44 @@ class Draw:
     impact: Callable[[], Float[Tensor, "row layer neuron"]]
 
     def noise(self) -> Float[Tensor, "row layer neuron"]:
-        """Random numbers for each neuron."""
+        """Make random numbers for each neuron."""
         return self.targets.noise(self.seed, self.target, self.control, self.examples)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Neurons that were drawn, and what else is to be summed up over them for the note of the control."""
+    """The neurons that were drawn, and measures whose sums over neurons the control's note needs."""
 
     mask: Bool[Tensor, "row layer neuron"]
     measures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Control(ABC):
-    """A kind of neurons that are ablated in a mask's place."""
+    """A way to choose neurons that are ablated in a mask's place."""
 
     name: ClassVar[str]
-    uses_weights: ClassVar[bool] = False  # so that folded weights change what is drawn
+    uses_weights: ClassVar[bool] = False  # whether folded weights change what is drawn
 
     def drawable(self, targets: Targets, target: str) -> Drawable:
-        """For which examples it can be drawn; all by default."""
+        """Say for which examples the control can be drawn; by default for all."""
         return everywhere(targets)
 
     @abstractmethod
     def draw(self, draw: Draw) -> Drawn:
-        """The neurons for each of the examples, for which it can be drawn."""
+        """Draw the neurons for each of the examples. The control can be drawn for all of them."""
 
     def note(self, sums: Mapping[str, float]) -> str:
-        """What a reader must know of what was drawn, from the sums of `neurons` and of all measures."""
+        """Say what a reader must know about the draw, from the sums of `neurons` and of all measures."""
         return ""
 
 
 class Itself(Control):
-    """The mask itself: not a control, but ablated like one."""
+    """The mask itself, which is not a control but is ablated like one."""
 
     name = "type"
 
     def draw(self, draw: Draw) -> Drawn:
-        """The mask's own neurons."""
+        """Take the mask's own neurons."""
         return Drawn(draw.mask)
 
 
@@ -97,22 +97,22 @@ CONTROLS: dict[str, Control] = {}
 
 
 def register(control: type[Control]) -> type[Control]:
-    """Make a kind of control known to `ablation_study` by its name."""
+    """Make a kind of control known to `ablation_study` by its name; use it as a decorator of the class."""
     CONTROLS[control.name] = control()
     return control
 
 
 def chosen_controls(names: object) -> list[Control]:
-    """The controls of these names.
+    """Get the controls with these names.
 
     Raises:
-        NeuronShareError: an unknown name, or one that appears twice.
+        NeuronShareError: a name is unknown or appears twice.
     """
     return [CONTROLS[name] for name in distinct("controls", names, known=CONTROLS, least=0)]
 
 
 def drawable(control: Control, targets: Targets, target: str) -> Drawable:
-    """For which examples a control can be drawn; for none where the mask has no neuron."""
+    """Say for which examples a control can be drawn; for none if the mask has no neurons."""
     empty = [
         name for name in (targets.sizes if targets.choice.equal_size else [target]) if not targets.sizes[name].any()
     ]
@@ -144,58 +144,58 @@ def where_enough(enough: Bool[Tensor, "example layer"], why_not: str) -> Drawabl
 
 @register
 class Random(Control):
-    """As many in each layer and example, from all neurons."""
+    """As many neurons as the mask has in each layer and example, drawn from all neurons."""
 
     name = "random"
 
     def draw(self, draw: Draw) -> Drawn:
-        """Any neurons."""
+        """Draw from all neurons."""
         return Drawn(drawn(draw.noise(), draw.mask.sum(-1), draw.targets.is_neuron))
 
 
 @register
 class RandomActive(Control):
-    """As many, from the neurons that are active for that example in that language."""
+    """As many neurons as the mask has, drawn from those that are active for the example in the language."""
 
     name = "random-active"
 
     def drawable(self, targets: Targets, target: str) -> Drawable:
-        """Where enough neurons are active in every language."""
+        """The examples for which enough neurons are active in every language."""
         if targets.active is None:
             why = (
                 "the types are of other prompts: activity is not known"
                 if not targets.are_of_prompts
-                else ("activity is not known; give active=, the NeuronSharing of these prompts")
+                else "activity is not known; give active=, the NeuronSharing of these prompts"
             )
             return nowhere(targets, why)
         enough = targets.counts[target] <= targets.fewest_active
         return where_enough(enough, "fewer neurons are active in some language than needed")
 
     def draw(self, draw: Draw) -> Drawn:
-        """Active neurons."""
+        """Draw from the active neurons."""
         active = draw.targets.active
-        assert active is not None  # else it is not drawable
-        of_examples = [active.activated(slice(each, each + 1), language=draw.language)[0] for each in draw.examples]
-        return Drawn(drawn(draw.noise(), draw.mask.sum(-1), torch.cat(of_examples)))
+        assert active is not None  # `drawable` has checked it
+        by_example = [active.activated(slice(each, each + 1), language=draw.language)[0] for each in draw.examples]
+        return Drawn(drawn(draw.noise(), draw.mask.sum(-1), torch.cat(by_example)))
 
 
 @register
 class Magnitude(Control):
-    """For each neuron the nearest by generation impact at the last prompt token, outside the mask."""
+    """For each neuron of the mask, the one outside it whose generation impact at the last prompt token is nearest."""
 
     name = "magnitude"
     uses_weights = True
 
     def drawable(self, targets: Targets, target: str) -> Drawable:
-        """Where enough neurons are outside the mask."""
+        """The examples for which enough neurons are outside the mask."""
         widths = torch.tensor(targets.widths, device="cpu")
         others = widths - targets.whole(target, range(len(targets.prompts))).sum(-1)
         return where_enough(targets.counts[target] <= others, "fewer neurons are outside the type than are ablated")
 
     def draw(self, draw: Draw) -> Drawn:
-        """The matches, and how near they are."""
+        """Match the mask's neurons, and measure how near the matches are."""
         impact = draw.impact()
-        # The mask's neurons that are not ablated (other layers, equal sizes ...) are not matches either.
+        # Neurons of the mask that are not ablated (other layers, equal sizes ...) must not be matches either.
         spared = draw.targets.whole(draw.target, draw.examples) & ~draw.mask
         matches, not_near = matched(draw.noise(), draw.mask, impact.masked_fill(spared, torch.nan))
         return Drawn(
@@ -208,7 +208,7 @@ class Magnitude(Control):
         )
 
     def note(self, sums: Mapping[str, float]) -> str:
-        """How many matches are not near, and how much all of them write."""
+        """Say how many matches are not near, and how much all of them write."""
         if not sums["not near"]:
             return ""
         written, by_mask = sums["impact"], sums["impact of the mask"]
@@ -219,18 +219,18 @@ class Magnitude(Control):
 
 @register
 class OtherExample(Control):
-    """The same mask's neurons of another example; their number differs."""
+    """The neurons of the same mask for a different example; their number differs."""
 
     name = "other-example"
 
     def drawable(self, targets: Targets, target: str) -> Drawable:
-        """Where examples have masks of their own, and there is another example."""
+        """All examples, if each has its own mask and there are at least two."""
         if targets.is_one_mask(target):
             return nowhere(targets, "all examples have one mask")
         return everywhere(targets) if len(targets.prompts) > 1 else nowhere(targets, "there is one example only")
 
     def draw(self, draw: Draw) -> Drawn:
-        """Each example's other."""
+        """Take the neurons of a different example for each example."""
         targets = draw.targets
         others = [targets.other_example(draw.seed, draw.target, draw.control, example) for example in draw.examples]
         return Drawn(targets.ablated(draw.target, draw.seed, others))

@@ -1,7 +1,7 @@
-"""Hooks that replace neurons' values: for runs, generation and contexts of the user's own.
+"""Make hooks that replace neurons' values, for any run or generation of the user.
 
 Each edit is a pure function of a layer's tensor. One wrapper (`_Ablation`) checks width, batch and positions, and puts
-the new values in where mask and position say so, into a new tensor: what somebody cached earlier stays as it was.
+the new values where mask and position say. It makes a new tensor, so a tensor that was cached earlier stays as it was.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tl_neuronshare.results.masks import check_mask
 
 Mode = Literal["zero", "mean", "resample", "scale"]
 Edit = Callable[[Tensor], Tensor]
-# Positions of "all" include the tokens that are generated; the others are of the prompt.
+# "all" includes generated tokens; the other positions are in the prompt.
 AblationPosition = Literal["all", "last"] | int | Bool[Tensor, "batch pos"]
 
 
@@ -42,33 +42,43 @@ def ablation_hooks(
     tokens: Int[Tensor, "batch pos"] | None = None,
     site: Site = "post",
 ) -> list[tuple[str, Callable[..., Tensor | None]]]:
-    """Hooks that replace the values of the mask's neurons, for `run_with_hooks`, `model.hooks` and `generate`.
+    """Make hooks that replace the values of the mask's neurons, for `run_with_hooks`, `model.hooks` and `generate`.
 
-    They are pairs of a hook's name and a function, one for each layer, so lists of them add up by `+`. Tensors are not
-    edited in place.
+    The hooks are a list of pairs of a hook's name and a function, so lists of hooks can be joined by `+`. Tensors are
+    not edited in place.
 
     Args:
         model: the HookedTransformer or TransformerBridge that you will run.
-        mask: which neurons: the same for every row of the batch, or one mask a row, in the order of the rows.
-        mode: `zero`; `mean` and `resample`, which put `values` there (`reference_values` makes them); `scale`, which
-            multiplies by the number `values` (2 amplifies); or a function of the layer's tensor
-            [batch, position, neuron] that returns one of the same shape, of which the mask's neurons are taken.
-        values: for `mean` and `resample` a value for each neuron, or for each neuron of each row; for `scale` a number.
-        position: `all` tokens, generated ones too; the prompt's `last` token; a negative index from the prompt's end,
-            which every row must have (beyond a shorter row's start is its padding); or a boolean tensor over the tokens
-            of the (padded) prompt. All but `all` leave generated tokens alone.
-        prompt_tokens: how many tokens the prompt has, left padding included. A hook cannot know where it ends
-            (with a key-value cache it sees 5 tokens, then 1, then 1; without, 5, 6, 7). None, for `last` and indices,
-            means the end of each call. After a prompt of one token, each further call of one token is taken for
-            a generated one.
-        tokens: of the (padded) prompt. With position `all`, special tokens among them (BOS ...) are then left alone.
-        site: `post`, the input of the down projection; of gated MLPs also `up`, or `gate`, where zero and scale are the
-            same as at `post`, and other modes are refused.
+        mask: which neurons are edited. Give one mask for all rows of the batch, or one for each row, in their order.
+        mode: what replaces the values of the neurons.
+            `zero`: the number 0.
+            `mean` or `resample`: the numbers in `values`, such as `reference_values` makes.
+            `scale`: their own values, multiplied by the number `values` (2 amplifies).
+            A function: it gets the layer's tensor [batch, position, neuron] and returns a tensor of the same shape and
+                dtype. Only the values of the mask's neurons are taken from it.
+        values: for `mean` and `resample`, a number for each neuron, or for each neuron of each row. For `scale`, one
+            number.
+        position: at which tokens the neurons are edited. `all` means every token, also those that are generated. (In
+            `categorise`, `all` means something else: a neuron must be active at every token.) The other positions are
+            in the prompt and leave generated tokens as they are: `last` is the last token of the prompt; a negative
+            index counts from its end (-1 is `last`); a boolean tensor chooses tokens of the (padded) prompt. Every
+            prompt must have a token at a negative index; in a row that is too short, padding is edited instead.
+        prompt_tokens: how many tokens the prompt has, left padding included. A hook cannot know this: with a key-value
+            cache it sees for example 5 tokens, then 1, then 1, and without a cache 5, 6, 7. If it is None, `last` and
+            negative indices count from the end of each call. After a prompt of one token, each later call of one token
+            is taken to be a generated token.
+        tokens: the tokens of the (padded) prompt. With position `all`, special tokens in it (BOS ...) are then not
+            edited.
+        site: `post`, the input of the down projection; in a gated MLP also `up` or `gate`. At `gate` only `zero` and
+            `scale` are possible, which do the same as at `post`.
+
+    Returns:
+        Pairs of a hook's name and a function, for all layers.
 
     Raises:
-        NeuronShareError: a mask of the wrong dtype or shape, an unknown mode, position or site, values that are missing
-            or do not fit. The hooks raise it for a batch or a layer of another size than the mask's, and for calls
-            that are neither the prompt nor a step after it.
+        NeuronShareError: the mask has the wrong dtype or shape; a mode, position or site is unknown; or values are
+            missing or do not fit. The hooks raise it if the batch or the layer does not have the size of the mask, or
+            if a call is neither the prompt nor a step after it.
 
     Source: the paper's deactivation (arXiv 2406.09265v2) is `zero` at all positions.
 
@@ -108,7 +118,7 @@ def hooks_at(
     prompt_tokens: int | None,
     text: Bool[Tensor, "batch pos"] | None,
 ) -> list[tuple[str, Callable[..., Tensor | None]]]:
-    """`ablation_hooks` at layers that are known; `text` says which of the prompt's tokens are no special ones."""
+    """Make the hooks of `ablation_hooks` for given layers; `text` is True at prompt tokens that are not special."""
     check_mask(mask)
     widest = max(layer.width for layer in layers)
     if tuple(mask.shape[-2:]) != (len(layers), widest):
@@ -118,23 +128,27 @@ def hooks_at(
         )
     for number, layer in enumerate(layers):
         if mask[..., number, layer.width :].any():
-            raise NeuronShareError(f"Layer {number} has {layer.width} neurons, and the mask has some beyond them.")
+            raise NeuronShareError(
+                f"Layer {number} has {layer.width} neurons, but the mask has some beyond them; leave these out."
+            )
     reference = _checked_values(mode, values, mask)
     places = _Places(position, prompt_tokens, text)
     if mask.ndim == 3 and places.n_rows not in (None, len(mask)):
-        raise NeuronShareError(f"The mask is of {len(mask)} rows, the tokens or positions of {places.n_rows}.")
+        raise NeuronShareError(
+            f"The mask has {len(mask)} rows, but the tokens or positions have {places.n_rows}; give the same number."
+        )
     hooks: list[tuple[str, Callable[..., Tensor | None]]] = []
     for number, layer in enumerate(layers):
         masks = layer.split(mask[..., number, :])
         references = [None] * len(masks) if reference is None else layer.split(reference[..., number, :])
-        for neurons, part, of_part in zip(layer.hooks, masks, references, strict=True):
-            edit = _edit(mode, values) if of_part is None else _Put(of_part)
-            hooks.append((neurons.name, _Ablation(neurons, part, edit, places)))
+        for neurons, mask_of_hook, reference_of_hook in zip(layer.hooks, masks, references, strict=True):
+            edit = _edit(mode, values) if reference_of_hook is None else _Put(reference_of_hook)
+            hooks.append((neurons.name, _Ablation(neurons, mask_of_hook, edit, places)))
     return hooks
 
 
 def layers_to_edit(model: LensModel, site: Site, mode: Mode | Edit) -> list[NeuronLayer]:
-    """Where `ablation_hooks` edits. The gate cannot be edited as such: its hook is before the activation function."""
+    """Find the layers to edit. A gate is edited at `post`, because its hook is before the activation function."""
     layers = models.neuron_layers(model, site)
     verification.require(model, "logits", f"edit {site}")
     if all(layer.is_editable for layer in layers):
@@ -156,7 +170,7 @@ def as_mode(name: str, value: Any) -> Mode | Edit:
 
 
 def _checked_values(mode: Any, values: Any, mask: Tensor) -> Tensor | None:
-    """Refuses a mode that is not known and values that do not fit it; gives the values of `mean` and `resample`."""
+    """Check the mode and its values, and return the values of `mean` and `resample`; None for other modes."""
     if callable(mode) or mode == "zero":
         if values is not None:
             raise NeuronShareError(f"mode={mode!r} takes no values; leave them out, or choose mean, resample or scale.")
@@ -173,8 +187,8 @@ def _checked_values(mode: Any, values: Any, mask: Tensor) -> Tensor | None:
     rows = () if mask.ndim == 2 and values.ndim == 2 else ((mask if mask.ndim == 3 else values).shape[0],)
     if tuple(values.shape) not in {tuple(mask.shape[-2:]), (*rows, *mask.shape[-2:])}:
         raise NeuronShareError(
-            f"values have shape {tuple(values.shape)}, the mask {tuple(mask.shape)}; give one number for each neuron, "
-            "or for each neuron of each row."
+            f"values have shape {tuple(values.shape)}, but the mask has {tuple(mask.shape)}; give one number for each "
+            "neuron, or for each neuron of each row."
         )
     reference = values.to(mask.device)
     if not (reference.isfinite() | ~mask).all():
@@ -183,13 +197,13 @@ def _checked_values(mode: Any, values: Any, mask: Tensor) -> Tensor | None:
 
 
 def _edit(mode: Any, values: Any) -> Edit:
-    """What the neurons' values are replaced by, as a pure function of them."""
+    """The edit of modes that need no reference values, as a pure function of the layer's tensor."""
     if callable(mode):
-        return partial(_of_a_copy, function=mode)
+        return partial(_apply_to_copy, function=mode)
     return _zero if mode == "zero" else partial(torch.mul, other=float(values))
 
 
-def _of_a_copy(tensor: Tensor, *, function: Edit) -> Any:
+def _apply_to_copy(tensor: Tensor, *, function: Edit) -> Any:
     """Apply the user's function to a copy, in case it edits in place."""
     return function(tensor.clone())
 
@@ -199,7 +213,7 @@ def _zero(tensor: Tensor) -> Tensor:
 
 
 def _described(values: Any) -> str:
-    """A value in messages: of a tensor its dtype and shape."""
+    """Describe a value in messages; a tensor by its dtype and shape."""
     if isinstance(values, Tensor):
         return f"{values.dtype} of shape {tuple(values.shape)}"
     return "none" if values is None else repr(values)
@@ -214,17 +228,17 @@ class _Put:
     def __call__(self, tensor: Tensor) -> Tensor:
         self.values = self.values.to(tensor.device)
         if self.values.ndim == 3 and len(self.values) != len(tensor):
-            raise NeuronShareError(f"The values are for {len(self.values)} rows, the batch has {len(tensor)}.")
+            raise NeuronShareError(f"The values are for {len(self.values)} rows, but the batch has {len(tensor)}.")
         return self.values.to(tensor.dtype).expand_as(tensor)
 
 
 class _Places:
-    """Which positions of a call to edit."""
+    """Decides which positions of a call to edit."""
 
     def __init__(self, position: Any, prompt_tokens: Any, text: Bool[Tensor, "batch pos"] | None) -> None:
         self.end = _as_count(prompt_tokens)
-        self.of_prompt: Bool[Tensor, "batch pos"] | None = None  # the prompt's positions, where they are told apart
-        self.after = position == "all" if isinstance(position, str) else False  # whether to edit what comes after it
+        self.of_prompt: Bool[Tensor, "batch pos"] | None = None  # True at the prompt's positions to edit
+        self.after = position == "all" if isinstance(position, str) else False  # whether to edit generated tokens
         self.position: Any = None
         if isinstance(position, Tensor):
             if position.dtype != torch.bool or position.ndim != 2:
@@ -236,28 +250,37 @@ class _Places:
             self.position = position_index(position)
         if text is not None:
             if not self.after:
-                raise NeuronShareError('tokens leave special tokens out of position="all"; leave them out for others.')
+                raise NeuronShareError(
+                    'Special tokens can be skipped only with position="all"; leave out tokens (or skip_special_tokens).'
+                )
             self.of_prompt = text
         if self.of_prompt is not None:
             if self.end not in (None, self.of_prompt.shape[1]):
                 raise NeuronShareError(
-                    f"prompt_tokens={self.end}, but tokens or positions are of {self.of_prompt.shape[1]} tokens."
+                    f"prompt_tokens={self.end}, but tokens or positions have length {self.of_prompt.shape[1]}; give "
+                    "the same length."
                 )
             self.end = self.of_prompt.shape[1]
         if self.position is not None and self.end is not None and self.position < -self.end:
-            raise NeuronShareError(f"position={position!r} is before the first of the prompt's {self.end} tokens.")
+            raise NeuronShareError(
+                f"position={position!r} is before the first of the prompt's {self.end} tokens; choose a later one."
+            )
 
     @property
     def n_rows(self) -> int | None:
-        """How many rows the batch must have; None is any number."""
+        """How many rows the batch must have; None means any number."""
         return None if self.of_prompt is None else len(self.of_prompt)
 
     def chosen(
         self, n_rows: int, length: int, *, is_later: bool, hook: str
     ) -> Bool[Tensor, "#batch #position 1"] | None:
-        """Of the positions of a call, of so many rows and tokens, those to edit; None where there are none.
+        """Choose the positions of a call to edit; None means none of them.
 
-        `is_later`: this layer has seen the prompt already.
+        Args:
+            n_rows: how many rows the call has.
+            length: how many tokens each row of the call has.
+            is_later: whether this layer has already seen the prompt.
+            hook: the hook's name, for messages.
         """
         everywhere = torch.ones(1, 1, 1, dtype=torch.bool, device="cpu")
         if self.of_prompt is None and self.position is None:
@@ -278,8 +301,8 @@ class _Places:
         else:
             if len(self.of_prompt) != n_rows:
                 raise NeuronShareError(_other_batch(hook, n_rows, "tokens or positions", len(self.of_prompt)))
-            later = torch.full((n_rows, length - end), self.after, device="cpu")
-            chosen = torch.cat([self.of_prompt.cpu(), later], dim=1)
+            generated = torch.full((n_rows, length - end), self.after, device="cpu")
+            chosen = torch.cat([self.of_prompt.cpu(), generated], dim=1)
         return rearrange(chosen, "batch position -> batch position 1")
 
 
@@ -288,13 +311,13 @@ def _as_count(number: Any) -> int | None:
         return None
     if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
         raise NeuronShareError(
-            f"prompt_tokens={number!r} is no number of tokens; give the length of the padded prompt."
+            f"prompt_tokens={number!r} is not a number of tokens; give the length of the padded prompt."
         )
     return int(number)
 
 
 def position_index(position: Any) -> int:
-    """The negative index that a position stands for; "last" is -1."""
+    """The negative index that means the same as a position; "last" is -1."""
     if isinstance(position, str) and position != "last":
         raise NeuronShareError(f"position={position!r} is unknown here; use all, last or a negative index.")
     index: Position = as_position(position)
@@ -304,12 +327,12 @@ def position_index(position: Any) -> int:
 def _other_batch(hook: str, n_rows: int, what: str, n_expected: int) -> str:
     return (
         f"{hook} gave {n_rows} rows, but {what} are for {n_expected}: nothing is broadcast. Make hooks for each batch; "
-        "where a batch is expanded (beams, several sequences a prompt), repeat the mask's rows as it does."
+        "if a batch is expanded (beams, several sequences for one prompt), repeat the mask's rows in the same way."
     )
 
 
 class _Ablation:
-    """The function of one hook: new values where mask and position say so."""
+    """The function of one hook, which puts new values where mask and position say."""
 
     def __init__(self, neurons: NeuronHook, mask: Bool[Tensor, "*batch neuron"], edit: Edit, places: _Places) -> None:
         self.neurons, self.edit, self.places = neurons, edit, places
@@ -321,11 +344,11 @@ class _Ablation:
 
     @property
     def is_local(self) -> bool:
-        """Whether the edit of a token depends on that token alone: not known of a user's own function."""
-        return getattr(self.edit, "func", None) is not _of_a_copy
+        """Whether the edit of a token depends on that token alone. For a user's own function this is not known."""
+        return getattr(self.edit, "func", None) is not _apply_to_copy
 
     def ends_at(self, prompt_tokens: int) -> bool:
-        """Whether this hook takes the prompt to have so many tokens, or does not need to know."""
+        """Whether this hook assumes that the prompt has this many tokens, or does not need to know."""
         places = self.places
         return places.end == prompt_tokens or (places.end is None and places.position is None)
 
@@ -353,7 +376,7 @@ class _Ablation:
         return edited
 
     def _size(self, tensor: Tensor) -> tuple[int, int]:
-        """How many rows and tokens the call has, which must be those that the mask is for."""
+        """How many rows and tokens the call has. The rows must be as many as the mask's."""
         shape = self.neurons.shape(tensor)
         if shape is None:
             raise NeuronShareError(NeuronLayer((self.neurons,)).misfit((tensor,), ("any", "any")))

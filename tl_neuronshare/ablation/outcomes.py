@@ -1,4 +1,4 @@
-"""What came of a study's runs, and the table that is made of it. Pure: no model is known here."""
+"""Collect the results of a study's runs, and make its table. This module does not use the model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tl_neuronshare.ablation.controls import Control, Drawable
 from tl_neuronshare.maths.bootstrap import FEWEST, Bootstrap
 from tl_neuronshare.prompts import ParallelPrompts
 
-METRICS = {"accuracy": "correct", "log_prob": "log_prob"}  # with the columns of `evaluate`
-_HARDLY_ANY = 0.2  # of the unablated model's answers right: little to lose
+METRICS = {"accuracy": "correct", "log_prob": "log_prob"}  # each metric's column in the table of `evaluate`
+_HARDLY_ANY = 0.2  # if the unablated model's accuracy is below this, there is little to lose
 Numbers = NDArray[np.float64]  # one for each example and language
 
 
 def scores_of(table: pd.DataFrame, prompts: ParallelPrompts) -> dict[str, Numbers]:
-    """Each metric of a table of `evaluate`, by example and language."""
+    """Take each metric from a table of `evaluate`, by example and language."""
     return {
         metric: table[column].to_numpy(dtype=float).reshape(len(prompts.languages), len(prompts)).T
         for metric, column in METRICS.items()
@@ -29,26 +29,26 @@ def scores_of(table: pd.DataFrame, prompts: ParallelPrompts) -> dict[str, Number
 
 
 class Sums:
-    """Sums over neurons, for each example and language: how many were ablated, and what else a control measures."""
+    """Sums over neurons, for each example and language: how many were ablated, and the measures of a control."""
 
     def __init__(self, prompts: ParallelPrompts) -> None:
         self.prompts = prompts
         self._numbers: dict[str, Numbers] = {}
 
     def add(self, name: str, language: str, examples: Sequence[int], of_neurons: Tensor) -> None:
-        """Keep the sums over the neurons of some examples; for an example that runs twice they are the same."""
+        """Keep the sums over neurons for these examples; if an example runs twice, its sums are the same."""
         shape = (len(self.prompts), len(self.prompts.languages))
         numbers = self._numbers.setdefault(name, np.zeros(shape))
         numbers[list(examples), self.prompts.languages.index(language)] = of_neurons.double().sum((1, 2))
 
     def items(self) -> Iterator[tuple[str, Numbers]]:
-        """Name by name."""
+        """Give each name with its numbers."""
         return iter(self._numbers.items())
 
 
 @dataclass
 class Outcome:
-    """What came of one mask or control, for the examples that could be drawn: means over seeds."""
+    """The results of one mask or control with all seeds; they are for the examples for which it can be drawn."""
 
     control: Control
     drawable: Drawable
@@ -56,12 +56,12 @@ class Outcome:
     sums: list[Sums] = field(default_factory=list)
 
     def scores(self, metric: str) -> Numbers:
-        """A metric of the examples that could be drawn."""
+        """The mean of a metric over seeds."""
         mean: Numbers = np.mean([run[metric] for run in self.runs], axis=0)
         return mean[self.drawable.examples]
 
     def mean_sums(self) -> dict[str, Numbers]:
-        """The sums over what was drawn, by name, of the examples that could be drawn."""
+        """The means of the sums over seeds, by name."""
         by_name: dict[str, list[Numbers]] = {}
         for sums in self.sums:
             for name, numbers in sums.items():
@@ -70,7 +70,7 @@ class Outcome:
 
     @property
     def note(self) -> str:
-        """What a reader of the row must know."""
+        """What a reader of the row must know about it."""
         notes = []
         n_drawn, n_examples = int(self.drawable.examples.sum()), len(self.drawable.examples)
         if n_drawn == 0:
@@ -92,7 +92,7 @@ def table_of(
     n_layers: int,
     bootstrap: Bootstrap,
 ) -> pd.DataFrame:
-    """The table of `ablation_study`: the unablated model, then each mask and its controls."""
+    """Make the table of `ablation_study`: the unablated model, then each mask and its controls."""
     rows = list(_rows_of_unablated(prompts, unablated))
     for (target, ablated), outcome in outcomes.items():
         for metric in METRICS:
@@ -120,7 +120,7 @@ def _rows_of_unablated(prompts: ParallelPrompts, unablated: dict[str, Numbers]) 
 
 
 class _Compared:
-    """One outcome's scores of a metric beside those before it and those of the mask, by language."""
+    """The scores of one outcome beside those of the unablated model and of the mask, for one metric, by language."""
 
     def __init__(
         self, outcome: Outcome, prompts: ParallelPrompts, metric: str, before: Numbers, of_mask: Numbers
@@ -131,7 +131,7 @@ class _Compared:
         self.neurons, self.shared = (_by_language(sums[name], prompts) for name in ("neurons", "shared"))
 
     def of(self, language: str, n_layers: int, bootstrap: Bootstrap, *, is_control: bool) -> dict[str, Any]:
-        """The numbers of one row."""
+        """Compute the numbers of one row."""
         values, neurons = self.values[language], self.neurons[language]
         difference = values - self.before[language]
         low, high = map(float, bootstrap.intervals(difference))
@@ -147,12 +147,12 @@ class _Compared:
 
 
 def _row(target: str, ablated: str, language: str, metric: str, **known: Any) -> dict[str, Any]:
-    """A row in which everything else is missing."""
+    """Make a row in which all numbers that are not given are missing."""
     numbers = ("value", "difference", "low", "high", "vs_control", "vs_low", "vs_high", "neurons", "overlap")
     labels = {"type": target, "ablated": ablated, "language": language, "metric": metric}
     return {**labels, **dict.fromkeys(numbers, np.nan), "examples": 0, "note": "", **known}
 
 
 def _by_language(numbers: Numbers, prompts: ParallelPrompts) -> dict[str, NDArray[np.float64]]:
-    """Numbers by example: the mean over languages as "all", then each language."""
+    """Split numbers by language: first the mean over languages, as "all", then each language."""
     return {"all": numbers.mean(1), **dict(zip(prompts.languages, numbers.T, strict=True))}

@@ -1,4 +1,4 @@
-"""What neurons' values are over prompts, to be put in their place."""
+"""Measure neurons' values over prompts, as replacements for `mean` and `resample`."""
 
 from __future__ import annotations
 
@@ -29,24 +29,27 @@ def reference_values(
     prepend_bos: bool | None = None,
     progress: bool = True,
 ) -> dict[str, Float[Tensor, "layer neuron"]] | dict[str, Float[Tensor, "example layer neuron"]]:
-    """The neurons' values over prompts, in each language: what `mean` and `resample` put in their place.
+    """Measure the neurons' values over prompts, in each language, for the modes `mean` and `resample`.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        prompts: what to run: ParallelPrompts, or texts by language, which need not be parallel.
-        each: the values of each prompt, for `resample` (take another example's row), in place of their mean.
-        position: the prompt's `last` token, a negative index, or `all`: the mean over its tokens but special ones.
-        site: `post` or, of gated MLPs, `up`.
+        prompts: the prompts to run: ParallelPrompts, or texts by language, which need not be parallel.
+        each: whether to return the values of each prompt instead of their mean. For `resample`, take the row of a
+            different example.
+        position: the token whose values are taken: the prompt's `last` token, or a negative index from its end. `all`
+            takes the mean over all tokens of the prompt that are not special (BOS ...).
+        site: `post`; in a gated MLP also `up`.
         batch_size: as in `categorise`.
         prepend_bos: as in `categorise`.
-        progress: whether to show a progress bar where it takes more than two seconds.
+        progress: whether to show a progress bar, if the run takes more than two seconds.
 
     Returns:
-        For each language a float tensor: [layer, neuron], or with `each` [prompt, layer, neuron]; 0 where a layer is
-        narrower than the widest.
+        For each language a float tensor [layer, neuron], or with `each` [prompt, layer, neuron]. If a layer is
+        narrower than the widest layer, the rest of its row is 0.
 
     Raises:
-        NeuronShareError: an unsuitable model or option, no texts, or a prompt too short or long.
+        NeuronShareError: the model or an option is unsuitable, there are no texts, or a prompt is too short or too
+            long.
 
     Example:
         >>> means = reference_values(model, {"en": ["Country code of Peru →", "Country code of Chad →"]})
@@ -57,7 +60,7 @@ def reference_values(
     how = Running(batch_size, prepend_bos).on(model)
     texts = texts_by_language("prompts", prompts.prompts if isinstance(prompts, ParallelPrompts) else prompts)
     if site not in ("post", "up"):
-        raise NeuronShareError(f"site={site!r} has no values to put there; use post or up.")
+        raise NeuronShareError(f"site={site!r} has no values that can be put there; use post or up.")
     index = None if position == "all" else position_index(position)
     layers = models.neuron_layers(model, site)
     verification.require(model, "logits", site)
@@ -80,7 +83,7 @@ def reference_values(
 
 
 def _places(model: LensModel, batch: Batch, index: int | None, language: str) -> int | Bool[Tensor, "row position"]:
-    """Where a batch's values are read: at the index from the end, or without one at all tokens but special ones."""
+    """Where a batch's values are read: at the index or, if it is None, at all tokens that are not special."""
     counted = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask.bool()
     if index is not None:
         if counted.sum(1).min() < -index:
@@ -94,5 +97,5 @@ def _places(model: LensModel, batch: Batch, index: int | None, language: str) ->
     counted = counted & ~torch.isin(batch.tokens, special)
     if not counted.any(1).all():
         row = batch.rows[int(counted.any(1).int().argmin())]
-        raise NeuronShareError(f"Language {language!r}, text {row}: nothing but special tokens; leave it out.")
+        raise NeuronShareError(f"Language {language!r}, text {row}: it has only special tokens; leave it out.")
     return counted

@@ -1,4 +1,4 @@
-"""What takes the place of neurons' values in a study, and the hooks that put it there."""
+"""Choose what replaces neurons' values in a study, and make the hooks that put it there."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def _as_position(name: str, value: Any) -> str | int:
 
 
 def _position_argument(text: str) -> str | int:
-    """A position on the command line."""
+    """Read a position from the command line."""
     return int(text) if text.lstrip("-").isdigit() else text
 
 
 @dataclass(frozen=True)
 class Replacement(Options):
-    """What takes the place of neurons' values, and where."""
+    """What replaces neurons' values, and at which tokens."""
 
     mode: Mode | Edit = option(
-        "zero", as_mode, help="what takes the values' place (default: zero)", choices=get_args(Mode)
+        "zero", as_mode, help="what replaces the neurons' values (default: zero)", choices=get_args(Mode)
     )
     values: Any = option(None, lambda name, value: value)
     position: Literal["all", "last"] | int = option("all", _as_position)
@@ -49,16 +49,16 @@ class Replacement(Options):
     skip_special_tokens: bool = option(False, flag, help="leave BOS and the like alone")
 
     def check_together(self) -> None:
-        """Refuse values that are not for this mode."""
+        """Refuse values that the mode does not use."""
         if self.mode == "resample" and self.values is not None:
             raise NeuronShareError(
                 "mode='resample' takes the values of other examples of these prompts; leave values out."
             )
 
     def check(self, prompts: ParallelPrompts, shape: tuple[int, int]) -> None:
-        """Refuse prompts for which values are missing, and values of another shape than [layer, neuron]."""
+        """Refuse prompts for which values are missing, and values whose shape is not [layer, neuron]."""
         if self.mode == "resample" and len(prompts) == 1:
-            raise NeuronShareError("mode='resample' takes the values of another example, and there is one only.")
+            raise NeuronShareError("mode='resample' takes the values of another example, but there is only one.")
         if self.mode != "mean" or self.values is None:
             return
         given = self.values if isinstance(self.values, Mapping) else {}
@@ -66,17 +66,18 @@ class Replacement(Options):
         if missing:
             raise NeuronShareError(
                 f"mode='mean': values has none for {', '.join(missing)}; give {{language: tensor}}, such as "
-                "reference_values makes, or leave them out for these prompts' own means."
+                "reference_values makes, or leave values out to use the means over these prompts."
             )
         for language, values in given.items():
             if not isinstance(values, Tensor) or values.shape != shape or not values.is_floating_point():
                 raise NeuronShareError(
-                    f"Language {language!r}: values is no float tensor of shape {shape}, one a neuron."
+                    f"Language {language!r}: values is not a float tensor of shape {shape}; give one number for each "
+                    "neuron."
                 )
 
 
 class Replacing:
-    """Makes the hooks that replace the values of masks' neurons, batch by batch."""
+    """Makes the hooks that replace the values of the masks' neurons, batch by batch."""
 
     def __init__(self, model: LensModel, evaluation: Evaluation, targets: Targets, replacement: Replacement) -> None:
         self.model, self.evaluation, self.targets, self.replacement = model, evaluation, targets, replacement
@@ -87,7 +88,7 @@ class Replacing:
         self._check()
 
     def _check(self) -> None:
-        """Refuse what cannot be done, before anything is run."""
+        """Refuse a replacement that is not possible, before anything is run."""
         how, prompts = self.replacement, self.evaluation.prompts
         shape = (len(self.targets.widths), max(self.targets.widths))
         how.check(prompts, shape)
@@ -111,7 +112,7 @@ class Replacing:
         prompt_tokens: int,
         tokens: Int[Tensor, "row position"],
     ) -> Hooks:
-        """The hooks for one batch."""
+        """Make the hooks for one batch."""
         how = self.replacement
         return hooks_at(
             self.edited,
@@ -124,7 +125,7 @@ class Replacing:
         )
 
     def values_for(self, language: str, examples: Sequence[int], target: str, seed: int) -> Any:
-        """What takes the values' place for some examples of a language: a number, means, or a row for each example."""
+        """What replaces the values for these examples of a language: a number, means, or a row for each example."""
         if self.replacement.mode == "mean":
             return self._reference(language)
         if self.replacement.mode == "resample":
@@ -133,7 +134,7 @@ class Replacing:
         return self.replacement.values
 
     def _reference(self, language: str) -> Tensor:
-        """Means that were given, or these prompts' own; or each prompt's values, kept for one language at a time."""
+        """The means, given or measured; for `resample` each prompt's values, kept for one language at a time."""
         each = self.replacement.mode == "resample"
         if language not in self._references:
             if each:

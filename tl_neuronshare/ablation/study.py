@@ -1,9 +1,9 @@
-"""What breaks when neurons are switched off, and what would have broken anyway.
+"""Ablate neurons in a study, and compare with controls that show what other neurons would have broken.
 
-Each mask (the neurons of a type, or one of the user's own) is ablated for each example, and beside it controls, mostly
-of the same size: each answers another objection. Differences are paired by example, and so are their intervals. The
-paper (arXiv 2406.09265v2, deactivation) reports types without controls; its all-shared neurons are a large class, so
-that their number alone may do the damage.
+Each mask (the neurons of a type, or a mask of the user) is ablated for each example, and so are its controls. Most
+controls have the same size, and each answers a different objection. Differences and their intervals are paired by
+example. The paper (arXiv 2406.09265v2, deactivation) reports types without controls; but its all-shared neurons are
+many, so their number alone may do the damage.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tl_neuronshare.results.types import TYPES, NeuronType, as_type
 from tl_neuronshare.running import provenance
 from tl_neuronshare.running.plan import Batch, BatchSize, Loop, Plan, Running, running
 
-# After each run: the mask's name, what was ablated, the seed, and the run's table of `evaluate`.
+# Called after each run with the mask's name, what was ablated, the seed, and the run's table of `evaluate`.
 OnRun = Callable[[str, str, int | None, pd.DataFrame], None]
 
 
@@ -69,58 +69,68 @@ def ablation_study(
     on_run: Callable[[str, str, int | None, pd.DataFrame], None] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Ablate each type of neuron, and controls beside it, and compare with the unablated model and each other.
+    """Ablate each type of neuron and its controls, and compare them with the unablated model and with each other.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        prompts: those that the types are of, with answers (and choices); or some of their languages.
-        sharing_or_masks: the types, from `categorise`; or masks by name, [layer, neuron] for all examples or [example,
-            layer, neuron] for one each.
-        types: which types or masks to ablate; all by default.
-        controls: `random`: as many in each layer and example, from all neurons. `random-active`: from those that are
-            active for that example in that language. `magnitude`: for each neuron the nearest by generation impact at
-            the last prompt token, outside the type. `other-example`: the same type's neurons of a different example;
-            its size differs. `tl_neuronshare.ablation.controls.register` makes others known.
-        active: for masks, the NeuronSharing of these prompts that `random-active` draws from.
+        prompts: the prompts that were categorised, or some of their languages. They need answers, and choices if
+            `scoring` is `choice`.
+        sharing_or_masks: the types, from `categorise`; or a dictionary of masks by name. A mask is [layer, neuron], the
+            same for all examples, or [example, layer, neuron].
+        types: which types, or which of the masks, to ablate; all by default.
+        controls: which other neurons to ablate for comparison with each type.
+            `random`: as many neurons in each layer and example, drawn from all neurons.
+            `random-active`: as many, drawn from the neurons that are active for the example in the language.
+            `magnitude`: for each neuron of the type, the neuron outside it with the nearest generation impact at the
+                last prompt token.
+            `other-example`: the neurons of the same type for a different example; their number differs.
+            `tl_neuronshare.ablation.controls.register` adds controls of your own.
+        active: only for masks: the NeuronSharing of these prompts, which `random-active` needs.
         mode: as in `ablation_hooks`.
-        values: for `scale` a number; for `mean` a tensor for each language, by default of these prompts' own means.
-            `resample` takes for each example the values of another, at the last prompt token.
-        seeds: one draw of each control a seed; their results are averaged before anything else.
+        values: for `scale`, a number. For `mean`, a tensor for each language; by default these are the means over
+            these prompts. `resample` takes no values: for each example it uses those of a different example, at the
+            last prompt token.
+        seeds: each control is drawn once for each seed. The results are averaged over seeds before anything else.
         scoring: as in `evaluate`.
         length_normalised: as in `evaluate`.
         max_new_tokens: as in `evaluate`.
         stop: as in `evaluate`.
-        position: as in `ablation_hooks`, by name or index.
-        skip_special_tokens: leave special tokens of the prompt (BOS ...) alone, with position `all`.
+        position: at which tokens neurons are edited, as in `ablation_hooks`: `all` (every token, also those that are
+            generated), `last`, or a negative index.
+        skip_special_tokens: whether special tokens of the prompt (BOS ...) are not edited; for position `all`.
         site: as in `ablation_hooks`.
-        layers: only these; all by default.
-        equal_size: of every type only as many neurons, in each layer and example, as the smallest of `types` has,
-            drawn anew for each seed.
-        consistent: only neurons that are of the type for at least this share of the examples.
-        one_mask: the same neurons for every example: those of the type for at least the share `consistent` (0.5 by
-            default). The types may then be of other prompts in these languages.
-        n_resamples: of the bootstrap.
+        layers: the numbers of the layers in which neurons are ablated; all by default.
+        equal_size: whether to ablate equally many neurons of every type: in each layer and example, as many as the
+            smallest of `types` has. They are drawn again for each seed.
+        consistent: ablate only neurons that are of the type for at least this share of the examples.
+        one_mask: whether to ablate the same neurons for every example: those that are of the type for at least the
+            share `consistent` of the examples (0.5 by default). The types may then be of other prompts in these
+            languages.
+        n_resamples: how many resamples the bootstrap draws.
         batch_size: as in `evaluate`.
         prepend_bos: as in `categorise`.
-        on_run: called after each run with type, what was ablated, seed (None for the unablated model, whose type is
-            `none`), and its table of `evaluate`: every answer that the results are made of.
-        progress: whether to show a progress bar where it takes more than two seconds.
+        on_run: a function that is called after each run, with the type, what was ablated, the seed, and the run's table
+            of `evaluate`, which has every single answer. For the unablated model the type is `none` and the seed None.
+        progress: whether to show a progress bar, if the run takes more than two seconds.
 
     Returns:
-        A table with a row for each type, what was ablated, language and metric. Columns: type; ablated (`type` or the
-        control); language (`all` is the mean); metric (accuracy as a share of 1, or log_prob of the right answer in
-        nats); value; difference from the unablated model, low and high (its 95 % interval); vs_control, vs_low and
-        vs_high, on the rows of controls (type minus control, and its interval); neurons (mean over the chosen layers);
-        overlap (share of the control's neurons that are in the type); examples (for how many it could be drawn); note.
-        The unablated model is the row of type `none`. Intervals are paired percentile bootstraps over examples, of at
-        least ten. A control that cannot be drawn has NaN, and why in `note`. `table.attrs` says how it was made.
+        A table with a row for each type, what was ablated, language and metric. The unablated model has the type
+        `none`. Columns: type; ablated (`type` or the name of the control); language (`all` is the mean over languages);
+        metric (accuracy, from 0 to 1, or log_prob of the right answer, in nats); value; difference (from the unablated
+        model), with its 95 % interval low and high; vs_control (type minus control, only in rows of controls), with its
+        95 % interval vs_low and vs_high; neurons (how many were ablated, mean over the chosen layers); overlap (the
+        share of the control's neurons that are in the type); examples (for how many the row could be computed); note.
+
+        Intervals are percentile bootstraps over examples, paired by example. They need at least ten examples. If a
+        control cannot be drawn, its numbers are NaN and `note` says why. `table.attrs` says how the table was made.
 
     Raises:
-        NeuronShareError: an unknown type, control or option; types of other prompts, languages or layers; or masks of
-            another shape.
+        NeuronShareError: a type, control or option is unknown; the types are of other prompts, languages or layers; or
+            a mask has the wrong shape.
 
     Warns:
-        UserWarning: the types were measured on other weights, or weights are folded and `magnitude` is wanted.
+        UserWarning: the types were measured on different weights; or the weights are folded or centred, and
+            `magnitude` is among the controls.
 
     Source: arXiv 2406.09265v2, deactivation; the controls are ours.
 
@@ -163,7 +173,7 @@ def _targets(
     choice: Choice,
     how: Running,
 ) -> Targets:
-    """What is to be ablated, matched with the model and the prompts."""
+    """Choose what to ablate, after checking that it fits the model and the prompts."""
     require_prompts(prompts)
     require_match = partial(
         provenance.require_match,
@@ -193,15 +203,15 @@ def _targets(
 
 
 def _warnings(model: LensModel, sharing_or_masks: Any, kinds: Sequence[Control]) -> list[str]:
-    """What a user should know of the weights."""
-    found = []
+    """What a user should know about the weights."""
+    messages = []
     if isinstance(sharing_or_masks, NeuronSharing) and not provenance.of_same_weights(model, sharing_or_masks):
-        found.append("The types were measured on other weights than this model's; its own may be of other types.")
+        messages.append("The types were measured on different weights from this model's; its neurons may differ.")
     for kind in kinds:
         weights = provenance.describe(model)["weights"] if kind.uses_weights else "not folded"
         if (warning := provenance.processed_weights(weights, f"what is matched by {kind.name}")) is not None:
-            found.append(warning)
-    return found
+            messages.append(warning)
+    return messages
 
 
 class _Study:
@@ -214,13 +224,13 @@ class _Study:
     def run(
         self, kinds: Sequence[Control], seeds: Sequence[int], on_run: OnRun | None, *, progress: bool
     ) -> tuple[dict[str, Any], dict[tuple[str, str], Outcome]]:
-        """The scores of the unablated model, and what came of each mask and control."""
+        """Run the unablated model and every mask and control, and return their scores."""
         outcomes = {
             (target, kind.name): Outcome(kind, drawable(kind, self.targets, target))
             for target in self.targets.masks
             for kind in kinds
         }
-        # Without a draw in it, the mask itself is the same with every seed.
+        # If nothing is drawn, the mask itself gives the same with every seed.
         is_drawn = self.targets.choice.equal_size or self.replacing.replacement.mode == "resample"
         planned = [
             (target, outcome, seed)
@@ -245,7 +255,7 @@ class _Study:
         return unablated, outcomes
 
     def impact(self, language: str, examples: Sequence[int]) -> Float[Tensor, "row layer neuron"]:
-        """Each neuron's generation impact at the last prompt token, of the unablated model; NaN where there is none."""
+        """Each neuron's generation impact in the unablated model, at the last prompt token; NaN beyond the neurons."""
         rows = [self.evaluation.prompt_tokens[language][example] for example in examples]
         impact = torch.full((len(rows), *self.targets.is_neuron.shape), torch.nan, dtype=torch.float32, device="cpu")
 
@@ -260,14 +270,14 @@ class _Study:
 
 
 class _Ablated:
-    """One mask or control with one seed: its hooks batch by batch, and sums over what was drawn."""
+    """One mask or control with one seed: its hooks, batch by batch, and sums over the neurons that were drawn."""
 
     def __init__(self, study: _Study, target: str, outcome: Outcome, seed: int) -> None:
         self.study, self.target, self.outcome, self.seed = study, target, outcome, seed
         self.sums = Sums(study.evaluation.prompts)
 
     def hooks(self, language: str, examples: Tensor, prompt_tokens: int, tokens: Tensor) -> Hooks:
-        """The hooks for one batch, in which an example may have several rows."""
+        """Make the hooks for one batch, in which an example may have several rows."""
         distinct_examples = sorted(set(examples.tolist()))
         row = torch.tensor([distinct_examples.index(example) for example in examples.tolist()], device="cpu")
         mask = self._masks(language, distinct_examples)
@@ -277,7 +287,7 @@ class _Ablated:
         return replacing.hooks(mask[row], values, prompt_tokens, tokens)
 
     def _masks(self, language: str, examples: list[int]) -> Bool[Tensor, "row layer neuron"]:
-        """What is ablated for each example: nothing where it cannot be drawn."""
+        """Choose the neurons to ablate for each example; none if the control cannot be drawn for it."""
         targets, control = self.study.targets, self.outcome.control
         of_mask = targets.ablated(self.target, self.seed, examples)
         masks = torch.zeros_like(of_mask)

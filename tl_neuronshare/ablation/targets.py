@@ -1,7 +1,7 @@
-"""What a study ablates: a mask for each name and example, after its options. Pure: no model is known here.
+"""Choose what a study ablates: a mask for each name and example. This module does not use the model.
 
-The four types of neurons are one source of masks; masks that are given, for every example or for all, are the other.
-Whatever is random is keyed by seed, name and example, so that it does not depend on batches or on what else is drawn.
+Masks come from the four types of neurons, or the user gives them, one for each example or one for all. Random numbers
+are keyed by seed, name and example, so they do not depend on the batches or on what else is drawn.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def _as_layers(name: str, value: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class Choice(Options):
-    """Which neurons of the masks are ablated."""
+    """Which neurons of the masks are ablated; see `ablation_study`."""
 
     layers: Sequence[int] | None = option(
-        None, or_none(_as_layers), help="only these (default: all)", type=int, nargs="+", metavar="N"
+        None, or_none(_as_layers), help="only these layers (default: all)", type=int, nargs="+", metavar="N"
     )
-    equal_size: bool = option(False, flag, help="of each type only as many as the smallest has")
+    equal_size: bool = option(False, flag, help="ablate only as many neurons of each type as the smallest has")
     consistent: float | None = option(
         None,
         or_none(share),
-        help="only neurons of the type for this share of the examples",
+        help="only neurons that are of the type for this share of the examples",
         type=float,
         metavar="SHARE",
     )
@@ -55,49 +55,51 @@ class Choice(Options):
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of one name: one for each example, made when they are asked for, or one for all.
+    """The masks of one name: one for each example, which is made only when it is needed, or one for all.
 
     Attributes:
-        rows: gives the masks of some examples.
-        n_examples: how many examples there are; None where one mask is for all.
+        rows: a function that gives the masks of a list of examples.
+        n_examples: how many examples there are; None if one mask is for all.
     """
 
     rows: Callable[[Sequence[int]], Bool[Tensor, "row layer neuron"]]
     n_examples: int | None
 
     def share(self) -> Float[Tensor, "layer neuron"]:
-        """For which share of the examples each neuron is in the mask."""
+        """The share of the examples for which each neuron is in the mask."""
         examples = range(1 if self.n_examples is None else self.n_examples)
-        count = sum(self.rows([example])[0].int() for example in examples)  # all at once would be many bytes
+        count = sum(self.rows([example])[0].int() for example in examples)  # all masks together may not fit in memory
         return torch.as_tensor(count).double() / len(examples)
 
 
 def masks_of_types(sharing: NeuronSharing, types: Sequence[NeuronType | str]) -> dict[str, Masks]:
-    """The neurons of each type, by its label."""
-    of_all = sharing.types
+    """Make masks of the neurons of each type, by its label."""
+    types_of_neurons = sharing.types
 
     def of_type(type: NeuronType) -> Masks:
-        return Masks(lambda examples: of_all[list(examples)] == type, len(sharing))
+        return Masks(lambda examples: types_of_neurons[list(examples)] == type, len(sharing))
 
     return {type.label: of_type(type) for type in map(as_type, types)}
 
 
 def given_masks(masks: Mapping[str, Tensor], *, n_examples: int, widths: Sequence[int]) -> dict[str, Masks]:
-    """Masks that were given by name: [layer, neuron], or [example, layer, neuron] for these examples.
+    """Check masks that the user gives by name: each is [layer, neuron] or [example, layer, neuron].
 
     Raises:
-        NeuronShareError: a name or a mask that cannot be used, and why.
+        NeuronShareError: a name or a mask cannot be used.
     """
     is_neuron = _is_neuron(widths)
 
     def checked(name: Any, mask: Any) -> Masks:
         if not isinstance(name, str) or name in ("", "none"):
-            raise NeuronShareError(f"A mask is called {name!r}; give it a name, and not 'none', the unablated model.")
+            raise NeuronShareError(
+                f"A mask is called {name!r}; give it a different name ('none' means the unablated model)."
+            )
         check_mask(mask)
         if mask.shape[-2:] != is_neuron.shape or (mask.ndim == 3 and len(mask) != n_examples):
             raise NeuronShareError(
                 f"The mask {name!r} has shape {tuple(mask.shape)}; give {tuple(is_neuron.shape)}, or "
-                f"{(n_examples, *is_neuron.shape)} for one mask an example."
+                f"{(n_examples, *is_neuron.shape)} for one mask for each example."
             )
         mask = mask.cpu()
         if (mask & ~is_neuron).any():
@@ -112,19 +114,21 @@ def given_masks(masks: Mapping[str, Tensor], *, n_examples: int, widths: Sequenc
 
 
 class Targets:
-    """Which neurons are ablated under each name, and from what their controls may be drawn.
+    """Which neurons are ablated under each name, and which their controls may be drawn from.
 
     Args:
-        masks: by name.
-        prompts: that are evaluated.
+        masks: the masks by name.
+        prompts: the prompts that are evaluated.
         widths: how many neurons each layer has.
         choice: which of the masks' neurons are ablated.
-        active: the activations that `random-active` draws from; None where they are not known.
-        are_of_prompts: whether masks by example are of these very prompts; with `one_mask` they may be of others.
+        active: the activations that `random-active` draws from; None if they are not known.
+        are_of_prompts: whether the masks for each example belong to exactly these prompts. With `one_mask` they may
+            belong to others.
 
     Attributes:
-        layers: the layers that are chosen.
-        counts: for each name how many neurons are ablated, [example, layer].
+        layers: the chosen layers.
+        sizes: for each name, how many neurons could be ablated, [example, layer]; this is before `equal_size`.
+        counts: for each name, how many neurons are ablated, [example, layer].
     """
 
     def __init__(
@@ -145,15 +149,15 @@ class Targets:
             raise NeuronShareError(f"layers={self.layers}; give some of 0 to {len(widths) - 1}, each once.")
         in_layers = torch.zeros(len(widths), 1, dtype=torch.bool, device="cpu")
         in_layers[self.layers] = True
-        # Which neurons may be ablated at all; with one mask, which are for every example.
-        self._allowed = {name: self._often(mask) & in_layers for name, mask in masks.items()}
+        # The neurons that may be ablated; if one mask is for all examples, this is the mask.
+        self._allowed = {name: self._frequent(mask) & in_layers for name, mask in masks.items()}
         every = range(len(prompts))
         self.sizes = {name: self._before_equal_size(name, every).sum(-1) for name in masks}
         smallest = torch.stack(list(self.sizes.values())).amin(0)
         self.counts = dict.fromkeys(masks, smallest) if choice.equal_size else self.sizes
 
-    def _often(self, mask: Masks) -> Bool[Tensor, "layer neuron"]:
-        """The neurons that are in the mask for enough of the examples, where that is asked for; else all."""
+    def _frequent(self, mask: Masks) -> Bool[Tensor, "layer neuron"]:
+        """The neurons that are in the mask for enough of the examples; all neurons if no share is required."""
         if not (self.choice.one_mask or mask.n_examples is None or self.choice.consistent is not None):
             return self.is_neuron
         return mask.share() >= (_MAJORITY if self.choice.consistent is None else self.choice.consistent)
@@ -168,12 +172,12 @@ class Targets:
         return self.masks[name].rows(examples) & self._allowed[name]
 
     def whole(self, name: str, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
-        """All neurons of the mask, ablated or not; for other prompts than the masks' own these are not known."""
+        """All neurons of the mask, ablated or not. If the masks are of other prompts, only the ablated are known."""
         ablated = self._before_equal_size(name, examples)
         return ablated | self.masks[name].rows(examples) if self.are_of_prompts else ablated
 
     def ablated(self, name: str, seed: int, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
-        """The neurons that are ablated for some examples; with equal sizes as many as the smallest mask has."""
+        """The neurons that are ablated for these examples; with equal sizes, as many as the smallest mask has."""
         mask = self._before_equal_size(name, examples)
         if not self.choice.equal_size:
             return mask
@@ -181,33 +185,33 @@ class Targets:
 
     @cached_property
     def fewest_active(self) -> Int[Tensor, "example layer"]:
-        """How many neurons are active, in the language in which the fewest are; none where that is not known."""
+        """How many neurons are active in the language with the fewest; 0 if activity is not known."""
         if self.active is None:
             return torch.zeros(len(self.prompts), len(self.widths), dtype=torch.long, device="cpu")
         fewest = [self.active.activated(language=language).sum(-1)[:, 0] for language in self.prompts.languages]
         return torch.stack(fewest).amin(0)
 
     def noise(self, seed: int, name: str, purpose: str, examples: Sequence[int]) -> Float[Tensor, "row layer neuron"]:
-        """Random numbers for each neuron, keyed by seed, name, purpose and example; with one mask, not by example."""
+        """Random numbers for each neuron, keyed by seed, name, purpose and, unless one mask is for all, example."""
         shape = tuple(self.is_neuron.shape)
 
-        def of_one(label: Hashable) -> Float[Tensor, "layer neuron"]:
+        def noise_for(label: Hashable) -> Float[Tensor, "layer neuron"]:
             generator = _generator(seed, name, purpose, label)
             return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
 
         if self.is_one_mask(name):
-            return of_one("every example").expand(len(examples), -1, -1)
-        return torch.stack([of_one(self.prompts.examples[example]) for example in examples])
+            return noise_for("every example").expand(len(examples), -1, -1)
+        return torch.stack([noise_for(self.prompts.examples[example]) for example in examples])
 
     def other_example(self, seed: int, name: str, purpose: str, example: int) -> int:
-        """An example that is not this one."""
+        """Draw a different example."""
         others = [other for other in range(len(self.prompts)) if other != example]
         generator = _generator(seed, name, purpose, self.prompts.examples[example])
         return others[int(torch.randint(len(others), (), generator=generator, device="cpu"))]
 
 
 def knows_activity(sharing: NeuronSharing, prompts: ParallelPrompts, *, assume: bool) -> bool:
-    """Whether a result has these prompts' activations; where it does not know its prompts, that is as assumed."""
+    """Whether a result has these prompts' activations; if it does not know its prompts, the answer is `assume`."""
     known = sharing.prompt_hashes is not None or assume
     return known and len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
 
@@ -217,6 +221,6 @@ def _is_neuron(widths: Sequence[int]) -> Bool[Tensor, "layer neuron"]:
 
 
 def _generator(seed: int, name: str, purpose: str, label: Hashable) -> torch.Generator:
-    """A random generator keyed by these."""
+    """Make a random generator whose seed is a hash of the arguments."""
     key = repr((int(seed), name, purpose, label))
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))

@@ -1,1 +1,1 @@
-"""What each type of neuron contributes to the answer."""
+"""Measuring what each type of neuron contributes to the answer."""

@@ -1,7 +1,7 @@
-"""What each type of neuron contributes to the answer: the paper's two scores, by language, layer and type.
+"""Measure what each type of neuron contributes to the answer: the paper's two scores, by language, layer and type.
 
-The scores (impact.py) are of single neurons, at the token from which the answer is predicted. Each forward pass gives
-those of all layers; they are reduced at once to some numbers for each example and type, or counted for each neuron.
+Each neuron has both scores (maths/impact.py) at the token that predicts the answer. A forward pass gives the scores of
+all layers. They are reduced at once to a few numbers for each example and type, or to counts for each neuron.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tl_neuronshare.results.types import TYPES
 from tl_neuronshare.running.plan import BatchSize
 
 Score = Literal["generation", "correctness"]
-# What is kept of each example, language, layer and type.
+# The numbers that are kept for each example, language, layer and type.
 _PUSHED = ("sum", "max", "min", "positive", "absolute")
-_KEPT = ("count", "top", "sum", "max", "min", *(f"{of}_{name}" for of in ("push", "other") for name in _PUSHED))
+_KEPT = ("count", "top", "sum", "max", "min", *(f"{pushed}_{name}" for pushed in ("push", "other") for name in _PUSHED))
 
 
 def attribute(
@@ -49,48 +49,54 @@ def attribute(
     prepend_bos: bool | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How much each type of neuron writes, and how much it pushes the right answer, by language and layer.
+    """Measure how much each type of neuron writes, and how much it pushes the right answer, by language and layer.
 
     Args:
         model: a HookedTransformer or TransformerBridge, with raw weights.
-        prompts: those that `sharing` is of, or some of their languages, with answers.
-        sharing: the types, from `categorise` with this model.
-        top_k: how many neurons of a layer count as the top by generation impact: a number of them, or (a float) a
-            share of the layer's width, rounded half up, at least one. Of equal neurons those with the lower number.
-        answer: of the answer the `first` token only, or `all`: each at its own position, given those before it; a
-            neuron's score is the mean over them.
-        norm: how the correctness impact sees the final norm. `none`: not at all, as the paper. `frozen`: with its
-            weight, at the scale that it has: the part of the logit that is the neuron's own. `full`: the logit's
-            gradient, so that of the scale too.
-        n_resamples: of the bootstrap.
-        batch_size: prompts in one forward pass.
+        prompts: the prompts that were categorised, or some of their languages, with answers.
+        sharing: the types, from `categorise` with this model and these prompts.
+        top_k: how many neurons of a layer count as its top by generation impact. A whole number is a number of
+            neurons. A float is a share of the layer's width (rounded half up, at least one neuron). If neurons have
+            equal impacts, those with lower numbers come first.
+        answer: which tokens of the answer are scored. `first` is only the first token. `all` is every token, each at
+            the position that predicts it; a neuron's score is then the mean over the tokens.
+        norm: how the correctness impact treats the final norm.
+            `none`: it is ignored, as in the paper.
+            `frozen`: its weight is applied, and its scale is taken from the run and held constant. The score is then
+                the neuron's own part of the logit.
+            `full`: the score uses the gradient of the logit, so it includes the neuron's effect on the scale.
+        n_resamples: how many resamples the bootstrap draws.
+        batch_size: as in `categorise`.
         prepend_bos: as in `categorise`.
-        progress: whether to show a progress bar where it takes more than two seconds.
+        progress: whether to show a progress bar, if the run takes more than two seconds.
 
     Returns:
-        A table with a row for each language (`all` is their mean, and pools them where a statistic is pooled), layer
-        (`all` is the whole model), type, score and statistic. Every statistic is one of an example's neurons of the
-        type, and its `value` the mean over examples, those left out that have none, but for `pooled_...`, the ratio of
-        two sums over examples.
+        A table with a row for each language (`all` is the mean over languages; pooled statistics pool them), layer
+        (`all` is the whole model), type, score and statistic.
 
-        Of score `generation`: `top_share` (percent of the layer's top K that are of the type), `mean`, `sum`, `max`,
-        `min`. Of score `correctness`: `mean`, `sum`, `max`, `min`, and the type's percent of what all neurons push,
-        `mean_positive_share`, `pooled_positive_share` (of the positive impacts only), `mean_absolute_share`,
-        `pooled_absolute_share`.
+        Each statistic is computed over one example's neurons of the type. `value` is its mean over examples, without
+        those for which it is not defined, such as the mean of no neurons. The `pooled_...` statistics are different:
+        each is a ratio of two sums over examples.
 
-        Columns `low` and `high` are the 95 % interval (percentile bootstrap over examples, of at least ten), `examples`
-        over how many the value is. Two controls: `chance` is what a share would be for as many neurons drawn at random
-        (percent of the layer's neurons that are of the type); `other_answer` is the value for a wrong answer in place
-        of the right one, the next example's that begins otherwise (NaN where there is none).
-        `table.attrs` says how it was made.
+        Statistics of the score `generation`: `top_share` (percent of the layer's top neurons that are of the type),
+        `mean`, `sum`, `max`, `min`. Statistics of the score `correctness`: `mean`, `sum`, `max`, `min`, and the percent
+        that the type contributes to the impacts of all neurons: `mean_positive_share` and `pooled_positive_share` (only
+        positive impacts), `mean_absolute_share` and `pooled_absolute_share` (absolute values).
+
+        Columns `low` and `high` are the 95 % interval: a percentile bootstrap over examples, which needs at least ten.
+        `examples` is the number of examples behind the value. Two columns are controls. `chance` is what a share would
+        be for equally many neurons drawn at random: the percent of the layer's neurons that are of the type.
+        `other_answer` is the value for a wrong answer instead of the right one: the answer of the next example whose
+        first token is different (NaN if there is none). `table.attrs` says how the table was made.
 
     Raises:
-        NeuronShareError: no answers, one that adds no token, an unknown option, more top neurons than a layer has, a
-            `sharing` of other prompts, another model or another choice of BOS, a final norm that is not known, or
-            values that are not finite.
+        NeuronShareError: answers are missing, or an answer adds no token; an option is unknown; a layer has fewer than
+            `top_k` neurons; `sharing` is of other prompts, a different model or another choice of BOS; the final norm
+            is not of a known kind; or values are not finite.
 
     Warns:
-        UserWarning: the weights are folded or centred; or the MLPs' output is changed before or when it is added.
+        UserWarning: the weights are folded or centred; or the model changes the output of the MLPs before it adds it to
+            the residual stream, or while it adds it.
 
     Source: arXiv 2406.09265v1, contribution score and effective score; the intervals and controls are ours.
 
@@ -135,14 +141,14 @@ def top_neurons(
     prepend_bos: bool | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The neurons that are among the top of their layer for the most prompts: examples and languages.
+    """Find the neurons that are among the top of their layer for the most prompts, over all examples and languages.
 
     Args:
         model: as in `attribute`.
         prompts: as in `attribute`.
         sharing: as in `attribute`.
-        score: by which neurons are among the top: `generation`, or `correctness`, of which the positive ones count.
-        n: how many to return; None is all that ever were among the top.
+        score: the score by which neurons are among the top: `generation` or `correctness`. Only positive scores count.
+        n: how many neurons to return. None means all that are among the top for at least one prompt.
         top_k: as in `attribute`.
         answer: as in `attribute`.
         norm: as in `attribute`.
@@ -151,16 +157,17 @@ def top_neurons(
         progress: whether to show a progress bar where it takes more than two seconds.
 
     Returns:
-        A table with a row for each neuron, those that are among the top most often first: layer, neuron, prompts
-        (percent of the prompts for which it is), score (mean over all prompts), languages (in which it is for at least
-        half of the examples), and for each type the number of examples for which it is of that type.
-        `mask_from_frame(table, n_layers=..., d_mlp=...)` makes it a mask.
+        A table with a row for each neuron, beginning with those that are most often among the top. Columns: layer;
+        neuron; prompts (percent of the prompts for which it is among the top); score (mean over all prompts); languages
+        (those in which it is among the top for at least half of the examples); and for each type, the number of
+        examples for which the neuron is of that type. `mask_from_frame(table, n_layers=..., d_mlp=...)` turns the table
+        into a mask.
 
     Raises:
-        NeuronShareError: as `attribute`; an unknown score, or no number of neurons.
+        NeuronShareError: whatever `attribute` raises; `score` is unknown; or `n` is not a number of neurons.
 
     Warns:
-        UserWarning: as `attribute`.
+        UserWarning: as in `attribute`.
 
     Example:
         >>> prompts = ns.demo.prompts()[:3]
@@ -196,7 +203,7 @@ def top_neurons(
 def _table_of_neurons(
     impacts: Impacts, times: Int[Tensor, "language layer neuron"], total: Float[Tensor, "layer neuron"]
 ) -> pd.DataFrame:
-    """The neurons that are among the top for some prompt, those that are most often first."""
+    """Make the table of the neurons that are among the top for at least one prompt, the most frequent first."""
     languages, n_examples = impacts.prompts.languages, len(impacts.prompts)
     layers, neurons = times.sum(0).nonzero().T
     often = n_examples <= 2 * times[:, layers, neurons].T
@@ -206,7 +213,7 @@ def _table_of_neurons(
     table = pd.DataFrame(
         {
             "layer": layers.numpy(),
-            **{column: np.concatenate([of_layer[column] for of_layer in names]) for column in names[0]},
+            **{column: np.concatenate([columns[column] for columns in names]) for column in names[0]},
             "prompts": 100 * times.sum(0)[layers, neurons].double().numpy() / n_prompts,
             "score": total[layers, neurons].numpy() / n_prompts,
             "languages": [
@@ -221,22 +228,22 @@ def _table_of_neurons(
 
 
 def _warn(impacts: Impacts) -> None:
-    """Warn, at the line that called the public function, of what a user should know of the scores."""
+    """Give the warnings about the scores, at the line that called the public function."""
     for warning in impacts.warnings:
         warnings.warn(warning, stacklevel=3)
 
 
-def _by_type(one: LayerImpacts, top_k: int) -> Float[Tensor, "kept type row"]:
-    """What is kept of a layer, in the order of `_KEPT`; the largest and smallest of no neuron are infinite."""
-    of_type = one.types == torch.tensor(TYPES, device=one.types.device).reshape(-1, 1, 1)  # type row neuron
-    of_top = largest(one.generation, top_k) & of_type
+def _by_type(impacts: LayerImpacts, top_k: int) -> Float[Tensor, "kept type row"]:
+    """Reduce a layer to the numbers in `_KEPT`. If there are no neurons of a type, its max and min are infinite."""
+    of_type = impacts.types == torch.tensor(TYPES, device=impacts.types.device).reshape(-1, 1, 1)  # type row neuron
+    of_top = largest(impacts.generation, top_k) & of_type
     return torch.stack(
         [
             of_type.sum(-1),
             of_top.sum(-1),
-            *_sum_max_min(one.generation, of_type),
-            *_pushed(one.correctness, of_type),
-            *_pushed(one.other_answer, of_type),
+            *_sum_max_min(impacts.generation, of_type),
+            *_pushed(impacts.correctness, of_type),
+            *_pushed(impacts.other_answer, of_type),
         ]
     )
 
@@ -255,7 +262,7 @@ def _sum_max_min(scores: Float[Tensor, "row neuron"], of_type: Bool[Tensor, "typ
 
 
 def _table(kept: dict[str, NDArray[np.float64]], languages: Sequence[str], bootstrap: Bootstrap) -> pd.DataFrame:
-    """The rows of `attribute`, from what was kept of each example, language, layer and type."""
+    """Make the rows of `attribute`, from the numbers that were kept for each example, language, layer and type."""
     kept = {name: _with_whole_model(name, numbers) for name, numbers in kept.items()}
     chance = _mean_over_languages(100 * kept["count"] / kept["count"].sum(-1, keepdims=True)).mean(0)
     labels = list(product(("all", *languages), (*range(kept["count"].shape[2] - 1), "all"), (t.label for t in TYPES)))
@@ -282,33 +289,33 @@ def _value(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np
 
 
 def _with_whole_model(name: str, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What was kept of each layer, and after the last layer of all together."""
+    """Add the whole model after the last layer."""
     reduce = np.max if name.endswith("max") else np.min if name.endswith("min") else np.sum
     return np.concatenate([numbers, reduce(numbers, axis=2, keepdims=True)], axis=2)
 
 
 def _mean_over_languages(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """First the mean over languages, then each."""
+    """Put the mean over languages before the first language."""
     return np.concatenate([numbers.mean(1, keepdims=True), numbers], axis=1)
 
 
 def _statistics(
     kept: dict[str, NDArray[np.float64]], *, pushed: Literal["push", "other"]
 ) -> dict[tuple[str, str], tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Each statistic as what is above and below a fraction, which are summed over examples before they are divided."""
+    """Each statistic as the upper and the lower part of a fraction; both are summed over examples, and then divided."""
     count = kept["count"]
-    every, some = np.ones_like(count), (count > 0).astype(float)
-    found = {("generation", "top_share"): (100 * kept["top"] / kept["top"].sum(-1, keepdims=True), every)}
+    every, has_any = np.ones_like(count), (count > 0).astype(float)
+    fractions = {("generation", "top_share"): (100 * kept["top"] / kept["top"].sum(-1, keepdims=True), every)}
     for score, prefix in (("generation", ""), ("correctness", f"{pushed}_")):
         total = kept[f"{prefix}sum"]
-        found[score, "mean"] = total / np.maximum(count, 1), some
-        found[score, "sum"] = total, every
+        fractions[score, "mean"] = total / np.maximum(count, 1), has_any
+        fractions[score, "sum"] = total, every
         for name in ("max", "min"):
-            found[score, name] = np.where(count > 0, kept[f"{prefix}{name}"], 0), some
+            fractions[score, name] = np.where(count > 0, kept[f"{prefix}{name}"], 0), has_any
     for name in ("positive", "absolute"):
         impact = kept[f"{pushed}_{name}"]
         of_all = np.broadcast_to(impact.sum(-1, keepdims=True), impact.shape)
-        some = (of_all > 0).astype(float)
-        found["correctness", f"mean_{name}_share"] = 100 * impact / np.where(of_all > 0, of_all, 1), some
-        found["correctness", f"pooled_{name}_share"] = 100 * impact, of_all
-    return found
+        is_pushed = (of_all > 0).astype(float)
+        fractions["correctness", f"mean_{name}_share"] = 100 * impact / np.where(of_all > 0, of_all, 1), is_pushed
+        fractions["correctness", f"pooled_{name}_share"] = 100 * impact, of_all
+    return fractions

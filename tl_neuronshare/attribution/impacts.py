@@ -1,4 +1,4 @@
-"""The scores of all neurons for all prompts, batch by batch and layer by layer."""
+"""Compute the scores of all neurons for all prompts, batch by batch and layer by layer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOP_K = 800 / 16384  # the paper's: 800 of 16,384
 
 
 def _as_top_k(name: str, value: Any) -> Number:
-    """A number of neurons, or (a float) a share of the layer's."""
+    """Check a number of neurons or, as a float, a share of the layer's neurons."""
     if is_count(value):
         return int(value)
     is_share = isinstance(value, Real) and not isinstance(value, Integral) and 0 < float(value) <= 1
@@ -46,7 +46,7 @@ def _top_k_argument(text: str) -> Number:
 
 @dataclass(frozen=True)
 class ImpactOptions(Options):
-    """Which scores are computed, and which neurons count as a layer's top."""
+    """Which scores are computed, and how many neurons count as a layer's top; see `attribute`."""
 
     top_k: Number = option(
         TOP_K,
@@ -59,21 +59,21 @@ class ImpactOptions(Options):
     answer: Answer = option(
         "first",
         partial(one_of, known=get_args(Answer)),
-        help="which of its tokens are scored (default: first)",
+        help="which tokens of the answer are scored (default: first)",
         choices=get_args(Answer),
     )
     norm: Norm = option(
         "none",
         partial(one_of, known=get_args(Norm)),
-        help="how the correctness impact sees the final norm (default: none)",
+        help="how the correctness impact treats the final norm (default: none)",
         choices=get_args(Norm),
     )
 
     def counts(self, widths: Sequence[int]) -> list[int]:
-        """How many neurons are the top of each layer.
+        """How many neurons count as the top of each layer.
 
         Raises:
-            NeuronShareError: more than a layer has.
+            NeuronShareError: a layer has fewer neurons than that.
         """
         counts = []
         for layer, width in enumerate(widths):
@@ -81,16 +81,16 @@ class ImpactOptions(Options):
             counts.append(max(1, floor(self.top_k * width + 0.5)) if is_share else int(self.top_k))
             if counts[-1] > width:
                 raise NeuronShareError(
-                    f"top_k={self.top_k}: layer {layer} has {width} neurons only; give fewer, or a share such as 0.05."
+                    f"top_k={self.top_k}: layer {layer} has only {width} neurons; give fewer, or a share such as 0.05."
                 )
         return counts
 
 
 @dataclass(frozen=True)
 class LayerImpacts:
-    """Both scores of a layer's neurons, and their types, for some examples in one language.
+    """Both scores of a layer's neurons, and their types, for the examples of one batch, in one language.
 
-    `other_answer` is the correctness impact for a wrong answer in place of the right one.
+    `other_answer` is the correctness impact for a wrong answer instead of the right one.
     """
 
     language: str
@@ -106,11 +106,11 @@ class Impacts:
     """The scores of all neurons for all prompts, in batches that are planned once; options as in `attribute`.
 
     Attributes:
-        places: for each language what is run, and which tokens are scored after it, for every example.
+        places: for each language and example, the scored tokens and the tokens before them.
         widths: how many neurons each layer has.
-        top_k: how many of them count as its top.
-        record: how they are made, for a result's metadata.
-        warnings: what a user should know of these scores.
+        top_k: how many neurons count as the top of each layer.
+        record: how the scores are made, for the metadata of a result.
+        warnings: what a user should know about these scores.
 
     Example:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
@@ -141,7 +141,7 @@ class Impacts:
         provenance.require_match(model, prompts, sharing, prepend_bos=how.prepend_bos)
         if not provenance.of_same_weights(model, sharing):
             raise NeuronShareError(
-                f"The types were measured on other weights than those of {models.name_of(model)}; categorise with "
+                f"The types were measured on different weights from those of {models.name_of(model)}; categorise with "
                 "this model, loaded in the same way and dtype."
             )
         self.model, self.prompts, self.options = model, prompts, options
@@ -150,7 +150,7 @@ class Impacts:
         self.top_k = options.counts(self.widths)
         self.final_norm = models.final_norm(model) if options.norm != "none" else None
         self.places: dict[str, list[Continuation]] = {}
-        self._others: dict[str, list[tuple[int, ...]]] = {}  # another example's answer, for each example
+        self._others: dict[str, list[tuple[int, ...]]] = {}  # for each example, the answer of a different example
         self._plans: dict[str, Plan] = {}
         merged = [is_merged for language in prompts.languages for is_merged in self._prepare(language, how)]
         self.record = {
@@ -163,22 +163,21 @@ class Impacts:
         self.warnings = self._warnings()
 
     def _prepare(self, language: str, how: Running) -> list[bool]:
-        """Tokenise and plan one language; whether each prompt merges with its answer."""
+        """Tokenise one language, plan its batches, and return whether each prompt merges with its answer."""
         answers = (self.prompts.answers or {})[language]
         after = continuations(
             self.model, self.prompts, language, [[text] for text in answers], prepend_bos=how.prepend_bos
         )
-        self.places[language] = [
-            Continuation(one.example, one.before, one.scored if self.options.answer == "all" else one.scored[:1])
-            for one in after.each
-        ]
-        self._others[language] = _other_answers([one.scored for one in self.places[language]])
+        n_scored = None if self.options.answer == "all" else 1
+        places = [Continuation(place.example, place.before, place.scored[:n_scored]) for place in after.each]
+        self.places[language] = places
+        self._others[language] = _other_answers([place.scored for place in places])
         self._plans[language] = Plan(
             self.model,
-            [one.before for one in self.places[language]],
-            [one.scored[:-1] for one in self.places[language]],
+            [place.before for place in places],
+            [place.scored[:-1] for place in places],
             batch_size=how.batch_size,
-            n_more=1,  # the last token of the answer is predicted, and not run
+            n_more=1,  # the last token of the answer is predicted but not run
             per_token=sum(self.widths),
         )
         return after.merged
@@ -192,29 +191,30 @@ class Impacts:
         return [warning for warning in warnings if warning is not None]
 
     def each(self, step: Callable[[LayerImpacts], Any], *, task: str, progress: bool = True) -> None:
-        """Give the scores to a function, language by language, batch by batch and layer by layer."""
+        """Call a function with the scores, language by language, batch by batch and layer by layer."""
         n_rows = sum(map(len, self._plans.values()))
         with running(self.model, task, n_rows=n_rows, progress=progress) as loop:
             for language, plan in self._plans.items():
-                tokens = sorted({token for one in self.places[language] for token in one.scored})
+                tokens = sorted({token for place in self.places[language] for token in place.scored})
                 pushes = _Pushes(self.model, tokens, self.options.norm, self.final_norm)
                 loop(plan, partial(self._score, language=language, pushes=pushes, step=step))
 
     def _score(self, batch: Batch, *, language: str, pushes: _Pushes, step: Callable[[LayerImpacts], Any]) -> None:
-        """Run one batch; its scores layer by layer."""
-        of_rows = [self.places[language][number] for number in batch.rows]
-        # Where each token that is scored is predicted: the row, the position, and the token.
+        """Run one batch, and call the function with the scores of each layer."""
+        answers = [self.places[language][number].scored for number in batch.rows]
+        # The row and the position that predict each scored token, and the token.
         row, position, token = torch.tensor(
-            [(row, batch.end - 1 + k, token) for row, one in enumerate(of_rows) for k, token in enumerate(one.scored)],
+            [(row, batch.end - 1 + k, token) for row, answer in enumerate(answers) for k, token in enumerate(answer)],
             device="cpu",
         ).T
         others = [self._others[language][number] for number in batch.rows]
-        other_answers = [other or one.scored for other, one in zip(others, of_rows, strict=True)]
+        # A row without a wrong answer gets its own; its scores become NaN below.
+        other_answers = [other or answer for other, answer in zip(others, answers, strict=True)]
         other_token = torch.tensor(
             [
                 other[k % len(other)]
-                for other, one in zip(other_answers, of_rows, strict=True)
-                for k in range(len(one.scored))
+                for other, answer in zip(other_answers, answers, strict=True)
+                for k in range(len(answer))
             ],
             device="cpu",
         )
@@ -222,14 +222,14 @@ class Impacts:
         layers = [*self.layers, models.final_residual(self.model)] if self.final_norm else self.layers
         values = models.values_of(self.model, layers, batch.tokens, batch.mask, (row, position))
         residual = values.pop() if self.final_norm else None
-        examples = [one.example for one in of_rows]
-        n_tokens = torch.tensor([[len(one.scored)] for one in of_rows], device="cpu")
+        examples = [self.places[language][number].example for number in batch.rows]
+        n_tokens = torch.tensor([[len(answer)] for answer in answers], device="cpu")
         for number, (layer, post) in enumerate(zip(self.layers, values, strict=True)):
             weights = layer.W_out().to(post.device)
 
             def mean(scores: Tensor, number: int = number) -> Tensor:
-                """Over the tokens of each answer."""
-                sums = scores.new_zeros(len(of_rows), scores.shape[-1]).index_add_(0, row.to(scores.device), scores)
+                """The mean of scores over the tokens of each answer."""
+                sums = scores.new_zeros(len(answers), scores.shape[-1]).index_add_(0, row.to(scores.device), scores)
                 self._check_finite(sums, language, examples, number)
                 return sums / n_tokens.to(sums.device)
 
@@ -258,9 +258,9 @@ class Impacts:
 
 
 class _Pushes:
-    """How far each neuron's output goes in the direction of a token: v . E[y], seen through the final norm or not.
+    """How much each neuron's output pushes a token: v . E[y], with or without the final norm.
 
-    Of each distinct token of a language's answers it is computed once for each layer, and kept for that language.
+    For `none` and `frozen` this is computed once for each layer and distinct token of a language's answers.
     """
 
     def __init__(self, model: LensModel, tokens: Sequence[int], norm: Norm, final_norm: FinalNorm | None) -> None:
@@ -278,7 +278,7 @@ class _Pushes:
         tokens: Tensor,
         residual: Float[Tensor, "place d_model"] | None,
     ) -> Float[Tensor, "place neuron"]:
-        """For each place, which has a token to predict and a residual stream to predict it from."""
+        """The push of each neuron at each place, which has a token to predict and the residual stream before it."""
         numbers = torch.tensor([self._number[token] for token in tokens.tolist()], device="cpu")
         if self.final_norm is None or residual is None:
             return self._of_distinct(layer, weights, self._unembedding)[numbers]
@@ -296,7 +296,10 @@ class _Pushes:
 
 
 def _other_answers(answers: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """For each answer the next after it that begins with another token, the first coming after the last; or none."""
+    """For each answer, the next one that begins with a different token; empty if all begin with the same token.
+
+    After the last answer the search goes on with the first.
+    """
     n = len(answers)
     return [
         next((other for k in range(1, n) if (other := answers[(i + k) % n])[0] != own[0]), ())
@@ -310,6 +313,6 @@ def _require_answers(prompts: ParallelPrompts, sharing: Any) -> None:
         raise NeuronShareError(f"sharing is a {type(sharing).__name__}; give the NeuronSharing that categorise found.")
     if prompts.answers is None:
         raise NeuronShareError(
-            f"{prompts!r} has no answers, in none of {', '.join(prompts.languages)}; give "
+            f"{prompts!r} has no answers in any of {', '.join(prompts.languages)}; give "
             "ParallelPrompts(..., answers={language: [...]})."
         )

@@ -1,1 +1,1 @@
-"""What a model answers, and how probable it finds the right answer."""
+"""Measuring what a model answers, and how probable it finds the right answer."""

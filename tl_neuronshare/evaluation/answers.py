@@ -1,8 +1,8 @@
-"""Where prompt and answer meet, in tokens.
+"""Find the tokens of an answer after its prompt.
 
-Prompt and answer are tokenised as one text, for some tokenizers merge them where they meet. What is scored begins at
-the end of the prefix that this text and the prompt alone have in common; for choices at the shortest such prefix, so
-that all are scored from the same place.
+Prompt and answer are tokenised as one text, because some tokenizers merge them where they meet. The scored tokens begin
+after the prefix that this text has in common with the prompt alone. For choices this is the shortest such prefix, so
+that all of them are scored from the same place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tl_neuronshare.prompts import ParallelPrompts
 
 @dataclass(frozen=True)
 class Continuation:
-    """Tokens to score after others, for one example."""
+    """The tokens to score for one example, and the tokens before them."""
 
     example: int
     before: tuple[int, ...]
@@ -29,11 +29,17 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Continuations:
-    """What may follow each prompt of a language: for every example as many as it has texts, in their order."""
+    """What may follow each prompt of a language.
+
+    Attributes:
+        each: one continuation for each text, in the order of the examples and of their texts.
+        prompts: the tokens of each prompt, if it is tokenised alone.
+        merged: for each prompt, whether its tokens change if a text follows.
+    """
 
     each: list[Continuation]
-    prompts: list[list[int]]  # each prompt's tokens, when it is tokenised alone
-    merged: list[bool]  # whether some of these are other tokens when a text follows
+    prompts: list[list[int]]
+    merged: list[bool]
 
 
 def continuations(
@@ -44,44 +50,45 @@ def continuations(
     *,
     prepend_bos: bool | None = None,
 ) -> Continuations:
-    """The texts after each prompt of a language, as tokens.
+    """Tokenise the texts that may follow each prompt of a language.
 
     Raises:
-        NeuronShareError: a text that adds no token, is longer with its prompt than the context, or merges with the
-            whole prompt where that begins with no BOS.
+        NeuronShareError: a text adds no token, is longer than the context together with its prompt, or merges with the
+            first token of a prompt without BOS.
 
     Example:
         >>> prompts = ns.demo.prompts()[9:10]
-        >>> of_one = continuations(model, prompts, "en", [prompts.answers["en"]]).each[0]
-        >>> model.tokenizer.decode(of_one.before), model.tokenizer.decode(of_one.scored)
+        >>> continuation = continuations(model, prompts, "en", [prompts.answers["en"]]).each[0]
+        >>> model.tokenizer.decode(continuation.before), model.tokenizer.decode(continuation.scored)
         ('Sum of 12 and 10 →', ' 22')
     """
     of_language = prompts.prompts[language]
     alone = tokenised(model, of_language, language, prompts.examples, prepend_bos=prepend_bos)
     whole = models.tokenise(
         model,
-        [prompt + text for prompt, of_one in zip(of_language, texts, strict=True) for text in of_one],
+        [prompt + text for prompt, of_prompt in zip(of_language, texts, strict=True) for text in of_prompt],
         prepend_bos=prepend_bos,
     )
-    found = Continuations([], alone, [])
-    for example, (prompt, of_one) in enumerate(zip(alone, texts, strict=True)):
+    each: list[Continuation] = []
+    merged = []
+    for example, (prompt, of_prompt) in enumerate(zip(alone, texts, strict=True)):
         where = f"Language {language!r}, example {prompts.examples[example]!r}"
-        full = whole[len(found.each) : len(found.each) + len(of_one)]
+        full = whole[len(each) : len(each) + len(of_prompt)]
         start = min(_common(prompt, tokens) for tokens in full)
         if start == 0:
             raise NeuronShareError(
-                f"{where}: prompt and answer merge from the first token on, so that nothing comes before what is "
-                "to be scored; write them so that the tokenizer keeps them apart, or use prepend_bos=True."
+                f"{where}: prompt and answer merge from the first token on, so no token comes before what is scored; "
+                "write them so that the tokenizer keeps them apart, or use prepend_bos=True."
             )
-        for text, tokens in zip(of_one, full, strict=True):
+        for text, tokens in zip(of_prompt, full, strict=True):
             check_length(model, len(tokens), where, f"the prompt with {text!r}")
             if len(tokens) <= start:
                 raise NeuronShareError(f"{where}: {text!r} adds no token to the prompt; write another answer.")
-            found.each.append(Continuation(example, tuple(tokens[:start]), tuple(tokens[start:])))
-        found.merged.append(start < len(prompt))
-    return found
+            each.append(Continuation(example, tuple(tokens[:start]), tuple(tokens[start:])))
+        merged.append(start < len(prompt))
+    return Continuations(each, alone, merged)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+def _common(prompt: Sequence[int], whole: Sequence[int]) -> int:
+    """How many first tokens both have in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))

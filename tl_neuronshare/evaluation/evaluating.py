@@ -1,6 +1,6 @@
-"""What a model answers, and how probable it finds the right answer; under whatever hooks.
+"""Measure what a model answers, and how probable it finds the right answer, with or without hooks.
 
-One language a batch. Of the vocabulary only what is scored is made: logits at the positions before an answer's tokens.
+All rows of a batch are in one language. Logits are computed only at positions that predict a token of an answer.
 """
 
 from __future__ import annotations
@@ -43,13 +43,17 @@ class Scoring(Options):
     scoring: ScoringName = option(
         "choice",
         partial(one_of, known=get_args(ScoringName)),
-        help="choice: the likeliest of the choices; exact: whole answers, decoded greedily; number: the last number of "
-        "what is decoded",
+        help="choice: the likeliest of the choices; exact: whole answers, decoded greedily; number: the last number in "
+        "the decoded answer",
         choices=get_args(ScoringName),
     )
-    length_normalised: bool = option(False, flag, help="choices by the mean over their tokens")
+    length_normalised: bool = option(False, flag, help="compare choices by the mean over their tokens")
     max_new_tokens: int | None = option(
-        None, or_none(count), help="to decode (default: the longest answer and a little)", type=int, metavar="N"
+        None,
+        or_none(count),
+        help="how many to decode (default: a few more than the longest answer has)",
+        type=int,
+        metavar="N",
     )
     stop: Sequence[str] = option(
         ("\n",), _as_stop, help="texts at which decoding is cut off (default: a new line)", nargs="*"
@@ -61,14 +65,14 @@ class Scoring(Options):
         return self.scoring != "choice"
 
     def check_together(self) -> None:
-        """Refuse options of another kind of scoring."""
+        """Refuse options that belong to a different kind of scoring."""
         if self.length_normalised and self.decodes:
             raise NeuronShareError(
-                f"length_normalised={self.length_normalised!r}; use True with scoring='choice' only, or False."
+                f"length_normalised={self.length_normalised!r}; use True only with scoring='choice', or use False."
             )
         if self.max_new_tokens is not None and not self.decodes:
             raise NeuronShareError(
-                f"max_new_tokens={self.max_new_tokens!r}; give a number of tokens, and not for scoring='choice'."
+                f"max_new_tokens={self.max_new_tokens!r} has no effect with scoring='choice'; leave it out."
             )
 
     def check(self, prompts: ParallelPrompts) -> None:
@@ -89,8 +93,8 @@ class Scoring(Options):
                     raise NeuronShareError(f'{where} has no number; use scoring="exact".')
                 if any(text in answer for text in self.stop):
                     raise NeuronShareError(
-                        f"{where} contains a text of stop={list(self.stop)!r}, and so could never be given; choose "
-                        "other texts."
+                        f"{where} contains a text of stop={list(self.stop)!r}, so the model could never give it; "
+                        "choose other texts."
                     )
 
 
@@ -107,41 +111,46 @@ def evaluate(
     prepend_bos: bool | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Whether the model answers rightly, and the log-probability of the right answer, for each example and language.
+    """Measure whether the model answers correctly, and how probable it finds the right answer.
 
-    The model is left as found, and hooks of the user's that are active stay so.
+    The model is left as it was. Hooks of your own that are active stay active.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        prompts: with answers; for `choice` with choices too.
-        scoring: `choice`: the choice with the highest log-probability, summed over its tokens, is the prediction.
-            `exact`: greedy decoding, right if it is the answer, whatever its case, its width, characters that cannot be
-                seen, and the space, quotes and end of a sentence around it.
-            `number`: greedy decoding, right if its last number is the answer's, as `numerals.last_number` reads both.
-        fwd_hooks: a list of pairs (hook name, function), or a function of (language, examples) that returns one for
-            each batch: `examples` holds the index of each row's example, so that `masks[examples]` is one mask a row.
-            The rows are padded so that their prompts end at the same token. If the function has parameters of these
-            names (or `**options`), it is also given `prompt_tokens`, the length of the padded prompts, and `tokens`,
-            the prompts (while scoring: up to where an answer merges with them). With greedy decoding it is called
-            again for the examples that are decoded: those whose answer scoring has not proved. The unembedding sees
-            only the positions that are scored.
-        length_normalised: choose by the mean over a choice's tokens rather than their sum.
-        max_new_tokens: of greedy decoding; by default as many as the longest answer of the language has, and one for
-            the end; for `number` eight more, since there are longer ways to write one.
-        stop: where greedy decoding is cut off, besides the end tokens of the tokenizer and the model.
-        batch_size: rows in one forward pass; choices that differ only in their last token share a row.
+        prompts: prompts with answers. The scoring `choice` needs choices too.
+        scoring: how an answer is judged.
+            `choice`: the prediction is the choice with the highest log-probability, summed over its tokens.
+            `exact`: the prediction is decoded greedily. It is correct if it is the answer. Differences of case, of
+                character width and of invisible characters do not count. Spaces, quotes and brackets around the answer
+                and punctuation at its end do not count either.
+            `number`: the prediction is decoded greedily. It is correct if its last number equals the last number of
+                the answer; `numerals.last_number` reads both.
+        fwd_hooks: a list of pairs (hook name, function), or a function of (language, examples) that returns such a list
+            for each batch. `examples` is a tensor with the index of each row's example, so `masks[examples]` has one
+            mask for each row. All prompts of a batch are padded so that they end at the same token. If your function
+            has a parameter `prompt_tokens`, it also gets the length of the padded prompts. If it has a parameter
+            `tokens`, it gets their tokens; while answers are scored, these end where an answer merges with its prompt.
+            A function with `**options` gets both. With greedy decoding, your function is called again for the examples
+            that must be decoded, because scoring alone does not prove their answer. A hook on the unembedding sees only
+            the positions that are scored.
+        length_normalised: with `choice`, whether to compare the mean log-probability over a choice's tokens instead of
+            the sum.
+        max_new_tokens: how many tokens to decode at most. By default this is one more than the longest answer of the
+            language has; for `number` it is nine more, because a number can be written in longer ways.
+        stop: texts at which a decoded answer is cut off. It also ends at the end tokens of the tokenizer and the model.
+        batch_size: how many rows share a forward pass. Choices that differ only in their last token share a row.
         prepend_bos: as in `categorise`.
-        progress: whether to show a progress bar where it takes more than two seconds.
+        progress: whether to show a progress bar, if the run takes more than two seconds.
 
     Returns:
-        A table with a row for each example and language: example, language, correct, log_prob (of the right answer,
-        in nats, summed over its tokens), prediction, merged (whether tokens of prompt and answer merge).
+        A table with a row for each example and language. Columns: example; language; correct; log_prob (of the right
+        answer, summed over its tokens, in nats); prediction; merged (whether tokens of prompt and answer merge).
 
     Raises:
-        NeuronShareError: no answers or choices; choices that are the same tokens; a check of `verify` that the model
-            fails; an answer that tokenises to nothing, is longer than the context, holds
-            a text of `stop`, or merges with the whole prompt where that begins with no BOS; an unknown option or hook;
-            a hook that does not fire; log-probabilities that are NaN.
+        NeuronShareError: answers or choices are missing; two choices have the same tokens; the model fails a check of
+            `verify`; an answer has no tokens, is longer than the context, contains a text of `stop`, or merges with the
+            first token of a prompt without BOS; an option or hook is unknown; a hook does not fire; or a
+            log-probability is NaN.
 
     Example:
         >>> table = evaluate(model, ns.demo.prompts()[9:10].select(["en", "zh"]))
@@ -166,21 +175,26 @@ def perplexity(
     prepend_bos: bool | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The perplexity of texts in each language: exp of the mean negative log-probability of all tokens but the first.
+    """Measure the perplexity of texts in each language: exp of the mean negative log-probability of their tokens.
+
+    The first token that is run is not predicted, so it does not count.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        texts: for each language its texts, which need not be parallel.
-        fwd_hooks: as in `evaluate`; examples are counted from 0 in each language. The first token counts as the prompt.
+        texts: the texts of each language, which need not be parallel.
+        fwd_hooks: as in `evaluate`. The examples are the texts of a language, counted from 0, and the first token of a
+            text is its prompt.
         batch_size: as in `evaluate`.
-        prepend_bos: as in `categorise`. With a BOS the first token of a text counts too.
-        progress: whether to show a progress bar where it takes more than two seconds.
+        prepend_bos: as in `categorise`. With a BOS, the first token of the text itself counts too.
+        progress: whether to show a progress bar, if the run takes more than two seconds.
 
     Returns:
-        A table with a row for each language: language, perplexity, log_prob (nats a token), tokens, texts.
+        A table with a row for each language. Columns: language; perplexity; log_prob (the mean over tokens, in nats);
+        tokens; texts.
 
     Raises:
-        NeuronShareError: no texts, one of fewer than two tokens or more than the context, an unknown hook.
+        NeuronShareError: there are no texts, a text has fewer than two tokens or more than the context, or a hook is
+            unknown.
 
     Example:
         >>> texts = {"en": ["Country code of Peru → PE"], "de": ["Ländercode von Peru → PE"]}
@@ -210,11 +224,11 @@ def _perplexity(
     how: Running,
     loop: Loop,
 ) -> dict[str, Any]:
-    """One language's row of the table."""
+    """Make one language's row of the table."""
     rows = models.tokenised(model, texts, language, range(len(texts)), prepend_bos=how.prepend_bos)
     for number, tokens in enumerate(rows):
         if len(tokens) < 2:
-            raise NeuronShareError(f"Language {language!r}, text {number}: one token, so nothing to predict.")
+            raise NeuronShareError(f"Language {language!r}, text {number}: one token leaves nothing to predict.")
     each = [Continuation(number, tuple(tokens[:1]), tuple(tokens[1:])) for number, tokens in enumerate(rows)]
     log_probs = Scorer(model, language, each, how.batch_size).run(fwd_hooks, loop).log_probs
     if log_probs.isnan().any():
@@ -231,11 +245,11 @@ def _perplexity(
 
 
 class Evaluation:
-    """Prompts tokenised and batched once, to be evaluated under as many hooks as one likes. See `evaluate`.
+    """Prompts that are tokenised and batched once, and can then be evaluated under many hooks. See `evaluate`.
 
     Attributes:
-        scorers: for each language what scores its answers, or its choices.
-        prompt_tokens: for each language the tokens of each prompt, when it is tokenised alone.
+        scorers: for each language, the scorer of its answers or choices.
+        prompt_tokens: for each language, the tokens of each prompt, if it is tokenised alone.
     """
 
     def __init__(self, model: LensModel, prompts: ParallelPrompts, scoring: Scoring, how: Running) -> None:
@@ -244,7 +258,7 @@ class Evaluation:
         scoring.check(prompts)
         verification.require(model, "logits", *(["decoding"] if scoring.decodes else []))
         answers: Mapping[str, Sequence[str]] = prompts.answers or {}
-        # What is scored for each example: its choices, or its answer alone.
+        # The texts that are scored for each example: its choices, or only its answer.
         self.texts: dict[str, list[tuple[str, ...]]] = {
             language: [(answer,) for answer in answers[language]]
             if scoring.decodes or prompts.choices is None
@@ -263,7 +277,7 @@ class Evaluation:
             self._prepare(language)
 
     def _prepare(self, language: str) -> None:
-        """Tokenise and plan one language."""
+        """Tokenise one language, and plan its batches."""
         model, prompts, how = self.model, self.prompts, self.how
         after = continuations(model, prompts, language, self.texts[language], prepend_bos=how.prepend_bos)
         decodes = self.scoring.decodes
@@ -272,7 +286,7 @@ class Evaluation:
         if not decodes:
             _refuse_equal_choices(prompts, language, after.each)
             return
-        longest = max(len(one.scored) for one in after.each)
+        longest = max(len(continuation.scored) for continuation in after.each)
         enough = longest + (9 if self.scoring.scoring == "number" else 1)
         self.generations[language] = Generation(
             model,
@@ -286,17 +300,17 @@ class Evaluation:
 
     @property
     def n_rows(self) -> int:
-        """How many rows a run has, but for what must be decoded, which is not known before."""
+        """How many rows a run scores. How many must also be decoded is not known before."""
         return sum(len(scorer.plan) for scorer in self.scorers.values())
 
     @property
     def record(self) -> dict[str, Any]:
-        """How it was made, for a result's metadata."""
+        """The options, and the share of merged prompts, for the metadata of a result."""
         merged = [is_merged for of_language in self.merged.values() for is_merged in of_language]
         return {**self.scoring.record, **self.how.record, "merged": sum(merged) / len(merged)}
 
     def run(self, fwd_hooks: Hooks | HookMaker | None, loop: Loop) -> pd.DataFrame:
-        """The table of `evaluate`."""
+        """Make the table of `evaluate`."""
         rows: list[dict[str, Any]] = []
         for language in self.scorers:
             rows += self._rows(language, fwd_hooks, loop)
@@ -305,12 +319,12 @@ class Evaluation:
         return table
 
     def _rows(self, language: str, fwd_hooks: Hooks | HookMaker | None, loop: Loop) -> list[dict[str, Any]]:
-        """One language's rows of the table."""
+        """Make one language's rows of the table."""
         scorer, merged = self.scorers[language], self.merged[language]
         scores = scorer.run(fwd_hooks, loop)
         generated: list[str] | None = None
         if self.generations:
-            # What merges with its prompt is not the prompt's continuation.
+            # An answer that merges with its prompt is not a continuation of the prompt alone, so it proves nothing.
             begun = [[] if is_merged else known for known, is_merged in zip(scores.greedy, merged, strict=True)]
             generated = self.generations[language].run(begun, fwd_hooks)
         each = iter(zip(scores.log_probs.tolist(), scorer.continuations, strict=True))
@@ -342,7 +356,7 @@ class Evaluation:
         return rows
 
     def _best(self, log_probs: Sequence[float], continuations: Sequence[Continuation]) -> int:
-        """Which choice is the likeliest; of equal ones the first."""
+        """The index of the likeliest choice; the first one if several are equal."""
         if self.scoring.length_normalised:
             pairs = zip(log_probs, continuations, strict=True)
             log_probs = [log_prob / len(continuation.scored) for log_prob, continuation in pairs]
@@ -350,7 +364,7 @@ class Evaluation:
 
 
 def _refuse_equal_choices(prompts: ParallelPrompts, language: str, each: Sequence[Continuation]) -> None:
-    """Choices that are the same tokens cannot be told apart, so that the first of them would always be taken."""
+    """Refuse choices with the same tokens: they cannot be told apart, so the first would always be taken."""
     seen: dict[tuple[int, tuple[int, ...]], str] = {}
     scored = iter(each)
     for example, texts in enumerate((prompts.choices or {})[language]):
@@ -359,5 +373,5 @@ def _refuse_equal_choices(prompts: ParallelPrompts, language: str, each: Sequenc
             if other != text:
                 raise NeuronShareError(
                     f"Language {language!r}, example {prompts.examples[example]!r}: the choices {other!r} and {text!r} "
-                    "are the same tokens to this model's tokenizer; leave one out, or write them otherwise."
+                    "are the same tokens to this model's tokenizer; leave one out, or write them differently."
                 )

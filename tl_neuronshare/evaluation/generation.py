@@ -1,4 +1,4 @@
-"""The greedy continuation of prompts, of which only what scoring has not proved is decoded."""
+"""Continue prompts greedily. Answers that follow from scoring already are not decoded again."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Generation:
     """Greedy answers to the prompts of one language, cut at an end token and at texts of `stop`.
 
     Args:
-        model: that answers.
-        language: of the prompts.
-        prompts: their tokens, when each is tokenised alone.
-        examples: their labels, for messages.
+        model: the model that answers.
+        language: the language of the prompts.
+        prompts: the tokens of each prompt, if it is tokenised alone.
+        examples: the labels of the examples, for messages.
         n_new: how many tokens an answer may have.
         stop: texts at which an answer ends.
-        batch_size: prompts in one forward pass.
+        batch_size: how many prompts share a forward pass.
 
     Raises:
-        NeuronShareError: a prompt with that many new tokens is longer than the context.
+        NeuronShareError: a prompt with `n_new` new tokens is longer than the context.
     """
 
     def __init__(
@@ -46,9 +46,11 @@ class Generation:
             models.check_length(model, len(tokens) + n_new, where, f"the prompt with {n_new} new tokens")
 
     def run(self, begun: Sequence[Sequence[int]], fwd_hooks: Hooks | HookMaker | None) -> list[str]:
-        """The answer to each prompt, whose first tokens may be known already.
+        """Answer each prompt. Its answer is not decoded if the known first tokens are already a whole answer.
 
-        Where the known tokens come to an end, nothing is decoded.
+        Args:
+            begun: the known first tokens of each answer; there may be none.
+            fwd_hooks: as in `evaluate`.
         """
         answers = [self._text(known[: self.n_new]) for known in begun]
         left = [example for example, text in enumerate(answers) if text is None]
@@ -81,7 +83,10 @@ class Generation:
         return [text or "" for text in answers]
 
     def _text(self, new: Sequence[int]) -> str | None:
-        """The text of new tokens where it is complete: at an end token, a text of `stop`, or so many tokens."""
+        """The text of new tokens, or None if it is not complete.
+
+        It is complete at an end token, at a text of `stop`, or if it has as many tokens as it may have.
+        """
         end = next((place for place, token in enumerate(new) if token in self._ends), None)
         text: str = self.model.tokenizer.decode(new[:end])
         cuts = [place for cut in self.stop if (place := text.find(cut)) >= 0]

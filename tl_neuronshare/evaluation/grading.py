@@ -1,4 +1,4 @@
-"""Whether what a model says is the right answer."""
+"""Judge whether a model's answer is right."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SENTENCE_ENDS = ".,;:!?…。，、；：！？।؟،"
 
 
 def is_right(prediction: str, answer: str, *, by_number: bool) -> bool:
-    """Whether a prediction is the answer: by its last number, or as a text but for how it is written.
+    """Whether a prediction is the answer: both have the same last number, or the same text once it is normalised.
 
     Example:
         >>> is_right("That makes 1,200.", "1200", by_number=True), is_right("paris.", " Paris", by_number=False)
@@ -22,9 +22,9 @@ def is_right(prediction: str, answer: str, *, by_number: bool) -> bool:
 
 
 def normalised(text: str) -> str:
-    """A text without differences of case, width and white space, quotes and brackets around it, and a sentence's end.
+    """A text in one form of case, width and white space, without quotes or brackets around it or a sentence's end.
 
-    Characters that cannot be seen (marks of direction, zero-width joiners, soft hyphens ...) are left out.
+    Invisible characters (marks of direction, zero-width joiners, soft hyphens ...) are left out.
 
     Example:
         >>> normalised(" „Ｐaris“.") == normalised("paris"), normalised("-.5 %"), normalised("C#")

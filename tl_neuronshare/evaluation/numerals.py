@@ -1,4 +1,4 @@
-"""The number that a text ends in, in whatever way its language writes it."""
+"""Read the last number of a text, in the ways in which different languages write it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SIGN = r"(?:(?<!\w)[-\u2212\u2013](?=[$€£¥]?\d))?[$€£¥]?"
 _DIGITS = r"\d{1,3}(?:[ '\u2019]\d{3}(?!\d))+(?:[.,٫]\d+)?|\d+(?:[.,٫]\d+)*"
 _EXPONENT = r"\^\{?([-\u2212+]?\d{1,2})(?!\d)\}?"
 _NUMBER = re.compile(rf"({_SIGN})({_DIGITS})(?:{_EXPONENT}|\s*[×xX*·⋅]\s*10{_EXPONENT}|[eE]([-+]?\d{{1,2}})(?!\w))?")
-_LONGEST = 30  # digits of a number whose power is taken
+_LONGEST = 30  # a number with more digits is not raised to a power
 _GROUPED = re.compile(r"[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*|[1-9]\d?(?:([.,])\d{2})(?:\2\d{2})*\2\d{3}")
 _DECIMAL = re.compile(r"(\d+|\d{1,3}(?:\.\d{3})+(?=[,٫])|\d{1,3}(?:,\d{3})+(?=[.٫]))[.,٫](\d+)")
 _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
@@ -20,18 +20,18 @@ _CURRENCY = re.compile(r"(?:\b[A-Z]{3}|\bRs)$")
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number of a text, or None.
+    """Read the last number of a text; None if it has no number.
 
-    A point or comma groups thousands where three digits follow each, and one to three come before the first, or where
-    it groups as in India; a space does so too. A last one that does not group begins decimals. What is neither, such as
-    a list without spaces, ends in its last number. So 2.125 is two thousand, and of 3 200 people there are many. Arabic
-    has marks of its own for both.
+    Points, commas and spaces group thousands if one to three digits come before the first of them and three after each
+    of them; points and commas may also group as in India (1,20,000). So 2.125 is 2125, and "3 200" is 3200. If the last
+    point or comma does not group, it begins the decimals. If digits with points or commas are neither, such as a list
+    without spaces (1,2,3), only the last of them count. Arabic has its own marks for groups and for decimals.
 
-    A raised digit, or one after ^, is a power of the number before it (10², 10^2), and so is what follows "× 10" or e.
-    Digits that are part of a word are not a number beside others: what is raised or lowered after a letter (m², CO₂) or
-    directly follows a letter of a script with capitals (m2, H2O), unless that is a currency's code (EUR20), and a note
-    in brackets (Paris [1]). Where a text has no other digits, these count. A fraction that is one character (½) counts
-    as its value; of one with a stroke (1/2) the number below it is the last.
+    A raised digit, or one after ^, is a power of the number before it (10², 10^2). Numbers such as "5 × 10²" and 5e2
+    are read with their power of ten. Some digits count only if the text has no others: raised or lowered digits after
+    a letter (m², CO₂), digits directly after a letter of a script with capitals (m2, H2O), unless that is the code of a
+    currency (EUR20), and a note in brackets (Paris [1]). A fraction that is one character (½) counts as its value. A
+    fraction with a stroke (1/2) is two numbers, and the last is the lower one.
 
     Example:
         >>> last_number("2 Kisten zu 600, also 1.200"), last_number("It is 1,200.50 $."), last_number("1 200 pommes")
@@ -42,19 +42,19 @@ def last_number(text: str) -> Decimal | None:
         (Decimal('20'), Decimal('40'), Decimal('3.5'), True)
     """
     plain = _plain(text)
-    found = list(_NUMBER.finditer(plain))
-    free = [match for match in found if _is_free(plain, match)]
-    return _value((free or found)[-1]) if found else None
+    numbers = list(_NUMBER.finditer(plain))
+    free = [match for match in numbers if _is_free(plain, match)]
+    return _value((free or numbers)[-1]) if numbers else None
 
 
 def _plain(text: str) -> str:
-    """Without marks that cannot be seen, and with digits, powers and fractions that can be read in one way."""
+    """Remove invisible marks, and write digits, powers and fractions in a single way."""
     text = "".join(char for char in text if unicodedata.category(char) != "Cf")
     for latex, sign in (("{,}", ","), ("\\,", " "), ("\\times", "×"), ("\\cdot", "·")):
         text = text.replace(latex, sign)
     text = _FRACTION.sub(lambda match: _decimals(match[2], after=match[1] is not None), text)
     text = _LOWERED.sub("", _RAISED.sub(lambda match: "^" + unicodedata.normalize("NFKC", match[0]), text))
-    # What is left of digits that are no numerals stands alone (①).
+    # Other digits that are not decimal digits (①) are each a number of their own.
     text = "".join(f"; {char}; " if char.isdigit() and not char.isdecimal() else char for char in text)
     text = unicodedata.normalize("NFKC", text)
     text = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in text)
@@ -62,14 +62,14 @@ def _plain(text: str) -> str:
 
 
 def _decimals(fraction: str, *, after: bool) -> str:
-    """A fraction's value, after a whole number or alone, with the one decimal mark that never groups."""
+    """The value of a fraction, after a whole number or alone, with the only decimal mark that never groups."""
     return ("" if after else "0") + "٫" + f"{unicodedata.numeric(fraction):.10f}"[2:].rstrip("0")
 
 
 def _is_free(text: str, match: re.Match[str]) -> bool:
-    """Whether these digits stand for a number, and are not part of a word or a note in brackets."""
+    """Whether these digits are a number, and not part of a word or a note in brackets."""
     before, after = text[: match.start()], text[match.end() :]
-    if before.endswith(("^", "^{")):  # the power of a word, or of what is in brackets
+    if before.endswith(("^", "^{")):  # a power of a word or of brackets
         return False
     # Chinese and Thai put no space before a number; where there are capitals, there is one.
     in_word = before[-1:].isalpha() and before[-1].swapcase() != before[-1]

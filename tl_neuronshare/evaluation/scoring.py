@@ -1,4 +1,4 @@
-"""How probable a model finds continuations, and where its greedy answer follows from that."""
+"""Score how probable a model finds continuations, and which greedy answers follow from these scores."""
 
 from __future__ import annotations
 
@@ -19,24 +19,29 @@ from tl_neuronshare.models.hooks import Hooks
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Loop, Plan
 
-# (language, the example of each row, and by name what the function asks for) -> hooks for this batch
+# A function of the language, the example of each row, and maybe prompt_tokens and tokens, that returns hooks
 HookMaker = Callable[..., Hooks]
-_CHUNK = 1 << 24  # logits in float32 at a time
+_CHUNK = 1 << 24  # logits that are converted to float32 at a time
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a run says of a language's continuations."""
+    """The scores of a language's continuations.
 
-    log_probs: Float[Tensor, " continuation"]  # summed over each one's tokens, in nats
-    greedy: list[list[int]]  # the tokens that greedy decoding begins with, as far as the run shows them
+    Attributes:
+        log_probs: the log-probability of each continuation, summed over its tokens, in nats.
+        greedy: for each continuation, the first tokens of greedy decoding after its prompt that the run proves.
+    """
+
+    log_probs: Float[Tensor, " continuation"]
+    greedy: list[list[int]]
 
 
 class Scorer:
-    """Log-probabilities of continuations in one language, in batches that are planned once.
+    """Computes log-probabilities of continuations in one language, in batches that are planned once.
 
-    Continuations of an example that differ in their last token only share a row: the model need not see that token.
-    Where `likeliest` is asked for it does, and what is the likeliest after each token is found too.
+    Continuations of an example that differ only in their last token share a row, because the model need not see that
+    token. With `likeliest` the model sees it, and the scorer also finds the likeliest token after each token.
     """
 
     def __init__(
@@ -50,13 +55,14 @@ class Scorer:
     ) -> None:
         self.model, self.language, self.continuations, self.likeliest = model, language, each, likeliest
         self._packing = verification.packing(model)
-        # For each row, an example with what is run of it, the numbers of the continuations that share it.
+        # For each row (example, tokens before, tokens that are run), the numbers of the continuations that share it.
         sharing_row: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
-        for number, one in enumerate(each):
-            # Its last token would be one too many where the text gets beyond long RoPE's boundary with it.
-            sees_last = likeliest and not self._packing.crosses(len(one.before) + len(one.scored) - 1, 1)
-            run = one.scored if sees_last else one.scored[:-1]
-            sharing_row.setdefault((one.example, one.before, run), []).append(number)
+        for number, continuation in enumerate(each):
+            before, scored = continuation.before, continuation.scored
+            # The last token is not run if it would carry the text beyond the boundary of long RoPE.
+            sees_last = likeliest and not self._packing.crosses(len(before) + len(scored) - 1, 1)
+            run = scored if sees_last else scored[:-1]
+            sharing_row.setdefault((continuation.example, before, run), []).append(number)
         self._examples = [example for example, _, _ in sharing_row]
         self._numbers = list(sharing_row.values())
         self.plan = Plan(
@@ -64,7 +70,7 @@ class Scorer:
             [before for _, before, _ in sharing_row],
             [run for _, _, run in sharing_row],
             batch_size=batch_size,
-            n_more=1,  # the last token of the answer is predicted, and not run
+            n_more=1,  # the last token of the answer may be predicted without being run
             per_token=model.cfg.d_vocab,
         )
 
@@ -73,11 +79,12 @@ class Scorer:
         log_probs = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
         greedy: list[list[int]] = [[] for _ in self.continuations]
         noise = verification.noise(self.model) if self.likeliest else torch.inf
-        # Hooks of which it is not known what they do to other tokens than they see now prove nothing.
+        # Decoding runs different tokens from scoring, and what a user's hook does to them is not known. So scores
+        # under such a hook prove nothing about decoding.
         can_prove = self.likeliest and not models.has_hooks(self.model)
 
         def score(batch: Batch) -> None:
-            # Where each scored token's logit is: row, column, token; and whose it is.
+            # Where the logit of each scored token is (row, column, token), and the number of its continuation.
             row, column, token, number = torch.tensor(
                 [
                     (place, column, token, number)
@@ -96,28 +103,28 @@ class Scorer:
             for place, surely in zip(batch.rows, picked.surely.tolist(), strict=True) if proves else ():
                 run = self.plan.answers[place] if self.plan.answers is not None else ()
                 if not self._packing.crosses(len(self.plan.prompts[place]), len(run)):
-                    greedy[self._numbers[place][0]] = _as_far_as(run, surely)
+                    greedy[self._numbers[place][0]] = _proved(run, surely)
 
         loop(self.plan, score)
         return Scores(log_probs, greedy)
 
 
-def _as_far_as(given: Sequence[int], surely: Sequence[int]) -> list[int]:
-    """What greedy decoding begins with: the given tokens, as long as each is surely the likeliest, and one more."""
-    known = []
-    for token, likeliest in zip_longest(given, surely[: len(given) + 1]):
+def _proved(run: Sequence[int], surely: Sequence[int]) -> list[int]:
+    """The first tokens of greedy decoding: the run tokens while each is surely the likeliest, and one token more."""
+    proved = []
+    for token, likeliest in zip_longest(run, surely[: len(run) + 1]):
         if likeliest < 0:
             break
-        known.append(likeliest)
+        proved.append(likeliest)
         if likeliest != token:
             break
-    return known
+    return proved
 
 
 @dataclass(frozen=True)
 class _Picked:
     log_probs: Float[Tensor, " wanted"]
-    surely: Int[Tensor, "row column"]  # the likeliest token of each column; -1 where rounding might make it another
+    surely: Int[Tensor, "row column"]  # the likeliest token of each column; -1 if rounding might change it
 
 
 def _picked(
@@ -127,10 +134,16 @@ def _picked(
     *,
     noise: float | None,
 ) -> _Picked:
-    """Log-probabilities of the wanted (row, column after the prompt's end, token), a few columns at a time.
+    """Log-probabilities of the wanted (row, column, token) triples, and with `noise` each column's likeliest token.
 
-    Mostly one piece does; where it would be too many logits, the model is run again on a longer prefix for each. With
-    `noise`, how far logits must be apart relative to the largest, also the likeliest token of each column.
+    Columns are counted from the prompt's end. Usually all of them are computed at once. If there would be too many
+    logits, the model is run for a few columns at a time, each time on a longer prefix.
+
+    Args:
+        model: the model that is run.
+        batch: the rows to run.
+        wanted: the row, column and token of each triple.
+        noise: how far apart two logits must be, relative to the largest, so that rounding cannot change their order.
     """
     row, column, token = wanted
     tokens, mask, end = batch.tokens, batch.mask, batch.end
@@ -153,7 +166,7 @@ def _picked(
 
 
 def _surely_likeliest(logits: Float[Tensor, "*row vocabulary"], noise: float) -> Int[Tensor, "*row"]:
-    """The likeliest token, or -1 where the next one is so near that rounding might have chosen."""
+    """The likeliest token; -1 if the second is so near that rounding might change their order."""
     values, tokens = logits.topk(2)
     first, second = values.unbind(-1)
     largest = torch.maximum(first.abs(), logits.amin(-1).abs())
@@ -163,13 +176,13 @@ def _surely_likeliest(logits: Float[Tensor, "*row vocabulary"], noise: float) ->
 def hooks_for(
     fwd_hooks: Hooks | HookMaker | None, language: str, examples: Sequence[int], tokens: Int[Tensor, "row pos"]
 ) -> Hooks:
-    """The hooks for one batch."""
+    """Get the hooks for one batch."""
     hooks = fwd_hooks
     if callable(fwd_hooks):
         offered = {"prompt_tokens": tokens.shape[1], "tokens": tokens}
         asked = inspect.signature(fwd_hooks).parameters
-        everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in asked.values())
-        context = {name: value for name, value in offered.items() if everything or name in asked}
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in asked.values())
+        context = {name: value for name, value in offered.items() if takes_all or name in asked}
         hooks = fwd_hooks(language, torch.tensor(examples, device="cpu"), **context)
     if hooks is None and fwd_hooks is None:
         return []
@@ -180,13 +193,13 @@ def hooks_for(
         )
     if any(isinstance(pair, Sequence) and pair and _takes_another_end(pair[-1], tokens.shape[1]) for pair in hooks):
         raise NeuronShareError(
-            "The hooks edit tokens of the prompt, and do not know where this batch's prompts end: what is run goes on "
-            "with the answer. Give a function of (language, examples, prompt_tokens), and pass prompt_tokens on."
+            "The hooks edit tokens of the prompt, but do not know where this batch's prompts end, because answers "
+            "follow them. Give a function of (language, examples, prompt_tokens), and pass prompt_tokens on."
         )
     return hooks
 
 
 def _takes_another_end(function: object, prompt_tokens: int) -> bool:
-    """Whether a hook edits tokens of the prompt and takes that to end elsewhere. Those of `ablation_hooks` can tell."""
+    """Whether a hook edits tokens of the prompt, but assumes another end of it. Only ours have `ends_at` to say so."""
     ends_at = getattr(function, "ends_at", None)
     return ends_at is not None and not ends_at(prompt_tokens)

@@ -1,1 +1,1 @@
-"""Running a model over prompts: the plan of batches, the one loop over them, and what is recorded."""
+"""Running a model over prompts: the plan of batches, the loop over them, and recording activations."""

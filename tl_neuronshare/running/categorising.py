@@ -1,6 +1,7 @@
-"""Which neurons each prompt activates: from prompts, through a run of our own, or from caches that are there already.
+"""Find which neurons each prompt activates, by running the prompts or from caches that already exist.
 
-Both hand a model's activations to a `SharingRecorder` (recording.py) and so give the same result on the same tokens.
+Both ways hand a model's activations to a `SharingRecorder` (recording.py), so they give the same result for the same
+tokens.
 """
 
 from __future__ import annotations
@@ -68,27 +69,35 @@ def categorise(
 ) -> NeuronSharing | dict[float, NeuronSharing]:
     """Find which neurons each prompt activates: those whose value at the chosen position is above the threshold.
 
-    Runs the model under the hooks of a `SharingRecorder`, so hooks of the user's own that are active
-    (`with model.hooks(...)`) are seen. The model is left as found.
+    The model runs under the hooks of a `SharingRecorder`. If hooks of your own are active (`with model.hooks(...)`),
+    the recorded values include their edits. The model is left as it was.
 
     Args:
-        model: a HookedTransformer or TransformerBridge; for scores of any kind, with raw weights.
+        model: a HookedTransformer or TransformerBridge. To compute scores with it later (`attribute`), load it with
+            raw weights.
         prompts: the same examples in at least two languages.
-        site: `post`, the input of the down projection (gated MLPs: act(gate) x up); or, of gated MLPs, `gate`,
-            which is act(gate) and has another sign than the product for about half of the neurons, or `up`.
-            MLPs without a gate have only `post`, which metadata then records for `gate`; `up` is refused.
-        position: which token is read. `last` is the one that predicts the first token of the answer, a negative
-            index counts from there (-1 is `last`). `any`: activated at some token of the prompt, `all`: at every
-            one, special tokens (BOS ...) left out.
-        threshold: in the units of the neuron's value. A sequence gives {threshold: result} from one pass.
-        batch_size: prompts in one forward pass; `auto` fits it to their lengths. Prompts of similar
-            length go together. The result does not depend on it, but for rounding.
-        prepend_bos: whether prompts begin with the BOS token; None is the model's default.
-        progress: whether to show a progress bar where it takes more than two seconds.
+        site: which value of a neuron is read. `post` is the input of the down projection; in a gated MLP this is
+            act(gate) x up. A gated MLP also has `gate`, which is act(gate), and `up`. For about half of the neurons
+            `gate` has a different sign from `post`. An MLP without a gate has only `post`: there `gate` is read as
+            `post`, and the metadata says so, but `up` is refused.
+        position: which token is read. `last` is the last token of the prompt, which predicts the first token of the
+            answer. A negative index counts from the end (-1 is `last`). With `any`, a neuron must be active at one
+            token of the prompt or more; with `all`, it must be active at every token. Both ignore special tokens
+            (BOS ...). In `ablation_hooks`, `all` means something else: every token is edited.
+        threshold: a neuron is activated if its value is above this number. A sequence of numbers gives
+            {threshold: result}, from one pass over the prompts.
+        batch_size: how many prompts share a forward pass; `auto` chooses it by their lengths. Prompts of similar
+            lengths share a batch. Apart from rounding, the result does not depend on it.
+        prepend_bos: whether prompts begin with the BOS token. None means the model's default.
+        progress: whether to show a progress bar, if the run takes more than two seconds.
+
+    Returns:
+        A NeuronSharing, which gives each neuron's type for each example. If `threshold` is a sequence, a dictionary
+        {threshold: NeuronSharing}.
 
     Raises:
-        NeuronShareError: an unsuitable model or option, a prompt longer than the context or too short for the
-            position, or activations that are NaN or infinite.
+        NeuronShareError: the model or an option is unsuitable, a prompt is longer than the context or too short for
+            the position, or activations are NaN or infinite.
 
     Source: arXiv 2406.09265, section 3 (value > 0 at the last token), and its analysis across tokens.
 
@@ -101,7 +110,7 @@ def categorise(
     """
     require_prompts(prompts)
     how = Running(batch_size, prepend_bos).on(model)
-    rows = [  # one language after the other
+    rows = [  # all examples of the first language, then of the next
         row
         for language, texts in prompts.prompts.items()
         for row in models.tokenised(model, texts, language, prompts.examples, prepend_bos=how.prepend_bos)
@@ -111,7 +120,7 @@ def categorise(
     )
     recorder.labels = prompts.examples
     plan = Plan(model, rows, batch_size=how.batch_size)
-    recorded: RecordedPass  # of the batch that is running
+    recorded: RecordedPass  # the batch that is running
 
     def read(layer: int, tensors: tuple[Tensor, ...]) -> None:
         recorded.read(layer, tensors)
@@ -161,24 +170,27 @@ def categorise_caches(
     position: Position = "last",
     threshold: Number | Sequence[Number] = 0.0,
 ) -> NeuronSharing | dict[float, NeuronSharing]:
-    """The same as `categorise`, from activations that `run_with_cache` has cached already.
+    """Find which neurons each prompt activates, as `categorise` does, from what `run_with_cache` has already cached.
 
     Args:
-        caches: for each language its ActivationCache, row i of every one for example i. Of whole prompts: of one that
-            was made with `pos_slice`, what it holds is taken for the prompt.
-        lengths: for each language how many tokens each prompt has; None only where nothing is padded (TransformerLens
-            pads a list of strings by itself).
-        padding_side: where the padding stands.
-        tokens: for each language what the model was given. For the positions `any` and `all`, which leave special
-            tokens out and cannot see them otherwise; without it they count every token.
-        prompts: what was run, for the fingerprint in the metadata.
-        site: as in `categorise`; the hooks that it reads must be in the caches.
+        caches: the ActivationCache of each language. Row i of each cache must be example i. A cache should hold whole
+            prompts: if it was made with `pos_slice`, the tokens that it holds are taken to be the whole prompt.
+        lengths: for each language, how many tokens each prompt has. Leave it None only if nothing is padded;
+            TransformerLens pads a list of strings by itself.
+        padding_side: the side of the prompts on which the padding is.
+        tokens: for each language, the tokens that the model was given. The positions `any` and `all` need them to
+            ignore special tokens; without them they count every token.
+        prompts: the prompts that were run, for the fingerprint in the metadata.
+        site: as in `categorise`. The hooks that it reads must be in the caches.
         position: as in `categorise`.
         threshold: as in `categorise`.
 
+    Returns:
+        The same as `categorise`.
+
     Raises:
-        NeuronShareError: no caches of one model, a hook that was not cached, languages with other numbers of
-            examples, lengths or tokens that do not fit, and what `categorise` raises.
+        NeuronShareError: the caches are not all of one model, a hook was not cached, the languages have different
+            numbers of examples, or lengths or tokens do not fit; and whatever `categorise` raises.
 
     Example:
         >>> texts = {"en": "Country code of Peru →", "de": "Ländercode von Peru →"}
@@ -188,12 +200,12 @@ def categorise_caches(
     """
     model = _model_of(caches)
     one_of("padding_side", padding_side, ("left", "right"))
-    for what, table in (("lengths", lengths), ("tokens", tokens)):
-        if table is not None and (not isinstance(table, Mapping) or set(table) != set(caches)):
-            raise NeuronShareError(f"{what} is not for the languages of the caches; give it for {', '.join(caches)}.")
+    for name, by_language in (("lengths", lengths), ("tokens", tokens)):
+        if by_language is not None and (not isinstance(by_language, Mapping) or set(by_language) != set(caches)):
+            raise NeuronShareError(f"{name} is not for the languages of the caches; give it for {', '.join(caches)}.")
     layers = models.neuron_layers(model, site)
-    read = {language: [_cached(cache, layer, language) for layer in layers] for language, cache in caches.items()}
-    sizes = {language: _size(layers[0], tensors[0], language) for language, tensors in read.items()}
+    cached = {language: [_cached(cache, layer, language) for layer in layers] for language, cache in caches.items()}
+    sizes = {language: _size(layers[0], tensors[0], language) for language, tensors in cached.items()}
     if len({n_examples for n_examples, _ in sizes.values()}) > 1:
         raise NeuronShareError(
             "The caches hold different numbers of prompts: "
@@ -202,36 +214,38 @@ def categorise_caches(
         )
     n_examples, _ = next(iter(sizes.values()))
     recorder = SharingRecorder(model, list(caches), n_examples, site=site, position=position, threshold=threshold)
-    for language, of_layers in read.items():
+    for language, tensors_of_layers in cached.items():
         n_tokens = sizes[language][1]
         mask = None if lengths is None else _mask(lengths[language], n_examples, n_tokens, padding_side, language)
         recorded = recorder.recorded_pass(
             language, range(n_examples), mask, None if tokens is None else tokens[language]
         )
-        for number, tensors in enumerate(of_layers):
-            recorded.read(number, tensors)
+        for layer, tensors in enumerate(tensors_of_layers):
+            recorded.read(layer, tensors)
     return recorder.sharing(prompts=prompts)
 
 
 def _model_of(caches: Mapping[str, Any]) -> LensModel:
-    """The one model that made the caches."""
+    """The one model that made all the caches."""
     if not isinstance(caches, Mapping) or not caches:
-        raise NeuronShareError("caches is no mapping from language to ActivationCache; give {'en': cache, ...}.")
-    found = {language: getattr(cache, "model", None) for language, cache in caches.items()}
-    first = next(iter(found.values()))
-    for language, model in found.items():
+        raise NeuronShareError("caches is not a mapping from language to ActivationCache; give {'en': cache, ...}.")
+    model_of = {language: getattr(cache, "model", None) for language, cache in caches.items()}
+    first = next(iter(model_of.values()))
+    for language, model in model_of.items():
         if model is None:
             raise NeuronShareError(
-                f"Language {language!r}: a {type(caches[language]).__name__} is no ActivationCache, which knows its "
-                "model; take what run_with_cache returns, without return_cache_object=False."
+                f"Language {language!r}: a {type(caches[language]).__name__} is not an ActivationCache, which knows "
+                "its model; take what run_with_cache returns, without return_cache_object=False."
             )
         if model is not first:
-            raise NeuronShareError(f"Language {language!r}: another model than the first; cache all with one model.")
+            raise NeuronShareError(
+                f"Language {language!r}: a different model from the first language's; cache all with one model."
+            )
     return cast(LensModel, first)
 
 
 def _cached(cache: Any, layer: NeuronLayer, language: str) -> tuple[Tensor, ...]:
-    """What was cached at one layer's hooks; a cache without its batch axis is of one example."""
+    """The tensors that were cached at one layer's hooks. A cache without a batch axis holds one example."""
     for hook in layer.hooks:
         if hook.name not in cache.cache_dict:
             raise NeuronShareError(
@@ -243,7 +257,7 @@ def _cached(cache: Any, layer: NeuronLayer, language: str) -> tuple[Tensor, ...]
 
 
 def _size(layer: NeuronLayer, tensors: tuple[Tensor, ...], language: str) -> tuple[int, int]:
-    """How many prompts a cache holds, and how many tokens the padded ones have."""
+    """How many prompts a cache holds, and how many tokens each has with its padding."""
     shape = layer.shape(tensors)
     if shape is None:
         raise NeuronShareError(f"Language {language!r}: {layer.misfit(tensors, ('any', 'any'))}")
@@ -253,13 +267,13 @@ def _size(layer: NeuronLayer, tensors: tuple[Tensor, ...], language: str) -> tup
 def _mask(
     lengths: Sequence[int] | Int[Tensor, " example"], n_examples: int, n_tokens: int, padding_side: str, language: str
 ) -> Bool[Tensor, "example position"]:
-    """True at the tokens that are no padding."""
+    """True at the tokens that are not padding."""
     given = as_list(lengths)
     fits = isinstance(given, Sequence) and len(given) == n_examples
     if not fits or not all(isinstance(length, Integral) and length in range(1, n_tokens + 1) for length in given):
         raise NeuronShareError(
             f"Language {language!r}: lengths {lengths!r} do not fit {n_examples} prompts of at most {n_tokens} tokens; "
-            "give the number of tokens of each."
+            "give the number of tokens of each prompt."
         )
     places = (
         torch.arange(n_tokens, device="cpu")
@@ -270,7 +284,7 @@ def _mask(
 
 
 def _common_prefix_share(rows: Sequence[Sequence[int]], n_examples: int, special: set[int]) -> float:
-    """The share of a prompt's tokens that open it in all languages alike, special ones left out: mean over prompts."""
+    """The mean share of a prompt's tokens, without special ones, with which it begins in all languages alike."""
     shares = []
     for example in range(n_examples):
         prompts = [[token for token in row if token not in special] for row in rows[example::n_examples]]

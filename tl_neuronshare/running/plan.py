@@ -1,4 +1,4 @@
-"""Which rows of tokens share a forward pass, planned before anything runs; and the one loop over these batches."""
+"""Plan which rows of tokens share a forward pass, before anything runs; and loop over these batches."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tl_neuronshare.models.tokens import padded_apart
 
 BatchSize = Literal["auto"] | int
 Result = TypeVar("Result")
-# What "auto" puts in one batch, padding included: enough to keep a GPU busy, little beside a model's weights.
+# What "auto" puts in one batch, padding included: enough to keep a GPU busy, but little beside a model's weights.
 _AUTO_TOKENS, _AUTO_PROMPTS = 8192, 256
-AUTO_NUMBERS = 1 << 27  # logits or neurons' values: half a GiB in float32
+AUTO_NUMBERS = 1 << 27  # logits or neurons' values in one batch: half a GiB in float32
 
 
 def _as_batch_size(name: str, value: Any) -> BatchSize:
@@ -39,7 +39,7 @@ def number_or_auto(text: str) -> BatchSize:
 
 def _as_bos(name: str, value: Any) -> bool | None:
     if not (value is None or isinstance(value, bool)):
-        raise NeuronShareError(f"{name}={value!r} is unknown; use True, False, or None for the model's own.")
+        raise NeuronShareError(f"{name}={value!r} is unknown; use True, False, or None for the model's default.")
     return value
 
 
@@ -57,7 +57,7 @@ class Running(Options):
     prepend_bos: bool | None = option(None, _as_bos)
 
     def on(self, model: LensModel) -> Running:
-        """The same with the model's own choice of BOS where none was made.
+        """The same options, with the model's default for `prepend_bos` if it is None.
 
         Raises:
             NeuronShareError: this is not a TransformerLens model that can be used.
@@ -72,9 +72,9 @@ class Batch:
 
     Attributes:
         rows: the numbers of the plan's rows.
-        tokens: their tokens.
-        mask: 1 at tokens and 0 at padding; None where nothing is padded.
-        end: how many tokens the padded prompts have; what comes after is of answers.
+        tokens: the tokens of these rows.
+        mask: 1 at tokens and 0 at padding; None if nothing is padded.
+        end: how many tokens the padded prompts have. The tokens after these belong to answers.
     """
 
     rows: list[int]
@@ -84,17 +84,17 @@ class Batch:
 
 
 class Plan:
-    """Which rows share a batch: rows are prompts as tokens, and maybe what is run after them.
+    """Which rows share a batch. A row is a prompt as tokens, and maybe an answer that is run after it.
 
     Args:
-        model: that will run them.
-        prompts: each row's tokens.
-        answers: each row's tokens after its prompt, which are padded apart from the prompts; none by default.
+        model: the model that will run the rows.
+        prompts: the tokens of each row's prompt.
+        answers: the tokens of each row's answer, which are padded separately from the prompts; none by default.
         batch_size: how many rows a batch has at most.
-        n_more: so many tokens more are counted for each row, which are not run with it (a last token to be predicted,
-            or those that are generated).
+        n_more: how many tokens each row needs in addition, which are not part of the plan: a last token that is only
+            predicted, or tokens that are generated.
         per_token: how many numbers (logits, neurons' values) are made for each token of an answer.
-        packing: which rows may share a batch; what was shown for the model by default.
+        packing: which rows may share a batch; by default what verification has shown for the model.
 
     Example:
         >>> plan = Plan(model, [[5, 6, 7], [8], [9, 9]], batch_size=2)
@@ -130,7 +130,7 @@ class Plan:
         return len(self.prompts)
 
     def batch(self, rows: list[int]) -> Batch:
-        """Some rows, padded."""
+        """The batch of these rows, padded."""
         prompts = [self.prompts[row] for row in rows]
         answers = [()] * len(rows) if self.answers is None else [self.answers[row] for row in rows]
         tokens, mask = padded_apart(prompts, answers)
@@ -138,13 +138,13 @@ class Plan:
 
 
 class Loop:
-    """Goes through the batches of plans, and shows how far it is."""
+    """Goes through the batches of plans, and updates a progress bar."""
 
     def __init__(self, bar: Any = None) -> None:
         self._bar = bar
 
     def __call__(self, plan: Plan, step: Callable[[Batch], Result]) -> list[Result]:
-        """Give each batch to a function, in the order of the plan; what it returned for each."""
+        """Give each batch to a function, in the order of the plan, and return its results."""
         results = []
         for rows in plan.batches:
             results.append(step(plan.batch(rows)))
@@ -155,13 +155,13 @@ class Loop:
 
 @contextmanager
 def running(model: LensModel, task: str, *, n_rows: int | None = None, progress: bool = True) -> Iterator[Loop]:
-    """A loop over batches that leaves the model as it was found, whatever happens.
+    """Give a loop over batches, and restore the model's state at the end, whatever happens.
 
     Args:
-        model: that the batches are run on.
-        task: what the progress bar is called.
-        n_rows: how many rows all plans have together, where that is known.
-        progress: whether to show a progress bar where it takes more than two seconds.
+        model: the model that runs the batches.
+        task: the name of the progress bar.
+        n_rows: how many rows all plans have together, if that is known.
+        progress: whether to show a progress bar, if the run takes more than two seconds.
     """
     with (
         models.left_as_found(model),
@@ -178,16 +178,16 @@ def plan_batches(
     n_ctx: int | None = None,
     per_token: int = 0,
 ) -> list[list[int]]:
-    """Which prompts share a forward pass: of all ways to put similar lengths together the one that costs least.
+    """Choose which rows share a forward pass: rows of similar lengths, at the lowest cost.
 
-    A batch costs all its tokens, padding included, and what a pass costs besides (`packing`). Where a number of prompts
-    is given as `batch_size`, there are as few batches as it allows.
+    The cost of a batch is the number of its tokens, padding included, and a fixed cost for each pass (`packing`). If
+    `batch_size` is a number, there are as few batches as it allows.
 
     Args:
-        sizes: how many tokens each has, in parts that are padded apart: (prompt,) or (prompt, answer).
-        batch_size: how many at most.
-        packing: which of them may share a batch.
-        n_ctx: how wide a batch may be, padding included.
+        sizes: how many tokens each row has, in parts that are padded separately: (prompt,) or (prompt, answer).
+        batch_size: how many rows a batch has at most.
+        packing: which rows may share a batch.
+        n_ctx: how many tokens a row of a batch may have, padding included.
         per_token: how many numbers (logits, neurons' values) are made for each token of the last part.
 
     Example:
@@ -200,7 +200,7 @@ def plan_batches(
     batches: list[list[int]] = []
     stop = len(alike)
     while stop:
-        # For as few batches as possible the longest stretch is right.
+        # The longest stretch makes the fewest batches.
         stretch = cheapest[stop] if cheapest else list(_stretches(alike, stop, packing, n_ctx))[-1]
         rows = [row for _, of_size in alike[stretch.start : stop] for row in of_size]
         room = _room(stretch.widest, batch_size, per_token)
@@ -210,7 +210,7 @@ def plan_batches(
 
 
 class _Stretch(NamedTuple):
-    """Sizes in a row that are padded alike, to be cut into batches."""
+    """Consecutive sizes whose rows are all padded to the same size, and are then cut into batches."""
 
     start: int
     n_rows: int
@@ -221,7 +221,7 @@ class _Stretch(NamedTuple):
 def _stretches(
     alike: Sequence[tuple[tuple[int, ...], list[int]]], stop: int, packing: Packing, n_ctx: int | None
 ) -> Iterator[_Stretch]:
-    """Those that end before `stop`, from the shortest to the longest that may share a batch."""
+    """The stretches that end before `stop`, from the shortest to the longest whose rows may share a batch."""
     last, _ = alike[stop - 1]
     n_rows, n_tokens, widest, fewest = 0, 0, last, sum(last)
     for start in reversed(range(stop)):
@@ -241,23 +241,24 @@ def _stretches(
 def _cheapest(
     alike: Sequence[tuple[tuple[int, ...], list[int]]], packing: Packing, n_ctx: int | None, per_token: int
 ) -> list[_Stretch]:
-    """For the first so many sizes the last stretch of the plan that costs least; for none of them an empty one."""
+    """The last stretch of the cheapest plan, for the first 0, 1, 2 ... sizes; it is empty for 0 sizes."""
     best, costs = [_Stretch(0, 0, 0, ())], [0]
-    n_tokens = 0  # of the first so many sizes, without padding
+    n_tokens = 0  # in the first `stop` sizes, without padding
     for stop, (last, last_rows) in enumerate(alike, 1):
         n_tokens += sum(last) * len(last_rows)
-        found, least = best[0], inf
-        for one in _stretches(alike, stop, packing, n_ctx):
-            padded = one.n_rows * sum(one.widest)
-            # Whatever comes before, all tokens are run, and this padding; which only grows further back.
-            if n_tokens + padded - one.n_tokens + packing.tokens_a_pass > least:
+        cheapest, lowest = best[0], inf
+        for stretch in _stretches(alike, stop, packing, n_ctx):
+            padded = stretch.n_rows * sum(stretch.widest)
+            # Whatever comes before, this is the least that a plan costs: all tokens, and the padding of this stretch.
+            # Longer stretches have more padding, so none of them can be cheaper either.
+            if n_tokens + padded - stretch.n_tokens + packing.tokens_a_pass > lowest:
                 break
-            passes = ceil(one.n_rows / _room(one.widest, "auto", per_token))
-            cost = costs[one.start] + passes * packing.tokens_a_pass + padded
-            if cost < least:
-                found, least = one, cost
-        best.append(found)
-        costs.append(int(least))
+            passes = ceil(stretch.n_rows / _room(stretch.widest, "auto", per_token))
+            cost = costs[stretch.start] + passes * packing.tokens_a_pass + padded
+            if cost < lowest:
+                cheapest, lowest = stretch, cost
+        best.append(cheapest)
+        costs.append(int(lowest))
     return best
 
 

@@ -1,4 +1,4 @@
-"""Where a result comes from: what it says of the model, the prompts and the types; and whether these fit together."""
+"""Record which model, prompts and types a result comes from, and check that these fit together."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tl_neuronshare.results.identity import first_differing
 from tl_neuronshare.results.sharing import NeuronSharing
 
 _PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch")
-_CHUNK_OF_COLUMNS = 1000  # enough for a standard deviation
+_CHUNK_OF_COLUMNS = 1000  # enough to estimate a standard deviation
 
 
 def describe(model: LensModel) -> dict[str, Any]:
-    """What a saved result should say of the model and of the software."""
+    """Describe the model and the software, for the metadata of a result."""
     parameter = next(model.parameters())
     return {
         "model": models.name_of(model),
@@ -42,7 +42,7 @@ def describe(model: LensModel) -> dict[str, Any]:
 def of_run(
     model: LensModel, prompts: ParallelPrompts, sharing_or_masks: NeuronSharing | Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """What a table should say of the model, prompts and types (or masks, by hashes) that it was made from."""
+    """Describe the model, the prompts and the types (or hashes of the masks) that a table was made from."""
     if isinstance(sharing_or_masks, NeuronSharing):
         source: dict[str, Any] = {"sharing": dict(sharing_or_masks.metadata)}
     else:
@@ -67,18 +67,20 @@ def require_match(
     same_prompts: bool = True,
     advice: str = "",
 ) -> None:
-    """Refuse types that are not of these languages, prompts and layers, and of this choice of BOS.
+    """Refuse types that were found for other languages, prompts or layers, or for another choice of BOS.
+
+    This does not compare the weights; `of_same_weights` does.
 
     Args:
-        model: that is to be run.
-        prompts: that are to be run.
+        model: the model that is to be run.
+        prompts: the prompts that are to be run.
         sharing: the types.
         prepend_bos: as in `categorise`.
-        same_prompts: whether the types must be of these very prompts, where they know theirs.
-        advice: the end of the message about other prompts.
+        same_prompts: whether the types must be of exactly these prompts. Types that do not know their prompts pass.
+        advice: the end of the message if the types are of other prompts.
 
     Raises:
-        NeuronShareError: says what differs. Whether the weights differ, `of_same_weights` says.
+        NeuronShareError: the types do not fit, with what differs.
     """
     missing = [language for language in prompts.languages if language not in sharing.languages]
     if missing:
@@ -105,23 +107,28 @@ def _require_same_prompts(prompts: ParallelPrompts, sharing: NeuronSharing, advi
 
 
 def require_layers(model: LensModel, sharing: NeuronSharing) -> None:
-    """Refuse a model with other layers than the types are of."""
+    """Refuse a model whose layers are not those of the types."""
     widths = [layer.width for layer in models.neuron_layers(model, "post")]
     if tuple(widths) != sharing.widths:
         raise NeuronShareError(
-            f"The types are of layers of {', '.join(map(str, sharing.widths))} neurons, {models.name_of(model)} has "
-            f"{', '.join(map(str, widths))}; categorise with this model."
+            f"The types are of layers of {', '.join(map(str, sharing.widths))} neurons, but {models.name_of(model)} "
+            f"has {', '.join(map(str, widths))}; categorise with this model."
         )
 
 
 def of_same_weights(model: LensModel, sharing: NeuronSharing) -> bool:
-    """Whether the types were measured on this model's weights; where they do not know theirs, that is assumed."""
+    """Whether the types were measured on this model's weights. Types that do not know their weights pass."""
     theirs = str(sharing.metadata.get("fingerprint", "unknown")).split("-")[0]
     return theirs in ("unknown", fingerprint_of_weights(model))
 
 
 def processed_weights(weights: str, what: str) -> str | None:
-    """What to warn of where weights are, as `describe` has it, folded or centred, which changes `what`; else None."""
+    """The warning that folded or centred weights change `what`; None if weights are neither.
+
+    Args:
+        weights: the entry `weights` of `describe`.
+        what: what such weights change.
+    """
     if weights == "not folded":
         return None
     return (
@@ -131,18 +138,18 @@ def processed_weights(weights: str, what: str) -> str | None:
 
 
 def _is_centred(model: LensModel) -> bool:
-    """Whether the mean was taken from what the first MLP writes, or from the unembedding over the vocabulary."""
+    """Whether the mean was subtracted from what the first MLP writes, or from the unembedding over the vocabulary."""
     writing = models.neuron_layers(model, "post")[0].W_out()
     has_unembedding = models.nested(model, "unembed.W_U") is not None
     return _has_no_mean(writing) or (has_unembedding and _has_no_mean(models.unembedding(model, slice(None))))
 
 
 def _has_no_mean(weights: Float[Tensor, "row column"]) -> bool:
-    """Whether the rows' means are no more than rounding leaves, and far less than those of random numbers.
+    """Whether the rows' means are as small as rounding errors, and far smaller than the means of random numbers.
 
-    The mean of n random numbers is about a standard deviation by the root of n.
+    The mean of n random numbers is about their standard deviation divided by the square root of n.
     """
     spread = weights[:, :_CHUNK_OF_COLUMNS].float().std(-1)
     means = weights.mean(-1, dtype=torch.promote_types(weights.dtype, torch.float32))
-    relative = (means / spread)[spread > 0].square().mean().sqrt().item()  # NaN where there is no spread
+    relative = (means / spread)[spread > 0].square().mean().sqrt().item()  # NaN if no row has any spread
     return relative < 8 * torch.finfo(weights.dtype).eps and relative * weights.shape[-1] ** 0.5 < 0.05

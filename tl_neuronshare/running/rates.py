@@ -1,4 +1,4 @@
-"""How often each neuron is activated over free text: streaming counts, so that there may be any amount of it."""
+"""Count how often each neuron is activated over free text, while the text streams by."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, running
 from tl_neuronshare.running.recording import as_threshold
 
 _TEXTS = 256  # tokenised at a time
-_PIECES = 256  # sorted by length at a time, to be planned together
+_PIECES = 256  # planned at a time, so that pieces of similar lengths share a batch
 
 
 def activation_rates(
@@ -31,26 +31,27 @@ def activation_rates(
     prepend_bos: bool | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "language layer neuron"]:
-    """The share of a language's tokens that activate each neuron, 0 to 1, in free text that need not be parallel.
+    """Measure which share of a language's tokens activates each neuron, in free text that need not be parallel.
 
-    Only counts are kept, so that there may be any amount of text; an iterator is read once, some texts at a time.
-    What is longer than the model's context is read in pieces, each without the text before it.
+    Only counts are kept, so there may be any amount of text. An iterator is read once, a few texts at a time. A text
+    that is longer than the model's context is read in pieces, each without the text before it.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        texts: for each language its texts. Special tokens (BOS ...) are run, and not counted.
+        texts: the texts of each language. Special tokens (BOS ...) are run but not counted.
         site: as in `categorise`.
-        threshold: activated is above it.
+        threshold: a neuron is activated if its value is above this number.
         batch_size: as in `categorise`.
         prepend_bos: as in `categorise`, for every piece of text.
-        progress: whether to show a progress bar where it takes more than two seconds.
+        progress: whether to show a progress bar, if the run takes more than two seconds.
 
     Returns:
-        Shares, in the order of the languages; NaN where a layer is narrower than the widest.
+        Shares between 0 and 1, in the order of the languages. If a layer is narrower than the widest layer, the rest
+        of its row is NaN.
 
     Raises:
-        NeuronShareError: an unsuitable model or option, a language without a token that is no special one, or
-            activations that are NaN or infinite.
+        NeuronShareError: the model or an option is unsuitable, a language has only special tokens, or activations are
+            NaN or infinite.
 
     Example:
         >>> texts = {"en": ["Country code of Peru → PE", "Capital of Peru"], "de": ["Ländercode von Peru → PE"]}
@@ -74,19 +75,19 @@ def activation_rates(
             while rows := list(islice(pieces, _PIECES)):
                 loop(Plan(model, rows, batch_size=how.batch_size), counter.count)
             if counter.n_tokens == 0:
-                raise NeuronShareError(f"Language {language!r} has no token that is no special one; give it some text.")
+                raise NeuronShareError(f"Language {language!r} has only special tokens; give it some text.")
             for layer, counts in enumerate(counter.counts):
                 rates[number, layer, : len(counts)] = counts.double() / counter.n_tokens
     return rates
 
 
 def _pieces(model: LensModel, texts: Iterable[str], language: str, *, prepend_bos: bool | None) -> Iterator[list[int]]:
-    """Each text's tokens in pieces that fit the context, each with the BOS if the text has one."""
+    """The tokens of each text in pieces that fit the context. Each piece begins with the BOS if its text does."""
     bos, remaining = model.tokenizer.bos_token_id, iter(texts)
     while batch := list(islice(remaining, _TEXTS)):
         for text in batch:
             if not isinstance(text, str):
-                raise NeuronShareError(f"Language {language!r}: {text!r} is no text; give strings.")
+                raise NeuronShareError(f"Language {language!r}: {text!r} is not a text; give strings.")
         for row in models.tokenise(model, batch, prepend_bos=prepend_bos):
             start = row[:1] if row[:1] == [bos] else []
             room = model.cfg.n_ctx - len(start)
@@ -95,7 +96,7 @@ def _pieces(model: LensModel, texts: Iterable[str], language: str, *, prepend_bo
 
 
 class _Counter:
-    """How many of a language's tokens activate each neuron; each layer is reduced as soon as it is read."""
+    """Counts how many of a language's tokens activate each neuron. Each layer is reduced as soon as it is read."""
 
     def __init__(self, model: LensModel, layers: Sequence[NeuronLayer], language: str, threshold: float) -> None:
         self.model, self.layers, self.language, self.threshold = model, layers, language, threshold
@@ -104,14 +105,14 @@ class _Counter:
         self.n_tokens = 0
 
     def count(self, batch: Batch) -> None:
-        """Run a batch, and count all its tokens but special ones."""
+        """Run a batch, and count its tokens that are not special."""
         counted = ~torch.isin(batch.tokens, self.special)
         if batch.mask is not None:
             counted &= batch.mask.bool()
         if not counted.any():
             return
         places = counted.nonzero(as_tuple=True)
-        new: dict[int, Int64[Tensor, " neuron"]] = {}
+        counts_of_layers: dict[int, Int64[Tensor, " neuron"]] = {}
 
         def read(layer: int, tensors: tuple[Tensor, ...]) -> None:
             here = tuple(place.to(tensors[0].device) for place in places)
@@ -121,9 +122,9 @@ class _Counter:
                     f"Language {self.language!r}: NaN or infinite activations at {self.layers[layer].name}; load the "
                     "model in float32 or bfloat16, and check your own hooks."
                 )
-            new[layer] = (values > self.threshold).sum(0)
+            counts_of_layers[layer] = (values > self.threshold).sum(0)
 
         with models.reading(self.model, self.layers, read) as run_once:
             run_once(batch.tokens, batch.mask)
-        self.counts = [counts + new[layer].cpu() for layer, counts in enumerate(self.counts)]
+        self.counts = [counts + counts_of_layers[layer].cpu() for layer, counts in enumerate(self.counts)]
         self.n_tokens += int(counted.sum())

@@ -1,7 +1,7 @@
-"""Hooks that record which neurons are activated, in anybody's run of the model.
+"""Record which neurons are activated, by hooks that work in any run of the model.
 
-Each layer's values are reduced to one bit a neuron as soon as its hooks have fired, so that nothing wider than that is
-held of all layers together. `categorising.py` has ready-made runs.
+Each layer's values are reduced to one bit for each neuron as soon as the layer's hooks have fired, so only the bits of
+all layers are in memory together. `categorising.py` has ready-made runs.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from tl_neuronshare.results.identity import fingerprint
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running import provenance
 
-_CHUNK = 1 << 20  # values at a time: what is needed for a moment is little beside what the model itself needs
+_CHUNK = 1 << 20  # values that are reduced at a time, so that this needs little memory beside the model itself
 Mask = Int[Tensor, "prompt position"] | Bool[Tensor, "prompt position"]
 
 
 def as_threshold(name: str, value: Any) -> float:
     """One threshold, checked."""
-    return finite(name, value, such_as="0.0, which is the paper's, or several of them")
+    return finite(name, value, such_as="0.0, which is the paper's, or a list of numbers")
 
 
 def _as_thresholds(name: str, value: Any) -> float | tuple[float, ...]:
@@ -63,7 +63,7 @@ def _position_argument(text: str) -> Position:
 
 @dataclass(frozen=True)
 class Reading(Options):
-    """What is read of a model, and when a neuron counts as activated."""
+    """Which values are read from a model, and when a neuron counts as activated."""
 
     site: Site = option(
         "post",
@@ -83,32 +83,33 @@ class Reading(Options):
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """All of them, where one was given too."""
+        """The thresholds as a tuple, even if only one was given."""
         return self.threshold if isinstance(self.threshold, tuple) else (float(self.threshold),)  # type: ignore[arg-type]
 
     @property
     def leaves_special_tokens_out(self) -> bool:
-        """Whether special tokens (BOS ...) are not looked at: where every token counts."""
+        """Whether special tokens (BOS ...) are ignored, which is so at positions that look at every token."""
         return self.position in ("any", "all")
 
 
 class SharingRecorder:
     """Hook functions that record, in your own runs, which neurons each prompt activates.
 
-    They read and never edit, so they compose with any other hooks: those installed before these, on the same
-    hook point, are seen; those after are not. Works in `run_with_hooks`, `model.hooks` and `generate`.
+    The hooks read and never edit, so they can be combined with any other hooks. If another hook on the same hook point
+    edits, these hooks see its edit only if it was installed before them. They work in `run_with_hooks`, `model.hooks`
+    and `generate`.
 
     Args:
         model: the HookedTransformer or TransformerBridge that you will run.
-        languages: at least two.
-        n_examples: how many examples there will be; each needs one prompt in every language.
+        languages: the names of at least two languages.
+        n_examples: how many examples there will be. Each needs one prompt in every language.
         site: as in `categorise`.
         position: as in `categorise`.
-        threshold: as in `categorise`; several are recorded at once.
+        threshold: as in `categorise`. Several thresholds are recorded in one run.
 
     Raises:
-        NeuronShareError: an unsuitable model or option. The hooks raise it where a tensor has not the shape of
-            the batch, where a prompt has too few tokens, and for values that are NaN or infinite.
+        NeuronShareError: the model or an option is unsuitable. The hooks raise it if a tensor does not have the shape
+            of the batch, a prompt has too few tokens, or values are NaN or infinite.
 
     Example:
         >>> recorder = SharingRecorder(model, ["en", "de"], n_examples=1)
@@ -134,14 +135,14 @@ class SharingRecorder:
         self.layers = models.neuron_layers(model, site)
         verification.require(model, "logits", site)
         if site == "gate" and all(layer.is_editable for layer in self.layers):
-            self.reading = replace(self.reading, site="post")  # a model without gates has only that
+            self.reading = replace(self.reading, site="post")  # a model without gates has only this site
         self.model = model
         self.labels: Sequence[Hashable] = range(self.n_examples)
         self.special_tokens = models.special_tokens(model) if self.reading.leaves_special_tokens_out else []
         self._made_from = provenance.describe(model)
         self._weights = fingerprint_of_weights(model)
         self._warned: set[str] = set()
-        # The axis of prompts is that of examples and, within it, of languages.
+        # Prompts are numbered example by example and, within an example, language by language.
         self.bits = Bits(
             len(self.reading.thresholds), self.n_examples * len(self.languages), [layer.width for layer in self.layers]
         )
@@ -154,27 +155,28 @@ class SharingRecorder:
         *,
         tokens: Int[Tensor, "prompt position"] | None = None,
     ) -> list[tuple[str, Callable[..., None]]]:
-        """Hooks for one batch: pairs of a hook's name and a function, for `run_with_hooks` or `model.hooks`.
+        """Make hooks for one batch: pairs of a hook's name and a function, for `run_with_hooks` or `model.hooks`.
 
-        They are for this very batch: its prompts are recorded when it runs, and anew if it runs again. Calls that
-        continue it by generated tokens (one more at a time, or one alone with a key-value cache) are left alone;
-        after a prompt of a single token, every call of one token is taken for one of these.
+        The hooks are only for this batch: its prompts are recorded when it runs, and again if it runs again. Calls
+        that continue the batch by generated tokens are ignored. Such a call has one token more than the last one or,
+        with a key-value cache, a single token. So if all prompts have a single token, every later call of one token
+        is ignored.
 
         Args:
-            language: of all rows of the batch, or one for each.
+            language: the language of all rows of the batch, or a list with one language for each row.
             examples: which example each row is, counted from 0.
-            attention_mask: what the model gets too, 1 at the tokens that are no padding; padding on either side.
-                None only where nothing is padded: TransformerLens pads a list of strings by itself.
-            tokens: what the model gets. For the positions `any` and `all`, which leave special tokens out and cannot
-                see them otherwise; without it they count every token that the mask shows.
+            attention_mask: the mask that the model gets: 1 at tokens and 0 at padding, which may be on either side.
+                Leave it None only if nothing is padded; TransformerLens pads a list of strings by itself.
+            tokens: the tokens that the model gets. The positions `any` and `all` need them to ignore special tokens;
+                without them they count every token that the mask shows.
 
         Warns:
-            UserWarning: once, for several prompts without mask and tokens, which may be padded unseen; and for `any`
-                and `all` without tokens on a model whose prompts begin with a BOS.
+            UserWarning: there are several prompts without mask and tokens, so padding cannot be seen; or the position
+                is `any` or `all`, without tokens, and the model's prompts begin with a BOS. Each warning comes once.
 
         Raises:
-            NeuronShareError: an unknown language or example, a mask or tokens of another shape, or a prompt with too
-                few tokens for the position.
+            NeuronShareError: a language or example is unknown, the mask or the tokens have the wrong shape, or a
+                prompt has too few tokens for the position.
         """
         recorded = self.recorded_pass(language, examples, attention_mask, tokens)
         if attention_mask is None and tokens is None and recorded.n_prompts > 1:
@@ -186,21 +188,22 @@ class SharingRecorder:
         return models.layer_hooks(self.layers, recorded.read)
 
     def sharing(self, *, prompts: ParallelPrompts | None = None) -> NeuronSharing | dict[float, NeuronSharing]:
-        """What was recorded: one result, or one for each threshold where a sequence of them was given.
+        """Return the result of what was recorded; if there is a sequence of thresholds, {threshold: result}.
 
         Args:
-            prompts: what was run, for the fingerprint in the metadata; without them it says `unknown`.
+            prompts: the prompts that were run, for the fingerprint in the metadata; without them it says `unknown`.
 
         Raises:
-            NeuronShareError: a prompt has not been recorded, prompts of other languages or another number, or some
-                batches with `tokens` and others without at a position that leaves special tokens out.
+            NeuronShareError: a prompt has not been recorded; `prompts` have different languages or a different number
+                of examples from what was recorded; or some batches had `tokens` and some had none, at a position that
+                ignores special tokens.
         """
         return self.result(prompts, {"prepend_bos": None})
 
     def result(
         self, prompts: ParallelPrompts | None, facts: Mapping[str, Any]
     ) -> NeuronSharing | dict[float, NeuronSharing]:
-        """The same, with facts of the run for the metadata."""
+        """Return what `sharing` returns, with facts about the run added to the metadata."""
         self._require_all_recorded()
         self._check_prompts(prompts)
         hashes = None if prompts is None else hashes_of(prompts)
@@ -240,7 +243,7 @@ class SharingRecorder:
         return results if isinstance(self.reading.threshold, tuple) else results[self.reading.thresholds[0]]
 
     def _require_all_recorded(self) -> None:
-        """Refuse to give a result in which a prompt is missing, or special tokens count for some prompts only."""
+        """Refuse a result if a prompt is missing, or if special tokens count for some prompts and not for others."""
         missing = ~self.bits.recorded
         if bool(missing.any()):
             prompt, layer = (int(index) for index in missing.nonzero()[0])
@@ -252,8 +255,8 @@ class SharingRecorder:
         had_tokens = self.bits.had_tokens
         if self.special_tokens and had_tokens.any() and not had_tokens.all():
             raise NeuronShareError(
-                f"{self.where(int((~had_tokens).int().argmax()))}: recorded without tokens, and so with its special "
-                "tokens, while other prompts are without theirs; pass tokens= to fwd_hooks for all or for none."
+                f"{self.where(int((~had_tokens).int().argmax()))}: recorded without tokens, so its special tokens "
+                "count, but those of other prompts do not; pass tokens= to fwd_hooks for all or for none."
             )
 
     def _check_prompts(self, prompts: object) -> None:
@@ -272,27 +275,28 @@ class SharingRecorder:
         mask: Mask | None,
         tokens: Int[Tensor, "prompt position"] | None,
     ) -> RecordedPass:
-        """The rows of one forward pass, checked."""
+        """Check the rows of one forward pass, and return the pass that records them."""
         mask, tokens = (
             given if given is None or isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
             for given in (mask, tokens)
         )
         prompts = self._prompts_of(language, examples)
-        for what, tensor in (("attention_mask", mask), ("tokens", tokens)):
+        for name, tensor in (("attention_mask", mask), ("tokens", tokens)):
             if tensor is not None and (tensor.ndim != 2 or len(tensor) != len(prompts)):
                 raise NeuronShareError(
-                    f"{what} has shape {tuple(tensor.shape)} for {len(prompts)} examples; give one row for each."
+                    f"{name} has shape {tuple(tensor.shape)} for {len(prompts)} examples; give one row for each."
                 )
         if mask is not None and tokens is not None and mask.shape != tokens.shape:
             raise NeuronShareError(
-                f"attention_mask has shape {tuple(mask.shape)}, tokens {tuple(tokens.shape)}; they are of one batch."
+                f"attention_mask has shape {tuple(mask.shape)}, but tokens have {tuple(tokens.shape)}; give both for "
+                "the same batch."
             )
         if mask is not None and not ((mask == 0) | (mask == 1)).all():
-            raise NeuronShareError("attention_mask holds other values than 0 and 1; give 1 at tokens, 0 at padding.")
+            raise NeuronShareError("attention_mask has values that are not 0 or 1; give 1 at tokens, 0 at padding.")
         return RecordedPass(self, prompts, mask, tokens)
 
     def _prompts_of(self, language: Any, examples: Any) -> Int[Tensor, " prompt"]:
-        """The number of each row's prompt: that of its example and language."""
+        """The number of each row's prompt, which its example and language determine."""
         rows = range(self.n_examples)[examples] if isinstance(examples, slice) else as_list(examples)
         if not isinstance(rows, Sequence) or isinstance(rows, str) or not len(rows):
             raise NeuronShareError(f"examples={examples!r} selects no examples; give their numbers, such as [0, 1].")
@@ -311,13 +315,13 @@ class SharingRecorder:
         return torch.tensor(numbers, device="cpu")
 
     def warn_once(self, message: str, *, stacklevel: int) -> None:
-        """Warn of something that holds for many batches."""
+        """Give a warning that would repeat for many batches only once."""
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=stacklevel)
 
     def where(self, prompt: int) -> str:
-        """A prompt's language and example, for messages."""
+        """Name a prompt's language and example, for messages."""
         example, language = divmod(prompt, len(self.languages))
         return f"Language {self.languages[language]!r}, example {self.labels[example]!r}"
 
@@ -326,14 +330,14 @@ class Bits:
     """What is kept of a run: one bit for each threshold, prompt, layer and neuron, and counts for each prompt.
 
     Attributes:
-        borderline: how many of a prompt's values are near a threshold.
+        borderline: how many values of each prompt are near each threshold.
         recorded: which layers of which prompts have been recorded.
-        had_tokens: which prompts were recorded with their tokens known.
+        had_tokens: which prompts were recorded together with their tokens.
     """
 
     def __init__(self, n_thresholds: int, n_prompts: int, widths: Sequence[int]) -> None:
         n_bytes = packed_width(max(widths))
-        with torch.inference_mode(False):  # else they could not be written to outside it
+        with torch.inference_mode(False):  # tensors that are made in it cannot be written to outside of it
             self._packed = torch.zeros(n_thresholds, n_prompts, len(widths), n_bytes, dtype=torch.uint8, device="cpu")
             self.borderline = torch.zeros(n_thresholds, n_prompts, dtype=torch.int32, device="cpu")
             self.recorded = torch.zeros(n_prompts, len(widths), dtype=torch.bool, device="cpu")
@@ -341,7 +345,7 @@ class Bits:
         self._is_handed_out = False
 
     def write(self, prompts: Int[Tensor, " prompt"], layer: int, bits: UInt8[Tensor, "threshold prompt byte"]) -> None:
-        """Keep one layer of some prompts; results that were handed out earlier stay as they are."""
+        """Keep the bits of one layer for these prompts, without changing results that were handed out earlier."""
         if self._is_handed_out:
             with torch.inference_mode(False):
                 self._packed, self._is_handed_out = self._packed.clone(), False
@@ -355,7 +359,7 @@ class Bits:
 
 
 class RecordedPass:
-    """One forward pass of a recorder: which prompts its rows are, which tokens count, and what was read so far."""
+    """One forward pass of a recorder: the prompts of its rows, which tokens count, and what has been read so far."""
 
     def __init__(
         self,
@@ -366,10 +370,10 @@ class RecordedPass:
     ) -> None:
         self.recorder, self.prompts = recorder, prompts
         self._length: int | None = None
-        self._reached = 0  # how many tokens the latest pass had
-        self._counted: Bool[Tensor, "prompt position"] | None = None  # None: all
-        self._index: Int[Tensor, " prompt"] | None = None  # the one token to read, where it is one
-        self._borderline: dict[int, Int[Tensor, "threshold prompt"]] = {}  # of each layer that has been read
+        self._reached = 0  # how many tokens the latest call had
+        self._counted: Bool[Tensor, "prompt position"] | None = None  # None means all tokens
+        self._index: Int[Tensor, " prompt"] | None = None  # which token to read, if it is a single one
+        self._borderline: dict[int, Int[Tensor, "threshold prompt"]] = {}  # counts of each layer that has been read
         self._held: list[tuple[int, Tensor, Tensor]] = []
         self._latest = -1
         self._has_tokens = tokens is not None
@@ -386,11 +390,11 @@ class RecordedPass:
             self._locate(torch.ones(tokens.shape, dtype=torch.bool, device="cpu"), tokens)
 
     def read(self, layer: int, tensors: Sequence[Tensor]) -> None:
-        """Record one layer: reduce its values over the tokens, compare with every threshold, keep a bit a neuron."""
+        """Record one layer: reduce its values over the tokens, and keep one bit for each threshold and neuron."""
         if self._is_decoding_step(layer, tensors):
             return
         bits = self.recorder.bits
-        # The same layer twice in a row is one call under two names, as a bridge's compatibility mode makes them.
+        # If a layer comes twice in a row, it is one call: a bridge's compatibility mode calls a hook by two names.
         if not self._borderline or (layer in self._borderline and layer != self._latest):
             self._borderline.clear()
             self._held.clear()
@@ -408,7 +412,7 @@ class RecordedPass:
         self._borderline[layer] = torch.cat(borderline, dim=1)
         self._held.append((layer, torch.cat(packed, dim=1), torch.cat(finite)))
         self._latest = layer
-        # Else the results wait for the last layer: fetching them at each would stop the model every time.
+        # On a GPU the results wait for the last layer: fetching them at every layer would stop the model every time.
         if _is_on_cpu(tensors[0]) or self.is_complete:
             self._store()
 
@@ -417,7 +421,7 @@ class RecordedPass:
     ) -> tuple[
         UInt8[Tensor, "threshold row byte"], Int[Tensor, "threshold row"], Bool[Tensor, " row"]
     ]:  # fmt: skip
-        """Of some prompts: which neurons are activated, how many values are borderline, whether all are finite."""
+        """For these rows: which neurons are activated, how many values are borderline, and whether all are finite."""
         reading, device = self.recorder.reading, tensors[0].device
         values: Float[Tensor, "row position neuron"]
         if self._index is None:
@@ -435,7 +439,7 @@ class RecordedPass:
 
     @property
     def n_prompts(self) -> int:
-        """How many rows it has."""
+        """How many prompts the pass has, one in each row."""
         return len(self.prompts)
 
     @property
@@ -444,9 +448,9 @@ class RecordedPass:
         return len(self._borderline) == len(self.recorder.layers)
 
     def _is_decoding_step(self, layer: int, tensors: Sequence[Tensor]) -> bool:
-        """Whether this call goes on after the prompt; else its shape must be the batch's.
+        """Whether this call is a step after the prompt. If it is not, its shape must be that of the batch.
 
-        With a key-value cache decoding steps have one token, without it one more than the step before.
+        With a key-value cache a decoding step has one token; without a cache it has one more than the step before.
         """
         neurons = self.recorder.layers[layer]
         n_rows, length = neurons.shape(tensors) or (0, 0)
@@ -460,24 +464,24 @@ class RecordedPass:
                 self._reached = max(length, self._reached)
                 return True
         raise NeuronShareError(
-            f"{neurons.misfit(tensors, (self.n_prompts, self._length or 'any'))} Hooks are for the one batch that "
-            "fwd_hooks was told of: ask for new ones for another; batches that are expanded (beams, several "
-            "sequences a prompt) cannot be recorded."
+            f"{neurons.misfit(tensors, (self.n_prompts, self._length or 'any'))} These hooks are for one "
+            "batch only: call fwd_hooks again for the next one. Batches that are expanded (beams, several sequences "
+            "for one prompt) cannot be recorded."
         )
 
     def _refuse_padding(self, tokens: Int[Tensor, "prompt position"]) -> None:
-        """Without a mask nothing may be padded; prompts that begin or end in unlike numbers of padding tokens are."""
+        """Refuse padded tokens without a mask: prompts that begin or end with different numbers of padding tokens."""
         is_pad = tokens == self.recorder.model.tokenizer.pad_token_id
         for side, run in (("left", is_pad.cumprod(1).sum(1)), ("right", is_pad.flip(1).cumprod(1).sum(1))):
             if run.min() != run.max():
                 where = self.recorder.where(int(self.prompts[int(run.argmax())]))
                 raise NeuronShareError(
-                    f"{where}: the tokens are padded on the {side}, and there is no mask that says so; "
+                    f"{where}: the tokens are padded on the {side}, but there is no mask that says so; "
                     "give attention_mask, made from the lengths (for caches, give lengths)."
                 )
 
     def _locate(self, shown: Bool[Tensor, "prompt position"], tokens: Int[Tensor, "prompt position"] | None) -> None:
-        """Which tokens to read, once the length is known; every prompt must have enough of them."""
+        """Determine which tokens to read, and check that every prompt has enough of them."""
         recorder = self.recorder
         self._length = shown.shape[1]
         counted = shown
@@ -489,10 +493,10 @@ class RecordedPass:
         too_short = counted.sum(1) < needed
         if too_short.any():
             row = int(too_short.int().argmax())
-            without = " that is no special token" if not counted.equal(shown) else ""
+            note = "" if counted.equal(shown) else " without special ones"
             raise NeuronShareError(
                 f"{recorder.where(int(self.prompts[row]))}: the prompt has "
-                f"{int(counted[row].sum())} token(s){without}, and position={recorder.reading.position!r} needs "
+                f"{int(counted[row].sum())} token(s){note}, but position={recorder.reading.position!r} needs "
                 f"{needed}; use another position, or drop that example in every language."
             )
         if recorder.reading.position in ("any", "all"):
@@ -501,7 +505,7 @@ class RecordedPass:
             self._index = nth_from_the_end(counted, needed)
 
     def _store(self) -> None:
-        """Move what has been read to the recorder."""
+        """Move the layers that have been read to the recorder."""
         recorder, held, self._held = self.recorder, self._held, []
         for layer, bits, is_finite in held:
             if not is_finite.all():
