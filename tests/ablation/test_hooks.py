@@ -360,7 +360,7 @@ WRONG = {
     "zero with values": ({"values": 2.0}, "mode='zero' takes no values"),
     "values of another shape": (
         {"mode": "mean", "values": torch.ones(3, 64)},
-        r"values have shape \(3, 64\), the mask",
+        r"values have shape \(3, 64\), but the mask",
     ),
     "values that are NaN": ({"mode": "mean", "values": torch.full((3, 128), torch.nan)}, "values are NaN or infinite"),
     "an unknown position": ({"position": "first"}, "position='first' is unknown"),

@@ -485,7 +485,7 @@ def test_neither_model_nor_activations_outlive_a_result(animals, backend):
 @pytest.mark.usefixtures("as_users_run_it")
 def test_positions_before_a_prompt_s_first_token(bloom):
     prompts = ns.ParallelPrompts({"en": ["12345", "12"], "de": ["123", "1234"]}, examples=["long", "short"])
-    message = r"'en', example 'short': the prompt has 2 token\(s\), and position=-3 needs 3; use another position"
+    message = r"'en', example 'short': the prompt has 2 token\(s\), but position=-3 needs 3; use another position"
     with pytest.raises(ns.NeuronShareError, match=message):
         ns.categorise(bloom, prompts, position=-3)
     recorder = ns.SharingRecorder(bloom, ["en", "de"], 2, position=-3)
@@ -531,7 +531,7 @@ BATCHES = {
     "mask and tokens": (
         ("en", [0], torch.ones(1, 4).long()),
         {"tokens": torch.ones(1, 5).long()},
-        r"attention_mask has shape \(1, 4\), tokens \(1, 5\)",
+        r"attention_mask has shape \(1, 4\), but tokens have \(1, 5\)",
     ),
     "a mask to be added": (("en", [0]), {"attention_mask": torch.tensor([[0.0, -1e9]])}, "values that are not 0 or 1"),
     "examples as floats": (("en", [0.0]), {}, "There is no example 0.0"),
