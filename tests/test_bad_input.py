@@ -23,6 +23,9 @@ RUNS = {
 OF_RUNS = {
     "no prompt a batch": ({"batch_size": 0}, 'batch_size=0 is unknown; use "auto" or a number of prompts, at least 1'),
     "a word for a number": ({"batch_size": "many"}, "batch_size='many' is unknown; use \"auto\""),
+    "a truth for a number": ({"batch_size": True}, "batch_size=True is unknown"),
+    "a fraction for a number": ({"batch_size": 2.0}, "batch_size=2.0 is unknown"),
+    "nothing for a number": ({"batch_size": None}, "batch_size=None is unknown"),
     "a number for a BOS": ({"prepend_bos": 1}, "prepend_bos=1 is unknown; use True, False, or None"),
     "a word for a BOS": ({"prepend_bos": "yes"}, "prepend_bos='yes' is unknown; use True, False, or None"),
 }

@@ -1,18 +1,13 @@
-"""Which prompts share a forward pass; and the options of every run."""
+"""Which prompts share a forward pass. What every run refuses is in test_bad_input.py."""
 
 from __future__ import annotations
 
 import itertools
 
-import numpy as np
-import pytest
 import torch
 
-import tl_neuronshare as ns
 from tl_neuronshare import models
 from tl_neuronshare.running import plan
-
-PROMPTS = ns.ParallelPrompts({"en": ["a"], "de": ["b"]})
 
 
 def test_batches_hold_every_prompt_once_and_pad_little():
@@ -69,19 +64,3 @@ def test_a_plan_keeps_within_the_context_the_boundary_and_room_for_logits():
 def test_no_prompts_are_no_batches():
     for batch_size in ("auto", 3):
         assert plan.plan_batches([], batch_size, packing=models.Packing()) == []
-
-
-def test_what_is_no_prompts_no_size_and_no_choice_of_bos():
-    """That every function asks is in test_bad_input.py."""
-    plan.check_options(PROMPTS, "auto", None)
-    plan.check_options(PROMPTS, np.int64(3), True)
-    for prompts, batch_size, bos, message in (
-        ({"en": ["a"]}, 1, None, r"prompts is a dict; make it ParallelPrompts\({language: \[prompt, ...\], ...}\)"),
-        (PROMPTS, True, None, 'batch_size=True is unknown; use "auto" or a number of prompts, at least 1'),
-        (PROMPTS, 2.0, None, "batch_size=2.0 is unknown"),
-        (PROMPTS, None, None, "batch_size=None is unknown"),
-        (PROMPTS, -1, None, "batch_size=-1 is unknown"),
-        (PROMPTS, 1, 0, "prepend_bos=0 is unknown; use True, False, or None for the model's own"),
-    ):
-        with pytest.raises(ns.NeuronShareError, match=message):
-            plan.check_options(prompts, batch_size, bos)
