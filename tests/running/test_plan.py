@@ -1,19 +1,13 @@
-"""Which prompts share a forward pass; and the options of every run."""
+"""Which prompts share a forward pass. What every run refuses is in test_bad_input.py."""
 
 from __future__ import annotations
 
 import itertools
 
-import numpy as np
-import pytest
 import torch
 
-import tl_neuronshare as ns
 from tl_neuronshare import models
-from tl_neuronshare.prompts import require_prompts
 from tl_neuronshare.running import plan
-
-PROMPTS = ns.ParallelPrompts({"en": ["a"], "de": ["b"]})
 
 
 def test_batches_hold_every_prompt_once_and_pad_little():
@@ -70,22 +64,3 @@ def test_a_plan_keeps_within_the_context_the_boundary_and_room_for_logits():
 def test_no_prompts_are_no_batches():
     for batch_size in ("auto", 3):
         assert plan.plan_batches([], batch_size, packing=models.Packing()) == []
-
-
-def test_what_is_no_prompts_no_size_and_no_choice_of_bos(as_users_run_it):
-    """test_bad_input.py tests that every function checks these options."""
-    assert plan.Running("auto", None).record == {"batch_size": "auto", "prepend_bos": None}
-    assert plan.Running(np.int64(3), True).record == {"batch_size": 3, "prepend_bos": True}
-    for batch_size, bos, message in (
-        (True, None, 'batch_size=True is unknown; use "auto" or a number of prompts, at least 1'),
-        (2.0, None, "batch_size=2.0 is unknown"),
-        (None, None, "batch_size=None is unknown"),
-        (-1, None, "batch_size=-1 is unknown"),
-        (1, 0, "prepend_bos=0 is unknown; use True, False, or None for the model's default"),
-    ):
-        with pytest.raises(ns.NeuronShareError, match=message):
-            plan.Running(batch_size, bos)
-    with pytest.raises(
-        ns.NeuronShareError, match=r"prompts is a dict; make it ParallelPrompts\({language: \[prompt, ...\], ...}\)"
-    ):
-        require_prompts({"en": ["a"]})
