@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from itertools import product
 from typing import get_args
@@ -64,6 +65,9 @@ def causal_check(
         NeuronShareError: weights in half precision, in which a single neuron's effect is lost; fewer than two neurons;
             otherwise as `attribute`.
 
+    Warns:
+        UserWarning: as `attribute`.
+
     Example:
         >>> prompts = ns.demo.prompts()[:1].select(["en", "de"])
         >>> table = causal_check(model, prompts, ns.categorise(model, prompts), n_neurons=16)
@@ -79,6 +83,8 @@ def causal_check(
             f"The weights are {name}, in which a single neuron's effect is lost; load it in float32."
         )
     impacts = {norm: Impacts(model, prompts, sharing, norm=norm, batch_size=batch_size) for norm in get_args(Norm)}
+    for warning in impacts["none"].warnings:
+        warnings.warn(warning, stacklevel=2)
     generator = torch.Generator().manual_seed(seed)
     chosen = [
         torch.randperm(width, generator=generator, device="cpu")[:n_neurons].sort().values for width in sharing.widths

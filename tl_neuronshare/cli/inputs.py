@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 import tl_neuronshare as ns
-from tl_neuronshare.cli.arguments import DEMO, TASKS, also_parser, task_name
+from tl_neuronshare.cli.arguments import DEMO, TASKS, also_parser, given, task_name
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import short_hash
+from tl_neuronshare.running.plan import Running
+from tl_neuronshare.running.recording import Reading
 
 OF_ALL = ("languages", "limit", "seed")  # options of tasks which have arguments of their own
 
@@ -117,7 +119,7 @@ def inputs_hash(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> str:
 
 def categorise(args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts, **others: Any) -> Any:
     """The types of neurons as asked for, but for what is named."""
-    options = {name: getattr(args, name) for name in ("site", "position", "threshold", "batch_size")}
+    options = given(args, Reading) | given(args, Running)
     return ns.categorise(model, prompts, **{**options, **others})
 
 
