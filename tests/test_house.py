@@ -286,8 +286,6 @@ def test_public_names(name):
     for part in name.split("."):
         thing = getattr(thing, part)
     found, expected = written(inspect.signature(thing)), as_written(PUBLIC[name])
-    if name == "ablation_study" and "sharing" in found[0]:  # until its third parameter takes masks too
-        expected = as_written(PUBLIC[name].replace("sharing_or_masks", "sharing").replace("active, ", ""))
     assert found == expected
 
 

@@ -376,7 +376,7 @@ WRONG = {
     "a list of tokens": ({"tokens": [[1]]}, r"tokens is \[\[1\]\]; give the prompt's token ids"),
     "tokens and their number": ({"tokens": torch.ones(1, 4).long(), "prompt_tokens": 3}, "prompt_tokens=3, but tokens"),
     "an unknown site": ({"site": "pre"}, "site='pre' is unknown"),
-    "up without a gate": ({"site": "up"}, "has no gate and so no up branch"),
+    "up without a gate": ({"site": "up"}, "has no gate, and so no up branch"),
 }
 
 

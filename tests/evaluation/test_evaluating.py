@@ -352,16 +352,16 @@ def test_what_evaluate_refuses(animals, backend, parts, options, message, as_use
 def test_prompts_that_are_none_or_no_example(bloom, quiz, as_users_run_it):
     with pytest.raises(ns.NeuronShareError, match="prompts is a list; make it ParallelPrompts"):
         ns.evaluate(bloom, ["a"])
-    with pytest.raises(ns.NeuronShareError, match="no examples: every list is empty"):
+    with pytest.raises(ns.NeuronShareError, match="selects none of the 3 examples"):
         ns.evaluate(bloom, quiz[3:])
 
 
 def test_what_perplexity_refuses(animals, backend, as_users_run_it):
     model = animals.lens("gpt2", backend)
     for texts, message in (
-        ({}, "give at least one text"),
-        ({"en": "a text"}, "give at least one text"),
-        ({"en": []}, "give at least one text"),
+        ({}, "texts is not a mapping from each language"),
+        ({"en": "a text"}, "texts is not a mapping from each language"),
+        ({"en": []}, "texts has no text for language 'en'; give at least one"),
         ({"en": ["ab cd", "a"]}, "'en', text 1: one token"),
         ({"en": ["a b c d e f g h " * 20]}, "the prompt has .* tokens, but the model's context is 128"),
     ):

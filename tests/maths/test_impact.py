@@ -46,7 +46,7 @@ def test_the_largest_and_of_equal_ones_the_first(numbers, data):
 def test_all_layers_at_once_are_each_layer_alone(animals, backend):
     """`model.W_out` is [layer, neuron, d_model] and the values are [row, layer, neuron], as the docstrings allow."""
     model = animals.lens("bloom", backend)
-    W_out = torch.stack([models.output_weights(model, f"blocks.{layer}.mlp.hook_post") for layer in range(3)])  # noqa: N806
+    W_out = torch.stack([layer.W_out() for layer in models.neuron_layers(model, "post")])  # noqa: N806
     assert torch.equal(model.W_out, W_out)
     post, tokens = torch.randn(5, 3, 128), torch.randn(5, 32)
     for whole, of_layer in (

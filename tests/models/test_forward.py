@@ -13,8 +13,12 @@ from tl_neuronshare import models
 def last_values(model, rows, layers):
     """Return each layer's values at the last token of each row."""
     values = {}
-    with torch.no_grad(), models.reading(model, layers, lambda layer, tensor: values.update({layer: tensor[:, -1]})):
-        models.run(model, *models.left_padded(rows))
+
+    def keep(number, tensors):
+        values[number] = layers[number].read(tensors, (slice(None), -1))
+
+    with torch.no_grad(), models.reading(model, layers, keep) as run_once:
+        run_once(*models.left_padded(rows))
     return [values[layer] for layer in range(len(layers))]
 
 

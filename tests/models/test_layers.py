@@ -22,7 +22,7 @@ def test_output_weights_and_unembedding_are_those_of_hugging_face(animals, name,
     model, (reference, _) = animals.lens(name, backend), animals.hugging_face(name)
     down = reference.get_submodule(zoo.KINDS[name].down.format(1))
     rows = down.weight if name == "gpt2" else down.weight.T  # GPT-2's Conv1D keeps [in, out]
-    assert torch.equal(models.output_weights(model, "blocks.1.mlp.hook_post"), rows)
+    assert torch.equal(models.neuron_layers(model, "post")[1].W_out(), rows)
     tokens = torch.tensor([7, 3, 399])
     ours, theirs = models.unembedding(model, tokens), reference.get_output_embeddings().weight[tokens].T
     assert torch.equal(ours, theirs)

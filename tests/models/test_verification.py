@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 
 import pytest
@@ -191,6 +192,13 @@ def test_a_forward_pass_that_computes_something_else(fresh, animals, backend):
     for call in calls:
         with pytest.raises(ns.NeuronShareError, match="fails the check 'logits'"):
             call()
+
+
+def test_a_nan_in_any_text_fails():
+    """Python's max ignores a NaN that is not the first."""
+    worst = verification._worst([0.1, float("nan"), 0.2])
+    assert math.isnan(worst)
+    assert verification.Outcome.of(worst, 1e-4, "wrong").passed is False
 
 
 def test_a_model_is_verified_once_and_found_again(fresh):

@@ -195,7 +195,7 @@ def test_thresholds(bloom, prompts):
     with pytest.raises(ns.NeuronShareError, match="threshold=inf is not a finite number"):
         ns.categorise(bloom, prompts, threshold=(0.1, float("inf")))
     for huge in (10**400, 1e39):
-        with pytest.raises(ns.NeuronShareError, match="is no finite number"):
+        with pytest.raises(ns.NeuronShareError, match="is not a finite number"):
             ns.categorise(bloom, prompts, threshold=huge)
 
 
@@ -211,7 +211,7 @@ def test_prompts_of_special_tokens_only(bloom, position):
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_the_up_branch_of_a_model_without_gates(bloom, prompts):
-    with pytest.raises(ns.NeuronShareError, match=r'blocks\.0\.mlp has no gate and so no up branch; use site="post"'):
+    with pytest.raises(ns.NeuronShareError, match=r'blocks\.0\.mlp has no gate, and so no up branch; use site="post"'):
         ns.categorise(bloom, prompts, site="up")
 
 

@@ -48,7 +48,7 @@ Check = Literal[
     "generate",
 ]
 # If these fail, the package works in a different way, so that they refuse nothing.
-_ADVISORY = ("padding", "cache", "generate")
+ADVISORY = ("padding", "cache", "generate")
 # Texts of different lengths, in languages that most tokenizers know.
 TEXTS = (
     "The capital of France is the city of Paris, and the river that flows through it is",
@@ -304,12 +304,12 @@ def _outcome(model: LensModel, name: str, record: _Record, reference: nn.Module 
             try:
                 record.outcomes[name] = _CHECKS[name](run)
             except NeuronShareError as error:
-                if name not in _ADVISORY and name.rsplit(maxsplit=1)[-1] not in ("gate", "up"):
+                if name not in ADVISORY and name.rsplit(maxsplit=1)[-1] not in ("gate", "up"):
                     raise
                 record.outcomes[name] = Outcome.of(torch.inf, run.bound, str(error))
             except Exception as error:
                 where = f"{models.name_of(model)}: the check {name!r} stopped with {type(error).__name__}: {error}"
-                if name not in _ADVISORY:
+                if name not in ADVISORY:
                     raise NeuronShareError(f"{where}. Try whether model(tokens) runs without this package.") from error
                 record.outcomes[name] = Outcome.of(torch.inf, run.bound, where)
     return record.outcomes[name]
