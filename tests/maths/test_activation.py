@@ -12,7 +12,6 @@ from hypothesis.extra import numpy as hnp
 import tl_neuronshare as ns
 from tl_neuronshare.maths.activation import (
     as_position,
-    at_index,
     count_borderline,
     extreme,
     nth_from_the_end,
@@ -59,7 +58,7 @@ def test_extremes_decide_any_and_all(drawn, position, threshold):
 def test_an_index_counts_from_the_last_counted_token(drawn):
     values, counted = drawn
     for nth in range(1, int(counted.sum(1).min()) + 1):
-        chosen = at_index(values, nth_from_the_end(counted, nth))
+        chosen = values[torch.arange(len(values)), nth_from_the_end(counted, nth)].unsqueeze(1)
         for prompt in range(len(values)):
             rows = [row for row, counts in zip(values[prompt], counted[prompt], strict=True) if counts]
             assert torch.equal(chosen[prompt, 0], rows[-nth])

@@ -96,7 +96,7 @@ def ablation_hooks(
     if tokens is not None:
         if not isinstance(tokens, Tensor) or tokens.ndim != 2:
             raise NeuronShareError(f"tokens is {_described(tokens)}; give the prompt's token ids [batch, position].")
-        text = ~torch.isin(tokens.cpu(), torch.tensor(models.special_tokens(model), dtype=torch.long, device="cpu"))
+        text = models.is_text(model, tokens)
     return hooks_at(
         layers_to_edit(model, site, mode),
         mask,

@@ -93,8 +93,7 @@ def _places(model: LensModel, batch: Batch, index: int | None, language: str) ->
                 f"position={index}; leave it out, or choose a position nearer to the end."
             )
         return index
-    special = torch.tensor(models.special_tokens(model), dtype=torch.long, device="cpu")
-    counted = counted & ~torch.isin(batch.tokens, special)
+    counted = counted & models.is_text(model, batch.tokens)
     if not counted.any(1).all():
         row = batch.rows[int(counted.any(1).int().argmin())]
         raise NeuronShareError(f"Language {language!r}, text {row}: it has only special tokens; leave it out.")

@@ -31,11 +31,6 @@ def _as_position(name: str, value: Any) -> str | int:
     return str(value)
 
 
-def _position_argument(text: str) -> str | int:
-    """Read a position from the command line."""
-    return int(text) if text.lstrip("-").isdigit() else text
-
-
 @dataclass(frozen=True)
 class Replacement(Options):
     """What replaces neurons' values, and at which tokens."""
@@ -82,7 +77,6 @@ class Replacing:
     def __init__(self, model: LensModel, evaluation: Evaluation, targets: Targets, replacement: Replacement) -> None:
         self.model, self.evaluation, self.targets, self.replacement = model, evaluation, targets, replacement
         self.edited = layers_to_edit(model, replacement.site, replacement.mode)
-        self.special = torch.tensor(models.special_tokens(model), dtype=torch.long, device="cpu")
         given = replacement.values
         self._references: dict[str, Tensor] = dict(given) if isinstance(given, Mapping) else {}
         self._check()
@@ -121,7 +115,7 @@ class Replacing:
             values=values,
             position=how.position,
             prompt_tokens=None if how.position == "all" else prompt_tokens,
-            text=~torch.isin(tokens, self.special) if how.skip_special_tokens else None,
+            text=models.is_text(self.model, tokens) if how.skip_special_tokens else None,
         )
 
     def values_for(self, language: str, examples: Sequence[int], target: str, seed: int) -> Any:

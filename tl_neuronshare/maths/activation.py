@@ -59,18 +59,6 @@ def nth_from_the_end(counted: Bool[Tensor, "prompt position"], nth: int) -> Int[
     return ((from_the_end == nth) & counted).int().argmax(1)
 
 
-def at_index(
-    values: Float[Tensor, "prompt position neuron"], index: Int[Tensor, " prompt"]
-) -> Float[Tensor, "prompt 1 neuron"]:
-    """Return the values at one token of each prompt.
-
-    Example:
-        >>> at_index(torch.tensor([[[9.0], [-1.0], [2.0]]]), torch.tensor([1]))
-        tensor([[[-1.]]])
-    """
-    return values[torch.arange(len(values), device=values.device), index].unsqueeze(1)
-
-
 def extreme(
     values: Float[Tensor, "prompt position neuron"],
     counted: Bool[Tensor, "prompt position"] | None,

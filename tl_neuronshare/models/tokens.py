@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
@@ -68,6 +68,17 @@ def special_tokens(model: LensModel) -> list[int]:
     tokenizer = model.tokenizer
     others = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     return sorted(set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - others))
+
+
+def is_text(model: LensModel, tokens: Int[Tensor, "row position"]) -> Bool[Tensor, "row position"]:
+    """Return which tokens are not special tokens, on the CPU.
+
+    Example:
+        >>> is_text(model, torch.tensor([[model.tokenizer.bos_token_id, 77]]))
+        tensor([[False,  True]])
+    """
+    special = torch.tensor(special_tokens(model), dtype=torch.long, device="cpu")
+    return ~torch.isin(tokens.cpu(), special)
 
 
 def end_tokens(model: LensModel) -> list[int]:

@@ -100,13 +100,12 @@ class _Counter:
 
     def __init__(self, model: LensModel, layers: Sequence[NeuronLayer], language: str, threshold: float) -> None:
         self.model, self.layers, self.language, self.threshold = model, layers, language, threshold
-        self.special = torch.tensor(models.special_tokens(model), dtype=torch.long, device="cpu")
         self.counts = [torch.zeros(layer.width, dtype=torch.int64, device="cpu") for layer in layers]
         self.n_tokens = 0
 
     def count(self, batch: Batch) -> None:
         """Run a batch, and count its tokens that are not special."""
-        counted = ~torch.isin(batch.tokens, self.special)
+        counted = models.is_text(self.model, batch.tokens)
         if batch.mask is not None:
             counted &= batch.mask.bool()
         if not counted.any():

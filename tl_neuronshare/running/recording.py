@@ -486,9 +486,7 @@ class RecordedPass:
         self._length = shown.shape[1]
         counted = shown
         if tokens is not None and recorder.special_tokens:
-            counted = shown & ~torch.isin(
-                tokens.cpu(), torch.tensor(recorder.special_tokens, dtype=torch.long, device="cpu")
-            )
+            counted = shown & models.is_text(recorder.model, tokens)
         needed = tokens_needed(recorder.reading.position)
         too_short = counted.sum(1) < needed
         if too_short.any():
