@@ -14,36 +14,37 @@ from typing import Any
 from categorise import arguments, bare_trunk, compare, on_models
 
 import tl_neuronshare as ns
-from tl_neuronshare.ablation import study
-from tl_neuronshare.ablation.controls import CONTROLS, Selection
-from tl_neuronshare.evaluation.evaluating import Evaluation
+from tl_neuronshare.ablation import controls, study, targets
+from tl_neuronshare.ablation.replacing import Replacement, Replacing
+from tl_neuronshare.evaluation.evaluating import Evaluation, Scoring
+from tl_neuronshare.running.plan import Loop, Running
 
 
 def times(name: str, model: Any, prompts: ns.ParallelPrompts, *, repeats: int) -> None:
     """Time: evaluating as it is, under hooks that are there already, and under each draw of the study."""
     sharing = ns.categorise(model, prompts, progress=False)
-    evaluation = Evaluation(model, prompts)
+    evaluation = Evaluation(model, prompts, Scoring(), Running())
+    decoding = Evaluation(model, prompts, Scoring("exact"), Running())
     one = ns.ablation_hooks(model, sharing.mask("all-shared")[0])
-    type = ns.NeuronType.ALL_SHARED
-    selection = Selection(sharing, prompts, [type], layers=None, consistent=None, one_mask=False, equal_size=False)
-    protocol = study._Protocol("zero", None, "all", "post", skip_special_tokens=False)
-    ablating = study._Ablating(model, evaluation, selection, protocol)
+    masks = targets.masks_of_types(sharing, ["all-shared"])
+    chosen = targets.Targets(masks, prompts, sharing.widths, targets.Choice(), active=sharing)
+    of_study = study._Study(model, evaluation, chosen, Replacing(model, evaluation, chosen, Replacement()))
 
-    def drawn(ablated: str) -> object:
-        able = selection.drawable(type, ablated).examples
-        return evaluation.run(study._Draws(ablating, type, ablated, 0, able).hooks)
+    def drawn(control: controls.Control) -> object:
+        outcome = study.Outcome(control, controls.drawable(control, chosen, "all-shared"))
+        return evaluation.run(study._Ablated(of_study, "all-shared", outcome, 0).hooks, Loop())
 
     compare(
         name,
         {
             "the bare trunk on the prompts": lambda: bare_trunk(model, prompts),
-            "evaluate by choice": evaluation.run,
-            "with one mask for all": lambda: evaluation.run(one),
+            "evaluate by choice": lambda: evaluation.run(None, Loop()),
+            "with one mask for all": lambda: evaluation.run(one, Loop()),
             **{
-                f"with a mask a row: {ablated}": lambda ablated=ablated: drawn(ablated)
-                for ablated in ("type", *CONTROLS)
+                f"with a mask a row: {control.name}": lambda control=control: drawn(control)
+                for control in (controls.Itself(), *controls.CONTROLS.values())
             },
-            "evaluate by greedy decoding": Evaluation(model, prompts, scoring="exact").run,
+            "evaluate by greedy decoding": lambda: decoding.run(None, Loop()),
         },
         repeats=repeats,
     )
