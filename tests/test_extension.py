@@ -185,3 +185,77 @@ def test_a_made_up_task_is_a_function_that_gives_prompts():
 
     sharing = ns.categorise(ns.demo.load_model(device="cpu"), colours())
     assert (len(sharing), sharing.metadata["prompts"]) == (2, "colours")
+
+
+def made(draw=None, drawable=None, **attributes):
+    """Make a control class of one's own out of its methods."""
+    methods = {"draw": draw or (lambda self, draw: controls.Drawn(draw.mask)), **attributes}
+    return type("Mine", (controls.Control,), methods | ({"drawable": drawable} if drawable else {}))
+
+
+@pytest.mark.parametrize(
+    ("control", "message"),
+    [
+        (made(name="type"), "There is a control 'type' already"),
+        (made(name="none"), "There is a control 'none' already"),
+        (made(name="random"), "There is a control 'random' already"),
+        (made(), "cannot be registered; give a subclass of Control with a name"),
+        (int, "cannot be registered; give a subclass of Control with a name"),
+    ],
+)
+def test_controls_that_cannot_be_registered(control, message, monkeypatch, as_users_run_it):
+    monkeypatch.setattr(controls, "CONTROLS", dict(controls.CONTROLS))
+    with pytest.raises(ns.NeuronShareError, match=message):
+        controls.register(control)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"draw": lambda self, draw: controls.Drawn(draw.mask[:1])},
+            r"drew torch.bool of shape \(1, 4, 512\); it must",
+        ),
+        ({"draw": lambda self, draw: controls.Drawn(draw.mask.float())}, "drew torch.float32"),
+        ({"draw": lambda self, draw: controls.Drawn(~draw.mask)}, "drew in layers that were not chosen"),
+        ({"draw": lambda self, draw: controls.Drawn(draw.mask, {"neurons": draw.mask})}, "measures 'neurons'"),
+        (
+            {"drawable": lambda self, targets, target: controls.Drawable(torch.ones(3).numpy())},
+            "one boolean for each of 12",
+        ),
+    ],
+)
+def test_controls_that_give_what_a_study_cannot_use(options, message, monkeypatch, as_users_run_it):
+    monkeypatch.setattr(controls, "CONTROLS", dict(controls.CONTROLS))
+    controls.register(made(name="mine", **options))
+    model, prompts = ns.demo.load_model(device="cpu"), ns.demo.prompts()[:12].select(FEW)
+    with pytest.raises(ns.NeuronShareError, match=f"The control 'mine' .*{message}|The control 'mine' {message}"):
+        ns.ablation_study(
+            model, prompts, ns.categorise(model, prompts), types=["specific"], controls=["mine"], layers=[3], seeds=[0]
+        )
+
+
+def test_only_masks_that_are_ablated_are_looked_at_and_what_is_active_is_recorded():
+    model, prompts = ns.demo.load_model(device="cpu"), ns.demo.prompts()[:12].select(FEW)
+    sharing = ns.categorise(model, prompts)
+    masks = {"a": sharing.mask("specific"), "b": None}
+    table = ns.ablation_study(model, prompts, masks, types="a", controls=["random-active"], seeds=[0], active=sharing)
+    assert list(table.attrs["masks"]) == table.attrs["types"] == ["a"]
+    assert table.attrs["active"]["position"] == "last"
+    with pytest.raises(ns.NeuronShareError, match="active does not fit: There are 12 examples of prompts and 11"):
+        ns.ablation_study(model, prompts, masks, types="a", active=sharing[1:])
+    sharing.metadata["fingerprint"] = "0123456789abcdef-" + sharing.metadata["fingerprint"].split("-")[1]
+    with pytest.warns(UserWarning, match="measured on different weights"):
+        ns.ablation_study(model, prompts, masks, types="a", controls=[], seeds=[0], active=sharing)
+
+
+def test_hooks_of_a_layer_in_another_order_are_refused(turned, monkeypatch):
+    reversed_halves = [
+        lambda *given: (layer := halves(*given)) and Halves(layer.hooks[::-1], layer.mlp, layer.source),
+        *layers.KINDS[1:],
+    ]
+    monkeypatch.setattr(layers, "KINDS", reversed_halves)
+    model_layers = models.neuron_layers(turned, "post")
+    hooks = models.layer_hooks(model_layers, lambda number, tensors: None)
+    with pytest.raises(ns.NeuronShareError, match="list a layer's hooks in the order in which a forward pass"):
+        turned.run_with_hooks("Country code of Peru →", fwd_hooks=hooks)

@@ -21,7 +21,7 @@ ROOT = "tl_neuronshare"
 # A module imports from its own part of the package and from those before it.
 ORDER = [
     "errors", "checks", "prompts", "maths", "results", "models", "running", "evaluation", "ablation", "attribution",
-    "methods", "tasks", "plots", "demo", "cli", "__main__",
+    "tasks", "plots", "demo", "cli", "__main__",
 ]  # fmt: skip
 # Of those before them these see less; the commands also see the package's public names, as a user does.
 SEES = {

@@ -450,6 +450,10 @@ def everything(model, prompts):
     yield ns.evaluate(model, prompts, scoring="exact", fwd_hooks=hooks, **quiet)
     yield ns.perplexity(model, texts, **quiet)
     yield ns.ablation_study(model, prompts, sharing, mode="resample", position="last", equal_size=True, **few)
+    given = {"types": None, "seeds": [0], "controls": ["random", "random-active"], "n_resamples": 20, **quiet}
+    both = {"each": masks, "one": masks[0]}
+    yield ns.ablation_study(model, prompts, both, consistent=0.5, active=sharing, **given)
+    yield ns.ablation_study(model, prompts, sharing, one_mask=True, **few)
     yield ns.attribute(model, prompts, sharing, norm="frozen", answer="all", n_resamples=20, **quiet)
     yield ns.top_neurons(model, prompts, sharing, **quiet)
     yield ns.random_like(masks, generator=torch.Generator().manual_seed(0))

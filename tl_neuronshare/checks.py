@@ -142,7 +142,7 @@ def _places(name: str, n: int, examples: Any) -> list[int]:
         raise NeuronShareError(
             f"{name}[{selection}] is a bare number; write {name}[[{selection}]] for this example alone."
         )
-    values = list(selection) if isinstance(selection, Iterable) and not isinstance(selection, str) else [selection]
+    values = list(selection) if isinstance(selection, Sequence) and not isinstance(selection, str) else [selection]
     values = [value.item() if getattr(value, "shape", None) == () else value for value in values]
     if values and all(isinstance(value, bool) for value in values):
         if len(values) != n:
@@ -234,4 +234,6 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, str | int | float):
         return value
-    return getattr(value, "__name__", "given")
+    if isinstance(value, Real):  # numpy's numbers
+        return float(value)
+    return getattr(value, "__name__", str(value)) if callable(value) else "given"

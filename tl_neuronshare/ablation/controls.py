@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tl_neuronshare.ablation.targets import Targets
 from tl_neuronshare.checks import distinct
+from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.draws import NEAR, drawn, matched
 
 
@@ -98,7 +99,14 @@ CONTROLS: dict[str, Control] = {}
 
 def register(control: type[Control]) -> type[Control]:
     """Make a kind of control known to `ablation_study` by its name; use it as a decorator of the class."""
-    CONTROLS[control.name] = control()
+    name = getattr(control, "name", None)
+    if not (isinstance(control, type) and issubclass(control, Control) and isinstance(name, str)):
+        raise NeuronShareError(f"{control!r} cannot be registered; give a subclass of Control with a name.")
+    if name in (Itself.name, "none", *CONTROLS):
+        raise NeuronShareError(
+            f"There is a control {name!r} already, or the name has a meaning; choose a different one."
+        )
+    CONTROLS[name] = control()
     return control
 
 
@@ -119,7 +127,41 @@ def drawable(control: Control, targets: Targets, target: str) -> Drawable:
     if empty or not targets.counts[target].any():
         where = f" in layers {targets.layers}" if len(targets.layers) < len(targets.widths) else ""
         return nowhere(targets, f"no neuron is {' or '.join(empty) or 'left'}{where}")
-    return control.drawable(targets, target)
+    can_be_drawn = control.drawable(targets, target)
+    examples = np.asarray(can_be_drawn.examples)
+    if examples.dtype != bool or examples.shape != (len(targets.prompts),):
+        raise NeuronShareError(
+            f"The control {control.name!r} says for which examples it can be drawn by {examples.dtype} of shape "
+            f"{examples.shape}; its method drawable must give one boolean for each of {len(targets.prompts)} examples."
+        )
+    return can_be_drawn
+
+
+def checked_draw(control: Control, draw: Draw) -> Drawn:
+    """Draw, and refuse a mask or a measure that a study cannot use.
+
+    Raises:
+        NeuronShareError: says what the control's method `draw` should give.
+    """
+    drawn = control.draw(draw)
+    shape, mask = tuple(draw.mask.shape), drawn.mask
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        is_what = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise NeuronShareError(f"The control {control.name!r} drew {is_what}; it must give booleans of shape {shape}.")
+    targets = draw.targets
+    not_chosen = [layer for layer in range(len(targets.widths)) if layer not in targets.layers]
+    if (mask & ~targets.is_neuron).any() or mask[:, not_chosen].any():
+        raise NeuronShareError(
+            f"The control {control.name!r} drew in layers that were not chosen, or beyond a layer's width; it must "
+            f"keep to layers {targets.layers}."
+        )
+    for name, measure in drawn.measures.items():
+        if name in ("neurons", "shared") or tuple(measure.shape) != shape:
+            raise NeuronShareError(
+                f"The control {control.name!r} measures {name!r} with shape {tuple(measure.shape)}; choose a name that "
+                f"is not neurons or shared, and give one number for each neuron, of shape {shape}."
+            )
+    return drawn
 
 
 def everywhere(targets: Targets) -> Drawable:

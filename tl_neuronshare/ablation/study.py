@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -19,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_neuronshare import models
-from tl_neuronshare.ablation.controls import CONTROLS, Control, Draw, Itself, chosen_controls, drawable
+from tl_neuronshare.ablation.controls import CONTROLS, Control, Draw, Itself, checked_draw, chosen_controls, drawable
 from tl_neuronshare.ablation.hooks import Edit, Mode
 from tl_neuronshare.ablation.outcomes import Outcome, Sums, scores_of, table_of
 from tl_neuronshare.ablation.replacing import Replacement, Replacing
@@ -142,25 +141,33 @@ def ablation_study(
     """
     how, choice = Running(batch_size, prepend_bos).on(model), Choice(layers, equal_size, consistent, one_mask)
     replacement = Replacement(mode, values, position, site, skip_special_tokens)
-    kinds, seeds = (
-        chosen_controls(controls),
-        [whole("seeds", seed) for seed in distinct("seeds", seeds, what="whole numbers")],
-    )
-    bootstrap = Bootstrap(n_resamples)
+    kinds, bootstrap = chosen_controls(controls), Bootstrap(n_resamples)
+    seeds = [whole("seeds", seed) for seed in distinct("seeds", seeds, what="whole numbers")]
+    if not (on_run is None or callable(on_run)):
+        raise NeuronShareError(f"on_run={on_run!r} is not a function; give one, or None.")
     targets = _targets(model, prompts, sharing_or_masks, types=types, active=active, choice=choice, how=how)
     evaluation = Evaluation(model, prompts, Scoring(scoring, length_normalised, max_new_tokens, stop), how)
-    for warning in _warnings(model, sharing_or_masks, kinds):
+    for warning in _warnings(model, sharing_or_masks if active is None else active, kinds):
         warnings.warn(warning, stacklevel=2)
+    record = provenance.of_run(model, prompts, _source(sharing_or_masks, targets))
+    record |= {} if active is None else {"active": dict(active.metadata)}
     study = _Study(model, evaluation, targets, Replacing(model, evaluation, targets, replacement))
     unablated, outcomes = study.run([Itself(), *kinds], seeds, on_run, progress=progress)
     table = table_of(prompts, unablated, outcomes, len(targets.layers), bootstrap)
     table.attrs.update(
-        provenance.of_run(model, prompts, sharing_or_masks)
+        record
         | {"types": list(targets.masks), "controls": [kind.name for kind in kinds], "seeds": seeds}
         | {"n_resamples": bootstrap.n_resamples, **choice.record, "layers": targets.layers}
         | {**replacement.record, **evaluation.record}
     )
     return table
+
+
+def _source(sharing_or_masks: Any, targets: Targets) -> Any:
+    """The types, or the masks that are ablated."""
+    if isinstance(sharing_or_masks, NeuronSharing):
+        return sharing_or_masks
+    return {name: sharing_or_masks[name] for name in targets.masks}
 
 
 def _targets(
@@ -175,19 +182,22 @@ def _targets(
 ) -> Targets:
     """Choose what to ablate, after checking that it fits the model and the prompts."""
     require_prompts(prompts)
-    require_match = partial(
-        provenance.require_match,
-        prepend_bos=how.prepend_bos,
-        advice="or one_mask=True for neurons that were found on others",
-    )
     widths = [layer.width for layer in models.neuron_layers(model, "post")]
     if isinstance(sharing_or_masks, NeuronSharing):
         if active is not None:
             raise NeuronShareError("active= is for masks; types know which neurons are active. Leave it out.")
         sharing = sharing_or_masks
-        chosen = [types] if isinstance(types, str | NeuronType) else TYPES if types is None else types
-        masks = masks_of_types(sharing, distinct("types", [as_type(each) for each in chosen], what="types"))
-        require_match(model, prompts, sharing, same_prompts=not choice.one_mask)
+        chosen = TYPES if types is None else [types] if isinstance(types, str | NeuronType) else types
+        labels = [as_type(type).label for type in chosen]
+        masks = masks_of_types(sharing, distinct("types", labels, what="types"))
+        provenance.require_match(
+            model,
+            prompts,
+            sharing,
+            prepend_bos=how.prepend_bos,
+            same_prompts=not choice.one_mask,
+            advice="or one_mask=True for neurons that were found on others",
+        )
         fits = knows_activity(sharing, prompts, assume=not choice.one_mask)
         return Targets(masks, prompts, widths, choice, active=sharing if fits else None, are_of_prompts=fits)
     if not isinstance(sharing_or_masks, Mapping):
@@ -195,17 +205,25 @@ def _targets(
             f"sharing_or_masks is a {type(sharing_or_masks).__name__}; give the NeuronSharing that categorise found "
             "for these prompts, or {name: mask}."
         )
-    names = list(sharing_or_masks) if types is None else distinct("types", types, known=sharing_or_masks)
+    chosen = list(sharing_or_masks) if types is None else [types] if isinstance(types, str) else types
+    names = distinct("types", chosen, known=sharing_or_masks, least=0)
     masks = given_masks({name: sharing_or_masks[name] for name in names}, n_examples=len(prompts), widths=widths)
+    if not (active is None or isinstance(active, NeuronSharing)):
+        raise NeuronShareError(
+            f"active is a {type(active).__name__}; give the NeuronSharing of these prompts, or None."
+        )
     if active is not None:
-        require_match(model, prompts, active)
+        try:
+            provenance.require_match(model, prompts, active, prepend_bos=how.prepend_bos)
+        except NeuronShareError as error:
+            raise NeuronShareError(f"active does not fit: {error}") from error
     return Targets(masks, prompts, widths, choice, active=active)
 
 
-def _warnings(model: LensModel, sharing_or_masks: Any, kinds: Sequence[Control]) -> list[str]:
-    """What a user should know about the weights."""
+def _warnings(model: LensModel, measured: Any, kinds: Sequence[Control]) -> list[str]:
+    """What a user should know about the weights, of the model and of what was measured, if that is a NeuronSharing."""
     messages = []
-    if isinstance(sharing_or_masks, NeuronSharing) and not provenance.of_same_weights(model, sharing_or_masks):
+    if isinstance(measured, NeuronSharing) and not provenance.of_same_weights(model, measured):
         messages.append("The types were measured on different weights from this model's; its neurons may differ.")
     for kind in kinds:
         weights = provenance.describe(model)["weights"] if kind.uses_weights else "not folded"
@@ -294,7 +312,8 @@ class _Ablated:
         can_be_drawn = [row for row, example in enumerate(examples) if self.outcome.drawable.examples[example]]
         if can_be_drawn:
             drawn_for = [examples[row] for row in can_be_drawn]
-            drawn = control.draw(
+            drawn = checked_draw(
+                control,
                 Draw(
                     targets,
                     self.target,
@@ -304,7 +323,7 @@ class _Ablated:
                     drawn_for,
                     of_mask[can_be_drawn],
                     lambda: self.study.impact(language, drawn_for),
-                )
+                ),
             )
             masks[can_be_drawn] = drawn.mask
             for name, measure in drawn.measures.items():

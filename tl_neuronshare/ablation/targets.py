@@ -68,8 +68,10 @@ class Masks:
     def share(self) -> Float[Tensor, "layer neuron"]:
         """The share of the examples for which each neuron is in the mask."""
         examples = range(1 if self.n_examples is None else self.n_examples)
-        count = sum(self.rows([example])[0].int() for example in examples)  # all masks together may not fit in memory
-        return torch.as_tensor(count).double() / len(examples)
+        count = self.rows([0])[0].int()
+        for example in examples[1:]:  # all at once would take eight bytes for each neuron and example
+            count += self.rows([example])[0]
+        return count.double() / len(examples)
 
 
 def masks_of_types(sharing: NeuronSharing, types: Sequence[NeuronType | str]) -> dict[str, Masks]:

@@ -196,7 +196,7 @@ def top_neurons(
 
     impacts.each(add, task="top neurons", progress=progress)
     table = _table_of_neurons(impacts, times, total)[:n]
-    table.attrs.update(impacts.record | {"score": score})
+    table.attrs.update(impacts.record | {"score": score, "n": n})
     return table
 
 

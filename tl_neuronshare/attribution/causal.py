@@ -20,12 +20,12 @@ from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.sharing import NeuronSharing
-from tl_neuronshare.running import provenance
 from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Plan, running
 
 ByPlace = dict[tuple[int, str, int], Tensor]  # by example, language and layer: a number for each chosen neuron
 _LOST = ("logit", "log_prob")
 _TARGETS = (*_LOST, "abs_logit")
+_RESAMPLES = 5000
 
 
 def causal_check(
@@ -92,8 +92,10 @@ def causal_check(
     scores = _scores(impacts, chosen, progress)
     effects = _effects(model, impacts["none"], chosen, max(sharing.widths), progress)
     table = _table(scores, effects, prompts)
-    record = provenance.of_run(model, prompts, sharing)
-    table.attrs.update(record | {"norm": list(impacts), "n_neurons": n_neurons, "seed": seed})
+    record = impacts["none"].record
+    table.attrs.update(
+        record | {"norm": list(impacts), "n_neurons": n_neurons, "seed": seed, "n_resamples": _RESAMPLES}
+    )
     return table
 
 
@@ -157,7 +159,7 @@ def _table(scores: dict[str, ByPlace], effects: dict[str, ByPlace], prompts: Par
 
     Prompts for which all neurons lose the same have no correlation and are left out; `prompts` says how many remain.
     """
-    bootstrap, rows = Bootstrap(5000), []
+    bootstrap, rows = Bootstrap(_RESAMPLES), []
     n_layers = 1 + max(layer for _, _, layer in effects["logit"])
     for target, layer, score in product(_TARGETS, range(n_layers), scores):
         if score == "generation" and target != "abs_logit":

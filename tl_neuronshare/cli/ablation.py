@@ -42,6 +42,8 @@ def main(args: argparse.Namespace) -> None:
         raise ns.NeuronShareError("--generate shows answers that are decoded greedily: --scoring exact or number.")
     if args.seeds < 1:
         raise ns.NeuronShareError(f"--seeds {args.seeds}: at least one draw is needed.")
+    for kind in (Replacement, Choice):
+        kind(**given(args, kind))
     with Run(args) as run:
         prompts, model, sharing = run.start()
         args.scoring = run.record["arguments"]["scoring"] = args.scoring or _scoring(args, prompts)
@@ -89,7 +91,7 @@ def _study(
 
 
 def _compare(run: Run, table: pd.DataFrame) -> None:
-    """With what the paper found."""
+    """Compare the results with what the paper found."""
     overall = table[(table["language"] == "all") & (table["metric"] == "accuracy")]
     types = overall[overall["ablated"] == "type"].set_index("type").dropna(subset=["difference"])
     drops, claim = types["difference"], "switching off the all-shared neurons hurts by far the most"
@@ -142,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _scoring(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> ScoringName:
-    """How to score where it was not said."""
+    """Choose how to score if the command line does not say."""
     task = arguments.task_name(args)
     if task == "mgsm":
         return "number"

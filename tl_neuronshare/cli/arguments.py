@@ -131,8 +131,9 @@ def _refusing(convert: Callable[[str], Any]) -> Callable[[str], Any]:
             return convert(text)
         except ns.NeuronShareError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a value of this option") from error
 
-    converted.__name__ = getattr(convert, "__name__", "")  # which argparse names for other errors
     return converted
 
 

@@ -27,6 +27,7 @@ READINGS = [f"{kind}_{sign}_share" for sign in ("positive", "absolute") for kind
 
 def main(args: argparse.Namespace) -> None:
     """Categorise, attribute, print the tables, write them and the figures."""
+    ImpactOptions(**given(args, ImpactOptions))
     with Run(args) as run:
         prompts, model, sharing = run.start()
         options = given(args, ImpactOptions) | {"batch_size": args.batch_size}
@@ -63,7 +64,7 @@ def _beside_controls(whole: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compare(run: Run, whole: pd.DataFrame) -> None:
-    """With what the paper found."""
+    """Compare the results with what the paper found."""
     all_shared = whole[whole["type"] == "all-shared"].set_index("statistic")
     values = all_shared["value"]
     run.found(
@@ -86,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _of_all(table: pd.DataFrame, statistic: str) -> pd.DataFrame:
-    """The mean over languages."""
+    """Select the mean over languages."""
     return table[(table["language"] == "all") & (table["statistic"] == statistic)]
 
 

@@ -110,7 +110,7 @@ def report_of(prompts: ns.ParallelPrompts) -> str:
 
 
 def inputs_hash(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> str:
-    """What identifies all that a command reads but for models: prompts, answers, choices, and files of text."""
+    """Identify all that a command reads except models: prompts, answers, choices, and files of text."""
     texts = [each.to_frame().to_json() for each in (prompts, *load_also(args).values())]
     folder = getattr(args, "texts", None)
     files = sorted(Path(folder).glob("*.txt")) if folder else []
@@ -118,7 +118,7 @@ def inputs_hash(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> str:
 
 
 def categorise(args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts, **others: Any) -> Any:
-    """The types of neurons as asked for, but for what is named."""
+    """Find the types of neurons as the arguments ask, except for the options that are given here."""
     options = given(args, Reading) | given(args, Running)
     return ns.categorise(model, prompts, **{**options, **others})
 

@@ -102,7 +102,7 @@ def _figure(sharing: ns.NeuronSharing, similarity: dict[str, pd.DataFrame], tabl
 
 
 def _compare(run: Run, sharing: ns.NeuronSharing, table: pd.DataFrame) -> None:
-    """With what the paper found."""
+    """Compare the results with what the paper found."""
     typological = _alone(table).drop(index="geography")
     # Two halves of the inputs: no measure of languages can go along with sharing better than sharing with itself.
     known = typological["spearman"].notna().all()

@@ -52,7 +52,7 @@ def _show(sharing: ns.NeuronSharing, summary: pd.DataFrame, by_language: pd.Data
 
 
 def _compare(run: Run, sharing: ns.NeuronSharing, summary: pd.DataFrame, by_language: pd.DataFrame) -> None:
-    """With what the paper found."""
+    """Compare the results with what the paper found."""
     all_shared, enough = summary[summary["type"] == "all-shared"], len(sharing) >= FEWEST
     run.found(
         "all-shared neurons are under 30 % of the neurons of a layer",

@@ -49,7 +49,7 @@ def _growth(sharing: ns.NeuronSharing) -> pd.DataFrame:
 
 
 def _compare(run: Run, sharing: ns.NeuronSharing, table: pd.DataFrame) -> None:
-    """With what the paper found."""
+    """Compare the results with what the paper found."""
     means = table.groupby("type")[["every", "average"]].mean()
     kept = means["every"] / means["average"]
     run.found(

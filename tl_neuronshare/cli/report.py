@@ -54,7 +54,7 @@ def write(parts: Sequence[Part], path: Path, *, title: str, command: str) -> Non
 
 
 def _shown(part: Part) -> dict[str, Any]:
-    """What the page says of a part."""
+    """Collect what the page says about a part."""
     shown: dict[str, Any] = {
         "name": part.name,
         "title": part.title,

@@ -19,11 +19,15 @@ import torch
 from matplotlib.figure import Figure
 
 import tl_neuronshare as ns
+from tl_neuronshare import checks
+from tl_neuronshare.cli.arguments import given
 from tl_neuronshare.cli.folders import RECORD, RunFolder, recorded, write_whole
 from tl_neuronshare.cli.inputs import categorise, inputs_hash, load_model, load_prompts, report_of, short_name
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import short_hash
+from tl_neuronshare.running.plan import Running
+from tl_neuronshare.running.recording import Reading
 
 PACKAGES = (
     *("tl_neuronshare", "transformer_lens", "transformers", "torch", "babel", "pandas", "numpy", "matplotlib"),
@@ -46,7 +50,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """Say in words whether they agree, and by which criterion."""
         word = "cannot be said" if self.agrees is None else "yes" if self.agrees else "no"
         return f"{word} ({self.criterion})" if self.criterion else word
 
@@ -63,6 +67,10 @@ class Run:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
+        # Options that cannot be used are refused before a folder is made.
+        checks.count("--seed", args.seed, least=0)
+        for kind in (Reading, Running):
+            kind(**given(args, kind))
         arguments = {name: value for name, value in vars(args).items() if name not in ("experiment", "command")}
         self.args = args
         self.record: dict[str, Any] = {

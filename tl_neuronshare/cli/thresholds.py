@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _compare(run: Run, means: pd.DataFrame) -> None:
-    """With what the paper found."""
+    """Compare the results with what the paper found."""
     shared, silent = means["all-shared"], means["non-activated"]
     run.found(
         "the patterns at thresholds from 0 to 0.5 (what they look like is only in the paper's figure)",

@@ -96,7 +96,7 @@ def _show(sharing: ns.NeuronSharing, table: pd.DataFrame, rates: pd.DataFrame) -
 
 
 def _compare(run: Run, overall: pd.DataFrame, n_inputs: int) -> None:
-    """With what the paper found."""
+    """Compare the results with what the paper found."""
     run.found(
         "some neurons are activated by no token in any language (their share is only in the paper's figure)",
         f"{overall['mean'].min():.1f} to {overall['mean'].max():.1f} % of a layer for an average input, "

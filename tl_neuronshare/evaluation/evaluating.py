@@ -6,7 +6,7 @@ All rows of a batch are in one language. Logits are computed only at positions t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -31,7 +31,8 @@ ScoringName = Literal["choice", "exact", "number"]
 
 
 def _as_stop(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not all(isinstance(text, str) and text for text in value):
+    is_list = isinstance(value, Iterable) and not isinstance(value, str)
+    if not is_list or not all(isinstance(text, str) and text for text in value):
         raise NeuronShareError(f"{name}={value!r}; give a list of texts that are not empty.")
     return tuple(value)
 

@@ -15,7 +15,7 @@ from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.answers import Continuation
 from tl_neuronshare.models import verification
-from tl_neuronshare.models.hooks import Hooks
+from tl_neuronshare.models.hooks import Edit, Hooks
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Loop, Plan
 
@@ -96,7 +96,7 @@ class Scorer:
             ).T
             examples = [self._examples[row] for row in batch.rows]
             hooks = hooks_for(fwd_hooks, self.language, examples, batch.tokens[:, : batch.end])
-            proves = can_prove and all(getattr(function, "is_local", False) for _, function in hooks)
+            proves = can_prove and all(isinstance(function, Edit) and function.is_local for _, function in hooks)
             with models.all_firing(self.model, hooks):
                 picked = _picked(self.model, batch, (row, column, token), noise=noise if proves else None)
             log_probs.index_add_(0, number, picked.log_probs.double())
@@ -200,6 +200,5 @@ def hooks_for(
 
 
 def _takes_another_end(function: object, prompt_tokens: int) -> bool:
-    """Whether a hook edits tokens of the prompt, but assumes another end of it. Only ours have `ends_at` to say so."""
-    ends_at = getattr(function, "ends_at", None)
-    return ends_at is not None and not ends_at(prompt_tokens)
+    """Whether a hook edits tokens of the prompt, but takes it to end elsewhere."""
+    return isinstance(function, Edit) and not function.ends_at(prompt_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -73,17 +74,29 @@ def _without_vocabulary(model: LensModel) -> dict[str, Any]:
 def layer_hooks(
     layers: Sequence[NeuronLayer], read: Callable[[int, tuple[Tensor, ...]], None]
 ) -> list[tuple[str, Callable[..., None]]]:
-    """Return hooks that call `read` with a layer's number and its hooks' tensors, once the layer's last hook fires."""
+    """Return hooks that call `read` with a layer's number and its hooks' tensors, once the layer's last hook fires.
 
-    def collector(number: int, n_tensors: int) -> Callable[..., None]:
-        tensors: dict[int, Tensor] = {}
+    The hooks raise NeuronShareError where a layer's hooks do not fire in the order in which it lists them.
+    """
+
+    def collector(number: int, layer: NeuronLayer) -> Callable[..., None]:
+        tensors: list[Tensor] = []
+        last: Callable[[], Tensor | None] = lambda: None  # noqa: E731  # a weak reference to the tensor of the last hook
 
         def collect(tensor: Tensor, hook: Any, *, place: int) -> None:
+            nonlocal last
             if place == 0:  # a forward pass that stopped half-way may have left tensors
                 tensors.clear()
-            tensors[place] = tensor
-            if len(tensors) == n_tensors:
-                complete = tuple(tensors[place] for place in range(n_tensors))
+            elif place == len(layer.hooks) - 1 and tensor is last():
+                return  # a bridge's compatibility mode calls a hook once for each of its names
+            if place != len(tensors):
+                raise NeuronShareError(
+                    f"{layer.hooks[place].name} fired before the hooks that its layer lists before it, or they did not "
+                    "fire; list a layer's hooks in the order in which a forward pass reaches them."
+                )
+            tensors.append(tensor)
+            if len(tensors) == len(layer.hooks):
+                complete, last = tuple(tensors), weakref.ref(tensor)
                 tensors.clear()
                 read(number, complete)
 
@@ -92,7 +105,7 @@ def layer_hooks(
     return [
         (hook.name, partial(collect, place=place))
         for number, layer in enumerate(layers)
-        for collect in [collector(number, len(layer.hooks))]
+        for collect in [collector(number, layer)]
         for place, hook in enumerate(layer.hooks)
     ]
 

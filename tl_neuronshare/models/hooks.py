@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,20 @@ from tl_neuronshare.models.lens import LensModel, name_of
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 # Hooks that these packages put on a model are part of the model.
 _LIBRARIES = ("transformers", "transformer_lens", "accelerate")
+
+
+@runtime_checkable
+class Edit(Protocol):
+    """A hook that says what it edits; of any other hook it is assumed that it may edit everything."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the edit of a token depends on that token alone."""
+        ...
+
+    def ends_at(self, prompt_tokens: int) -> bool:
+        """Whether the hook takes the prompt to have so many tokens, or does not need to know."""
+        ...
 
 
 @contextmanager

@@ -101,6 +101,9 @@ def tokenised(
         >>> len(tokenised(model, ["Country code of Peru →"], "en", [0], prepend_bos=None)[0])
         5
     """
+    for example, text in zip(examples, texts, strict=True):
+        if not isinstance(text, str):
+            raise NeuronShareError(f"Language {language!r}, example {example!r}: {text!r} is not a text; give strings.")
     rows = tokenise(model, texts, prepend_bos=prepend_bos)
     for example, tokens in zip(examples, rows, strict=True):
         where = f"Language {language!r}, example {example!r}"

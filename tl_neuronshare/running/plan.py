@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil, inf
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor
@@ -20,16 +20,15 @@ from tl_neuronshare.models import LensModel, Packing, verification
 from tl_neuronshare.models.tokens import padded_apart
 
 BatchSize = Literal["auto"] | int
-Result = TypeVar("Result")
 # What "auto" puts in one batch, padding included: enough to keep a GPU busy, but little beside a model's weights.
 _AUTO_TOKENS, _AUTO_PROMPTS = 8192, 256
 AUTO_NUMBERS = 1 << 27  # logits or neurons' values in one batch: half a GiB in float32
 
 
 def _as_batch_size(name: str, value: Any) -> BatchSize:
-    if value != "auto" and not is_count(value):
+    if not (isinstance(value, str) and value == "auto") and not is_count(value):
         raise NeuronShareError(f'{name}={value!r} is unknown; use "auto" or a number of prompts, at least 1.')
-    return "auto" if value == "auto" else int(value)
+    return "auto" if isinstance(value, str) else int(value)
 
 
 def number_or_auto(text: str) -> BatchSize:
@@ -143,14 +142,12 @@ class Loop:
     def __init__(self, bar: Any = None) -> None:
         self._bar = bar
 
-    def __call__(self, plan: Plan, step: Callable[[Batch], Result]) -> list[Result]:
-        """Give each batch to a function, in the order of the plan, and return its results."""
-        results = []
+    def __call__(self, plan: Plan, step: Callable[[Batch], object]) -> None:
+        """Give each batch to a function, in the order of the plan."""
         for rows in plan.batches:
-            results.append(step(plan.batch(rows)))
+            step(plan.batch(rows))
             if self._bar is not None:
                 self._bar.update(len(rows))
-        return results
 
 
 @contextmanager
