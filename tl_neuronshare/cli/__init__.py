@@ -30,7 +30,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 def run(name: str, given: Sequence[str]) -> None:
-    """Run one command; what is wrong with the input is said in a line, without a traceback."""
+    """Run one command; a mistake in the input is reported in a line, without a traceback."""
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", "HookedTransformer is deprecated", DeprecationWarning)
     try:
@@ -48,7 +48,7 @@ def run(name: str, given: Sequence[str]) -> None:
 
 
 def command(name: str) -> Any:
-    """The module of a command; `causal_check` is the same as `causal-check`."""
+    """Import the module of a command; `causal_check` is the same as `causal-check`."""
     known = name.replace("_", "-")
     if known not in COMMANDS:
         raise NeuronShareError(f"There is no command {name!r}; use one of {', '.join(COMMANDS)}.")
@@ -56,5 +56,5 @@ def command(name: str) -> Any:
 
 
 def title(name: str) -> str:
-    """What a command does, in a line."""
+    """Say in a line what a command does."""
     return (command(name).__doc__ or name).splitlines()[0].removesuffix(".")

@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
 def _study(
     args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts, sharing: ns.NeuronSharing
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The study as asked for; and each prompt's answers, before and without each type."""
+    """Run the study; return its table, and each prompt's answers before and without each type."""
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
 
     def keep_answers(type: str, ablated: str, seed: int | None, table: pd.DataFrame) -> None:
@@ -120,7 +120,7 @@ def _compare(run: Run, table: pd.DataFrame) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The shared arguments, and those of the study."""
+    """Make a parser for the shared arguments and those of the study."""
     parser = arguments.parser(__name__, __doc__)
     parser.add_argument(
         "--types", nargs="+", choices=LABELS, default=list(LABELS), help="which to ablate (default: all)"
@@ -159,7 +159,7 @@ def _how(args: argparse.Namespace) -> str:
 
 
 def _printed(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The mean over languages, a row for each type and control; and the notes, numbered."""
+    """Return the means over languages, with a row for each type and control, and the numbered notes."""
     shown: list[dict[str, Any]] = []
     notes: list[str] = []
     for (type, ablated), rows in table[table["language"] == "all"].groupby(["type", "ablated"], sort=False):

@@ -20,7 +20,7 @@ TASKS: dict[str, Callable[..., ns.ParallelPrompts]] = {name: getattr(ns.tasks, n
 
 
 def bare_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser for the command in a module, without arguments."""
+    """Make a parser without arguments for the command in a module."""
     experiment = module.rpartition(".")[2]
     parser = argparse.ArgumentParser(
         prog=f"tl-neuronshare {experiment.replace('_', '-')}",
@@ -33,7 +33,7 @@ def bare_parser(module: str, description: str | None) -> argparse.ArgumentParser
 
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """The arguments that every analysis takes; a command adds its own."""
+    """Make a parser with the arguments that every analysis takes; a command adds its own."""
     parser = bare_parser(module, description)
     add_model(parser)
     parser.add_argument(
@@ -62,7 +62,7 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how it is loaded."""
+    """Add the arguments that say which model is used and how it is loaded."""
     parser.add_argument(
         "--model",
         default=DEMO,
@@ -75,7 +75,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    """Where a task comes from, and its options."""
+    """Add the arguments that say where a task comes from, and its options."""
     parser.add_argument("--source", help="of the task: a local file or folder, or the name of a data set on the hub")
     parser.add_argument(
         "--options",
@@ -87,7 +87,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def add_also(parser: argparse.ArgumentParser) -> None:
-    """Other tasks to compare with."""
+    """Add the argument for other tasks to compare with."""
     parser.add_argument(
         "--also",
         action="append",
@@ -98,7 +98,7 @@ def add_also(parser: argparse.ArgumentParser) -> None:
 
 
 def also_parser(text: str) -> argparse.ArgumentParser:
-    """What one --also may say."""
+    """Make a parser for the text of one --also."""
     parser = argparse.ArgumentParser(prog=f"--also {text!r}", allow_abbrev=False, add_help=False)
     parser.add_argument("task", choices=[DEMO, *TASKS])
     _add_source(parser)
@@ -106,14 +106,14 @@ def also_parser(text: str) -> argparse.ArgumentParser:
 
 
 def add_others(parser: argparse.ArgumentParser) -> None:
-    """Other models to compare with."""
+    """Add the argument for other models to compare with."""
     parser.add_argument(
         "--others", nargs="+", default=[], metavar="NAME_OR_DIRECTORY", help="other models to compare with"
     )
 
 
 def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
-    """An argument for each option that has a help text, with the option's default."""
+    """Add an argument for each option that has a help text, with the option's default."""
     for each in _offered(options):
         how = dict(each.metadata["argument"])
         if isinstance(each.default, bool):
@@ -124,7 +124,7 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options]) -> None
 
 
 def _refusing(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A conversion that says why it refuses a text."""
+    """Return a conversion that says why it refuses a text."""
 
     def converted(text: str) -> Any:
         try:
@@ -138,7 +138,7 @@ def _refusing(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def given(args: argparse.Namespace, options: type[Options]) -> dict[str, Any]:
-    """The options that were asked for, to hand on to a function."""
+    """Return the values of these options, to pass on to a function."""
     return {each.name: getattr(args, each.name) for each in _offered(options)}
 
 
@@ -147,12 +147,12 @@ def _offered(options: type[Options]) -> Iterator[dataclasses.Field[Any]]:
 
 
 def task_name(args: argparse.Namespace) -> str:
-    """The task, where none was named too."""
+    """Return the task's name, also if none was given."""
     return str(args.task or (DEMO if args.model == DEMO else "world_facts"))
 
 
 def ablated_position(text: str) -> str | int:
-    """At which tokens to ablate: all, last, or a negative index."""
+    """Read at which tokens to ablate: all, last, or a negative index."""
     if text in ("all", "last"):
         return text
     if text.lstrip("-").isdigit() and int(text) < 0:

@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _beside_controls(whole: pd.DataFrame) -> pd.DataFrame:
-    """Every reading of the whole model's share, for a wrong answer too, and what chance gives."""
+    """Return every reading of the whole model's share, beside that for a wrong answer and what chance gives."""
     shares = _percent(whole.set_index(["statistic", "type"]))
     others = whole.pivot(index="statistic", columns="type", values="other_answer").map("{:.1f}".format)
     for reading in READINGS:
@@ -79,7 +79,7 @@ def _compare(run: Run, whole: pd.DataFrame) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The shared arguments, and those of attribution."""
+    """Make a parser for the shared arguments and those of attribution."""
     parser = arguments.parser(__name__, __doc__)
     add_options(parser, ImpactOptions)
     parser.add_argument("--neurons", type=int, default=100, metavar="N", help="top neurons to write (default: 100)")
@@ -92,7 +92,7 @@ def _of_all(table: pd.DataFrame, statistic: str) -> pd.DataFrame:
 
 
 def _percent(rows: pd.DataFrame) -> pd.DataFrame:
-    """Values with their intervals, a column for each type."""
+    """Return values with their intervals as text, with a column for each type."""
     texts = rows.apply(
         lambda row: f"{row['value']:.1f}" + ("" if pd.isna(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"),
         axis=1,

@@ -30,7 +30,7 @@ MEANING = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The shared arguments, and how many neurons."""
+    """Make a parser for the shared arguments and the number of neurons."""
     parser = arguments.parser(__name__, __doc__)
     parser.add_argument("--neurons", type=int, default=128, metavar="N", help="of each layer, at random (default: 128)")
     parser.set_defaults(limit=20)
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Score, switch off, compare; print the table, write it and the figure."""
+    """Compare scores with switching neurons off; print the table, write it and the figure."""
     with Run(args) as run:
         prompts, model, sharing = run.start()
         table = causal.causal_check(
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _shown(rows: pd.DataFrame) -> str:
-    """By layer and score, with intervals."""
+    """Return the correlations by layer and score, with intervals, as text."""
     texts = rows.assign(text=rows.apply(_with_interval, axis=1)).pivot(index="layer", columns="score", values="text")
     return str(texts[rows["score"].unique()].to_string())
 

@@ -35,7 +35,7 @@ _NOT_NAMED = ("command", "experiment", "model", "task", "out", "parts")
 
 
 def default_folder(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Path:
-    """Where a run writes to if nothing else was said: by the model, the task and all that is not the default."""
+    """Return the default folder of a run, named by the model, the task and every argument that is not the default."""
     return Path("runs", args.experiment) / _name(vars(args), task_name(args), vars(parser.parse_args([])))
 
 
@@ -79,7 +79,7 @@ def _is_plain(text: str, names: dict[str, Any]) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and be sure that it can be written to, before anything that takes long."""
+    """Make a folder and check that it can be written to, before anything that takes long."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -89,14 +89,14 @@ def make_folder(folder: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file completely, or not at all."""
     unfinished = path.with_name(f"{path.name}.part")
     unfinished.write_text(text, "utf-8")
     unfinished.replace(path)
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """What the complete run in a folder has recorded; nothing where there is none."""
+    """Read what the complete run in a folder has recorded; return nothing if there is none."""
     return _read(folder / RECORD)
 
 
@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _files(record: Path) -> list[str]:
-    """The files of a run, all of which are in its folder."""
+    """Return the files of a run, all of which are in its folder."""
     return [name for name in _read(record).get("files", []) if Path(name).name == name]
 
 
@@ -138,7 +138,7 @@ class RunFolder:
             raise
 
     def publish(self) -> None:
-        """Move the complete run to its place, and remove the old one; what was interrupted is taken up again."""
+        """Move the complete run to its place and remove the old one; a move that was interrupted is continued."""
         record, replaced = self.folder / RECORD, self.unfinished / _REPLACED
         new, old = _files(self.unfinished / RECORD), _files(replaced) or _files(record)
         waiting = [name for name in new if (self.unfinished / name).exists()]
@@ -157,7 +157,7 @@ class RunFolder:
             (self.unfinished / name).replace(self.folder / name)
 
     def close(self) -> None:
-        """Let others write here; what is not complete is removed."""
+        """Release the folder, and remove a run that is not complete."""
         try:
             if not (self.unfinished / RECORD).exists():
                 self._empty()
@@ -174,7 +174,7 @@ class RunFolder:
 
 
 def _locked(folder: Path) -> IO[str]:
-    """Make the folder, and take its lock; refused where another run has it, or where the folder is not ours."""
+    """Make the folder and take its lock; refuse if a different run has it or the folder is not ours."""
     path = folder / _LOCK
     while True:
         folder.mkdir(exist_ok=True)
@@ -198,7 +198,7 @@ def _locked(folder: Path) -> IO[str]:
 
 
 def _take(lock: IO[str]) -> None:
-    """Lock a file, where the system has such locks; elsewhere two runs at once are not noticed."""
+    """Lock a file if the system has such locks; if not, two runs at once are not noticed."""
     try:
         import fcntl
     except ImportError:  # Windows

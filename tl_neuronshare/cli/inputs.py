@@ -23,7 +23,7 @@ OF_ALL = ("languages", "limit", "seed")  # options of tasks which have arguments
 
 
 def load_model(args: argparse.Namespace, **others: Any) -> LensModel:
-    """The model that was asked for, but for what is named."""
+    """Load the model that the arguments ask for, except for what is given here."""
     args = argparse.Namespace(**{**vars(args), **others})
     if args.model == DEMO:
         if args.dtype != "float32":
@@ -33,7 +33,7 @@ def load_model(args: argparse.Namespace, **others: Any) -> LensModel:
 
 
 def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
-    """The prompts that were asked for."""
+    """Load the prompts that the arguments ask for."""
     if args.limit < 0:
         raise ns.NeuronShareError(f"--limit {args.limit} is negative; ask for some examples, or 0 for all.")
     limit, name, options = args.limit or None, task_name(args), _options_of(args)
@@ -57,7 +57,7 @@ def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
 
 
 def _options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The task's own options, and its source."""
+    """Return the task's own options and its source."""
     pairs = [_option(text) for text in args.options]
     options = dict(pairs)
     if len(options) < len(pairs):
@@ -75,7 +75,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def load_also(args: argparse.Namespace) -> dict[str, ns.ParallelPrompts]:
-    """The prompts of --also, by their names, which differ from each other and from the task's own."""
+    """Load the prompts of --also by name; all names must differ from each other and from the task's own."""
     texts = getattr(args, "also", [])
     names = {load_prompts(args).name} if texts else set()
     others: dict[str, ns.ParallelPrompts] = {}
@@ -89,7 +89,7 @@ def load_also(args: argparse.Namespace) -> dict[str, ns.ParallelPrompts]:
 
 
 def words(text: str, option: str) -> list[str]:
-    """The words of an argument that is itself a command line."""
+    """Split an argument that is itself a command line into words."""
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -97,7 +97,7 @@ def words(text: str, option: str) -> list[str]:
 
 
 def report_of(prompts: ns.ParallelPrompts) -> str:
-    """What was kept and dropped, a line for each reason."""
+    """Say what was kept and dropped, with a line for each reason."""
     lines = [repr(prompts)]
     if prompts.report is not None:
         for (outcome, reason), rows in prompts.report.groupby(["outcome", "reason"], sort=False):
@@ -124,5 +124,5 @@ def categorise(args: argparse.Namespace, model: LensModel, prompts: ns.ParallelP
 
 
 def short_name(model: str) -> str:
-    """A model's name in figures: of a directory the last part."""
+    """Return a model's name for figures: the last part of a directory."""
     return Path(model).name if Path(model).exists() else model

@@ -25,7 +25,7 @@ CLAIM = "how much two languages share and how alike they are do not fully agree"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The shared arguments, and those of the test."""
+    """Make a parser for the shared arguments and those of the test."""
     parser = arguments.parser(__name__, __doc__)
     parser.add_argument("--permutations", type=int, default=9999, metavar="N", help="of languages (default: 9999)")
     return parser
@@ -68,7 +68,7 @@ def _levels(overall: pd.DataFrame) -> str:
 
 
 def _relatedness(sharing: ns.NeuronSharing, args: argparse.Namespace) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """How alike languages are, by each measure; and the tests: a row for each measure and what is held constant."""
+    """Measure how alike languages are; test each measure, with a row for each thing that is held constant."""
     if len(sharing) < 2:
         raise ns.NeuronShareError("one input says nothing of how reliable sharing is.")
     similarity = {name: ns.typological_similarity(sharing.languages, features=name) for name in get_args(Features)}
@@ -87,7 +87,7 @@ def _relatedness(sharing: ns.NeuronSharing, args: argparse.Namespace) -> tuple[d
 
 
 def _alone(table: pd.DataFrame) -> pd.DataFrame:
-    """The tests in which nothing is held constant, by measure."""
+    """Return the tests in which nothing is held constant, by measure."""
     return table[table["held"] == "nothing"].set_index("similarity")
 
 

@@ -22,7 +22,7 @@ from tl_neuronshare.models.lens import LensModel
 
 
 def parser() -> argparse.ArgumentParser:
-    """The shared arguments, and other models."""
+    """Make a parser for the shared arguments and other models."""
     parser = arguments.parser(__name__, __doc__)
     arguments.add_others(parser)
     return parser
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _first(run: Run) -> tuple[dict[str, ns.NeuronSharing], str]:
-    """The model that was asked for, as it is and shuffled; and the name of the latter."""
+    """Categorise with the model as it is and with shuffled weights; return the name of the latter too."""
     prompts, model = run.begin()
     sharing = categorise(run.args, model, prompts)
     name = short_name(sharing.metadata["model"])
@@ -57,7 +57,7 @@ def _first(run: Run) -> tuple[dict[str, ns.NeuronSharing], str]:
 
 
 def _add_others(run: Run, results: dict[str, ns.NeuronSharing]) -> None:
-    """The models of --others, of which one at a time is in memory."""
+    """Categorise with the models of --others, one at a time in memory."""
     prompts = load_prompts(run.args)
     run.record["others"] = []
     for given in run.args.others:
@@ -73,7 +73,7 @@ def _add_others(run: Run, results: dict[str, ns.NeuronSharing]) -> None:
 
 
 def _compare(run: Run, all_shared: pd.DataFrame, shuffled: str) -> None:
-    """With what the paper found, and with what was not learnt."""
+    """Compare the results with what the paper found, and with a model that has learnt nothing."""
     texts = {
         name: f"{name} {row['mean']:.1f} % (mismatched examples {row['mismatched']:.1f} %)"
         for name, row in all_shared.iterrows()
@@ -85,7 +85,7 @@ def _compare(run: Run, all_shared: pd.DataFrame, shuffled: str) -> None:
 
 
 def shuffle(model: LensModel, seed: int) -> None:
-    """Permute the entries of every weight matrix: their distributions stay, what was learnt is gone."""
+    """Permute the entries of every weight matrix, so that their distributions stay and what was learnt is gone."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weights in model.parameters():

@@ -23,7 +23,7 @@ from tl_neuronshare.plots.drawing import LABELS
 
 
 def parser() -> argparse.ArgumentParser:
-    """The shared arguments."""
+    """Make a parser for the shared arguments."""
     return arguments.parser(__name__, __doc__)
 
 

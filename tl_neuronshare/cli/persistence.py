@@ -21,7 +21,7 @@ INPUTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The shared arguments."""
+    """Make a parser for the shared arguments."""
     return arguments.parser(__name__, __doc__)
 
 
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _growth(sharing: ns.NeuronSharing) -> pd.DataFrame:
-    """Persistence over the first inputs, for more and more of them."""
+    """Return the persistence over the first inputs, for more and more of them."""
     numbers = [*(n for n in INPUTS if n < len(sharing)), len(sharing)]
     return pd.concat([sharing[:n].persistence().assign(inputs=n) for n in numbers], ignore_index=True)
 

@@ -25,7 +25,7 @@ MADE_FROM = (
 
 @dataclass(frozen=True)
 class Part:
-    """One experiment of a reproduction: its folder, how it was started, and, if it failed, what it said."""
+    """One analysis of a reproduction: its folder, its command and, if it failed, its last output."""
 
     name: str
     folder: Path
@@ -80,7 +80,7 @@ def _shown(part: Part) -> dict[str, Any]:
 
 
 def _table(path: Path) -> dict[str, Any]:
-    """The first rows of a table, numbers rounded."""
+    """Return the first rows of a table with rounded numbers."""
     table = pd.read_csv(path, keep_default_na=False, na_values=[""])
     shown = table.head(SHOWN)
     return {
@@ -98,7 +98,7 @@ def _text(value: Any) -> str:
 
 
 def _made(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """How a part was made: what was run on what, and with which versions."""
+    """Say how a part was made: the model, the data and the versions."""
     results = record["sharing"]
     if "site" in results:
         results = {"": results}

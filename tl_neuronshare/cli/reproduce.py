@@ -48,14 +48,14 @@ LAST_WORDS = 25  # lines of a part that failed
 
 
 def parser() -> argparse.ArgumentParser:
-    """The shared arguments, and those of a reproduction."""
+    """Make a parser for the shared arguments and those of a reproduction."""
     parser = arguments.parser(__name__, __doc__)
     _add_own(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run what is not done yet; after each part write the page anew."""
+    """Run the parts that are not done yet, and write the page again after each part."""
     page = args.out / "report.html"
     make_folder(args.out)
     _refuse_other_pages(page)
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _add_own(parser: argparse.ArgumentParser) -> None:
-    """Arguments that are not handed on as they are."""
+    """Add the arguments that are not passed on to parts as they are."""
     arguments.add_also(parser)
     arguments.add_others(parser)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which (default: all)")
@@ -94,7 +94,7 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
 
 
 def _commands(args: argparse.Namespace) -> dict[str, list[str]]:
-    """What each part is started with."""
+    """Return the arguments of each part's command."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_own(own)
     own.add_argument("--out")
@@ -124,7 +124,7 @@ def _commands(args: argparse.Namespace) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a part that is done must have recorded; and what the page is called."""
+    """What a part that is done must have recorded, and what the page is called."""
 
     weights: str
     others: list[str]
@@ -133,7 +133,7 @@ class Expected:
 
 
 def _expected(args: argparse.Namespace, commands: dict[str, list[str]]) -> Expected:
-    """Load whatever the parts will read: models on the CPU, where they take nothing from the parts."""
+    """Load what the parts will read; models go to the CPU, so that they take no memory from the parts."""
     model = load_model(args, device="cpu")
     inputs: dict[str, str] = {}
     known: dict[str, ns.ParallelPrompts] = {}  # most parts read the same
@@ -157,7 +157,7 @@ def _refuse_other_pages(page: Path) -> None:
 
 
 def _refuse_other_models(folder: Path, weights: str) -> None:
-    """Before anything is run: no part's folder may hold a run of another model."""
+    """Refuse, before anything runs, a part's folder that holds a run of a different model."""
     for name in PARTS:
         theirs = recorded(folder / name).get("weights")
         if theirs not in (None, weights):
@@ -168,7 +168,7 @@ def _refuse_other_models(folder: Path, weights: str) -> None:
 
 
 def _there_already(folder: Path, commands: dict[str, list[str]]) -> dict[str, report.Part]:
-    """Complete parts that are not asked for now, for the page."""
+    """Find complete parts that are not asked for now, for the page."""
     records = {name: recorded(folder / name) for name in PARTS if name not in commands}
     return {
         name: _described(name, record["command"], folder / name)
@@ -207,7 +207,7 @@ def _part(name: str, command: list[str], folder: Path, expected: Expected) -> re
 
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
-    """What a part that failed said last: a line of it, and more."""
+    """Return the last output of a part that failed: one line of it, and more."""
     lines = (done.stdout + done.stderr).strip().splitlines() or ["it said nothing"]
     error = "\n".join([*lines[-LAST_WORDS:], f"(exit status {done.returncode})"])
     if done.returncode < 0:
@@ -216,12 +216,12 @@ def _last_words(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
 
 
 def _is_complete(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether the folder has all that a run of ours leaves behind."""
+    """Whether the folder has all files of a complete run."""
     return "findings" in record and all((folder / name).is_file() for name in record["files"])
 
 
 def _is_done(name: str, command: list[str], folder: Path, expected: Expected) -> bool:
-    """Whether the folder has a complete run of the same models, inputs, arguments (but for --out) and versions."""
+    """Whether the folder has a complete run of the same models, inputs, arguments (except --out) and versions."""
     record = recorded(folder)
     return (
         _is_complete(folder, record)

@@ -103,7 +103,7 @@ class Run:
             self._folder.close()
 
     def begin(self) -> tuple[ns.ParallelPrompts, LensModel]:
-        """What every analysis begins with: the prompts and the model, as asked for."""
+        """Begin an analysis: load the prompts and the model."""
         prompts = load_prompts(self.args)
         print(report_of(prompts))
         if prompts.report is not None:
@@ -117,7 +117,7 @@ class Run:
         return prompts, model
 
     def start(self) -> tuple[ns.ParallelPrompts, LensModel, ns.NeuronSharing]:
-        """What most analyses begin with: `begin`, and the types of neurons."""
+        """Begin an analysis that needs the types of neurons too."""
         prompts, model = self.begin()
         sharing = categorise(self.args, model, prompts)
         self.timed("categorise")
@@ -136,7 +136,7 @@ class Run:
                 )
 
     def timed(self, part: str) -> None:
-        """Note how long the part that just ended took."""
+        """Record how long the part that has just ended took."""
         now = time.perf_counter()
         self.record["seconds"][part], self._since = round(now - self._since, 3), now
 
@@ -152,15 +152,15 @@ class Run:
             self._files.append(f"{name}.{end}")
 
     def found(self, paper: str, here: str, agrees: Any, *, criterion: str = "") -> None:
-        """Note what the paper found, what this run found, and whether they agree; None where that cannot be said."""
+        """Record what the paper found, what this run found, and whether they agree; None if that cannot be said."""
         self.findings.append(Finding(paper, here, None if agrees is None else bool(agrees), criterion))
 
     def control(self, question: str, here: str) -> None:
-        """Note what this run found where the paper has nothing to compare with."""
+        """Record what this run found if the paper has nothing to compare with."""
         self.findings.append(Finding(question, here, None, is_control=True))
 
     def _finish(self) -> None:
-        """Write run.json, and take the folder. Say what was found, and where everything is."""
+        """Write run.json, move the run to its folder, and print what was found and where everything is."""
         for finding in self.findings:
             print(finding)
         self.record |= {"findings": [asdict(finding) for finding in self.findings], "files": self._files}
@@ -171,7 +171,7 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that a result depends on, and a hash of our code, which changes between versions."""
+    """Return versions of everything that a result depends on, and a hash of our code, which changes between them."""
     files = sorted(Path(ns.__file__).parent.rglob("*.py"))
     code = short_hash("".join(file.read_text("utf-8") for file in files))
     return {"python": sys.version.split()[0], "code": code, **{name: _version(name) for name in PACKAGES}}
@@ -185,7 +185,7 @@ def _version(package: str) -> str:
 
 
 def title_of(sharing: ns.NeuronSharing, *, prompts: str = "", examples: str = "", how: str = "") -> str:
-    """What a figure shows: the model, the prompts, how many, and how it was made: by default, what was read."""
+    """Make a figure's title: the model, the prompts, how many there are, and how it was made."""
     of = sharing.metadata
     how = how or f"{len(sharing.languages)} languages, site {of['site']}, position {of['position']}"
     return f"{short_name(of['model'])} on {prompts or of['prompts']}: {examples or len(sharing)} examples, {how}"

@@ -23,7 +23,7 @@ REASONING, RECALL = "xnli", "fact_probing"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The shared arguments, and other tasks."""
+    """Make a parser for the shared arguments and other tasks."""
     parser = arguments.parser(__name__, __doc__)
     arguments.add_also(parser)
     return parser
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _tasks(args: argparse.Namespace, prompts: ns.ParallelPrompts, tokenizer: object) -> dict[str, ns.ParallelPrompts]:
-    """The task that was asked for and those of --also; without these, its kinds of examples."""
+    """Return the task and those of --also; without these, return the task's kinds of examples as tasks."""
     if not args.also:
         frame = prompts.to_frame()
         kinds = frame["example"].astype(str).str.split("/").str[0]
@@ -89,7 +89,7 @@ def _show(languages: tuple[str, ...], means: pd.DataFrame, overlap: pd.DataFrame
 
 
 def _compare_types(run: Run, means: pd.DataFrame) -> None:
-    """Reasoning and recall, with what the paper found."""
+    """Compare reasoning and recall with what the paper found."""
     reasoning, recall = (means[means.index.str.startswith(task)] for task in (REASONING, RECALL))
     claim = "reasoning (XNLI) has more all-shared neurons than fact probing, which has more partial-shared ones"
     if reasoning.empty or recall.empty:
@@ -105,7 +105,7 @@ def _compare_types(run: Run, means: pd.DataFrame) -> None:
 
 
 def _compare_inputs(run: Run, all_shared: pd.Series, overlap: pd.DataFrame) -> None:
-    """Inputs of one task and of two, with what the paper found."""
+    """Compare inputs of one task and of two tasks with what the paper found."""
     claim = "which neurons are shared changes with the task"
     if len(all_shared) < 2:
         run.found(claim, "needs a second task (--also)", None)

@@ -21,7 +21,7 @@ THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The shared arguments, and the thresholds."""
+    """Make a parser for the shared arguments and the thresholds."""
     parser = arguments.parser(__name__, __doc__)
     parser.add_argument(
         "--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T", help="default: the paper's, 0 to 0.5"

@@ -22,7 +22,7 @@ from tl_neuronshare.models.lens import LensModel
 
 
 def parser() -> argparse.ArgumentParser:
-    """The shared arguments, and free text."""
+    """Make a parser for the shared arguments and free text."""
     parser = arguments.parser(__name__, __doc__)
     parser.add_argument("--texts", type=Path, metavar="FOLDER", help="LANGUAGE.txt of free text, a text a line")
     parser.set_defaults(position="any")
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _texts(folder: Path) -> dict[str, Iterable[str]]:
-    """Each language's lines, read when they are needed."""
+    """Return each language's lines, which are read when they are needed."""
     files = sorted(folder.glob("*.txt"))
     if not files:
         raise ns.NeuronShareError(f"--texts {folder}: there is no such folder, or no LANGUAGE.txt in it.")
@@ -66,7 +66,7 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _rates(args: argparse.Namespace, model: LensModel, texts: dict[str, Iterable[str]]) -> pd.DataFrame:
-    """By layer and language: the mean rate, and how many neurons no token or every token activates; percent."""
+    """Return the mean rate by layer and language, and how many neurons no token or every token activates (percent)."""
     rates = ns.activation_rates(model, texts, site=args.site, threshold=args.threshold, batch_size=args.batch_size)
     widths = [layer.width for layer in neuron_layers(model, args.site)]
     return pd.DataFrame(

@@ -19,7 +19,7 @@ from tl_neuronshare.models.verification import ADVISORY
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of a model."""
+    """Make a parser for the arguments of a model."""
     parser = arguments.bare_parser(__name__, __doc__)
     arguments.add_model(parser)
     return parser
