@@ -14,12 +14,13 @@ from support.prompts import PROMPTS, QUIZ, quiz_for
 from tl_neuronshare import models
 from tl_neuronshare.attribution import impacts as impacts_module
 from tl_neuronshare.models import layers, lens
+from tl_neuronshare.running.plan import Running
 
 
 def scores_of(model, prompts, sharing, **options):
     """(example, language, layer) -> both scores, as the library has them."""
-    given = {"top_k": 1, "answer": "first", "norm": "none", "batch_size": "auto", "prepend_bos": None} | options
-    impacts = impacts_module.Impacts(model, prompts, sharing, **given)
+    how = impacts_module.ImpactOptions(top_k=1, **options)
+    impacts = impacts_module.Impacts(model, prompts, sharing, how, Running())
     found = {}
 
     def keep(scores):
@@ -153,7 +154,10 @@ def test_without_the_norms_weight_it_is_what_transformer_lens_has(animals, name,
 def test_scores_have_no_gradients_and_those_of_the_user_stay_on(bloom):
     assert torch.is_grad_enabled()
     scores = []
-    impacts_module.Impacts(bloom, QUIZ, ns.categorise(bloom, QUIZ)).each(scores.append, task="scores")
+    options = impacts_module.ImpactOptions()
+    impacts_module.Impacts(bloom, QUIZ, ns.categorise(bloom, QUIZ), options, Running()).each(
+        scores.append, task="scores"
+    )
     assert torch.is_grad_enabled()
     assert scores
     assert not any(of_layer.correctness.requires_grad for of_layer in scores)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tl_neuronshare.attribution.impacts import TOP_K, Answer, Impacts, LayerImpacts, Norm
+from tl_neuronshare.attribution.impacts import TOP_K, Answer, ImpactOptions, Impacts, LayerImpacts, Norm
 from tl_neuronshare.checks import is_count, one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number
@@ -28,7 +28,7 @@ from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.types import TYPES
-from tl_neuronshare.running.plan import BatchSize
+from tl_neuronshare.running.plan import BatchSize, Running
 
 Score = Literal["generation", "correctness"]
 # The numbers that are kept for each example, language, layer and type.
@@ -107,9 +107,8 @@ def attribute(
         >>> shares.set_index("type")["value"].sum().round(6)
         np.float64(100.0)
     """
-    impacts = Impacts(
-        model, prompts, sharing, top_k=top_k, answer=answer, norm=norm, batch_size=batch_size, prepend_bos=prepend_bos
-    )
+    options, how = ImpactOptions(top_k, answer, norm), Running(batch_size, prepend_bos)
+    impacts = Impacts(model, prompts, sharing, options, how)
     _warn(impacts)
     bootstrap = Bootstrap(n_resamples)
     shape = (len(prompts), len(prompts.languages), sharing.n_layers, len(TYPES))
@@ -180,9 +179,8 @@ def top_neurons(
     one_of("score", score, get_args(Score))
     if n is not None and not is_count(n):
         raise NeuronShareError(f"n={n!r}; give a number of neurons, or None for all.")
-    impacts = Impacts(
-        model, prompts, sharing, top_k=top_k, answer=answer, norm=norm, batch_size=batch_size, prepend_bos=prepend_bos
-    )
+    options, how = ImpactOptions(top_k, answer, norm), Running(batch_size, prepend_bos)
+    impacts = Impacts(model, prompts, sharing, options, how)
     _warn(impacts)
     times = torch.zeros(len(prompts.languages), sharing.n_layers, sharing.d_mlp, dtype=torch.int32, device="cpu")
     total = torch.zeros(sharing.n_layers, sharing.d_mlp, dtype=torch.float64, device="cpu")

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from tl_neuronshare import checks, models
 from tl_neuronshare.ablation.hooks import ablation_hooks
-from tl_neuronshare.attribution.impacts import Impacts, LayerImpacts, Norm
+from tl_neuronshare.attribution.impacts import ImpactOptions, Impacts, LayerImpacts, Norm
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.sharing import NeuronSharing
-from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Plan, running
+from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Plan, Running, running
 
 ByPlace = dict[tuple[int, str, int], Tensor]  # by example, language and layer: a number for each chosen neuron
 _LOST = ("logit", "log_prob")
@@ -82,7 +82,9 @@ def causal_check(
         raise NeuronShareError(
             f"The weights are {name}, in which a single neuron's effect is lost; load it in float32."
         )
-    impacts = {norm: Impacts(model, prompts, sharing, norm=norm, batch_size=batch_size) for norm in get_args(Norm)}
+    impacts = {
+        norm: Impacts(model, prompts, sharing, ImpactOptions(norm=norm), Running(batch_size)) for norm in get_args(Norm)
+    }
     for warning in impacts["none"].warnings:
         warnings.warn(warning, stacklevel=2)
     generator = torch.Generator().manual_seed(seed)

@@ -23,7 +23,7 @@ from tl_neuronshare.models import LensModel, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running import provenance
-from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, running
+from tl_neuronshare.running.plan import Batch, Plan, Running, running
 
 Answer = Literal["first", "all"]
 Norm = Literal["none", "frozen", "full"]
@@ -114,7 +114,7 @@ class Impacts:
 
     Example:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
-        >>> impacts = Impacts(model, prompts, ns.categorise(model, prompts))
+        >>> impacts = Impacts(model, prompts, ns.categorise(model, prompts), ImpactOptions(), Running())
         >>> shapes = []
         >>> impacts.each(lambda layer: shapes.append((layer.language, layer.correctness.shape)), task="scores")
         >>> shapes[0]
@@ -126,15 +126,10 @@ class Impacts:
         model: LensModel,
         prompts: ParallelPrompts,
         sharing: NeuronSharing,
-        *,
-        top_k: Number = TOP_K,
-        answer: Answer = "first",
-        norm: Norm = "none",
-        batch_size: BatchSize = "auto",
-        prepend_bos: bool | None = None,
+        options: ImpactOptions,
+        how: Running,
     ) -> None:
-        options = ImpactOptions(top_k, answer, norm)
-        how = Running(batch_size, prepend_bos).on(model)
+        how = how.on(model)
         _require_answers(prompts, sharing)
         models.check_unembedding(model)
         verification.require(model, "logits", "post", "unembedding")
