@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -261,7 +262,10 @@ def test_the_folder_of_somebody_s_own(tmp_path, at_once, monkeypatch):
 
 def process(*given: object, folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tl_neuronshare", *map(str, given)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # What runs in the background of a shell ignores Ctrl-C, and so would this process.
+    heeds_ctrl_c = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, text=True, preexec_fn=heeds_ctrl_c, **pipes)
 
 
 @pytest.mark.slow
