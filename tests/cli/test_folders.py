@@ -265,7 +265,7 @@ def process(*given: object, folder: Path) -> subprocess.Popen[str]:
     # What runs in the background of a shell ignores Ctrl-C, and so would this process.
     heeds_ctrl_c = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, text=True, preexec_fn=heeds_ctrl_c, **pipes)
+    return subprocess.Popen(command, cwd=folder, text=True, preexec_fn=heeds_ctrl_c, **pipes)  # noqa: PLW1509
 
 
 @pytest.mark.slow
