@@ -55,10 +55,10 @@ class Outcome:
     runs: list[dict[str, Numbers]] = field(default_factory=list)
     sums: list[Sums] = field(default_factory=list)
 
-    def scores(self, metric: str) -> Numbers:
-        """The mean of a metric over seeds."""
+    def mean_over_seeds(self, metric: str) -> Numbers:
+        """The mean of a metric over seeds, for all examples."""
         mean: Numbers = np.mean([run[metric] for run in self.runs], axis=0)
-        return mean[self.drawable.examples]
+        return mean
 
     def mean_sums(self) -> dict[str, Numbers]:
         """The means of the sums over seeds, by name."""
@@ -95,18 +95,18 @@ def table_of(
     """Make the table of `ablation_study`: the unablated model, then each mask and its controls."""
     rows = list(_rows_of_unablated(prompts, unablated))
     for (target, ablated), outcome in outcomes.items():
+        note = outcome.note
         for metric in METRICS:
             if not outcome.runs:
                 languages = ("all", *prompts.languages)
-                rows += [_row(target, ablated, language, metric, note=outcome.note) for language in languages]
+                rows += [_row(target, ablated, language, metric, note=note) for language in languages]
                 continue
-            itself = outcomes[target, "type"]
-            of_mask = np.mean([run[metric] for run in itself.runs], axis=0)[outcome.drawable.examples]
+            of_mask = outcomes[target, "type"].mean_over_seeds(metric)[outcome.drawable.examples]
             before = unablated[metric][outcome.drawable.examples]
             numbers = _Compared(outcome, prompts, metric, before, of_mask)
             for language in ("all", *prompts.languages):
                 known = numbers.of(language, n_layers, bootstrap, is_control=ablated != "type")
-                rows.append(_row(target, ablated, language, metric, **known, note=outcome.note))
+                rows.append(_row(target, ablated, language, metric, **known, note=note))
     return pd.DataFrame(rows)
 
 
@@ -125,7 +125,7 @@ class _Compared:
     def __init__(
         self, outcome: Outcome, prompts: ParallelPrompts, metric: str, before: Numbers, of_mask: Numbers
     ) -> None:
-        self.values = _by_language(outcome.scores(metric), prompts)
+        self.values = _by_language(outcome.mean_over_seeds(metric)[outcome.drawable.examples], prompts)
         self.before, self.of_mask = _by_language(before, prompts), _by_language(of_mask, prompts)
         sums = outcome.mean_sums()
         self.neurons, self.shared = (_by_language(sums[name], prompts) for name in ("neurons", "shared"))

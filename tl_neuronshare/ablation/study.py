@@ -147,10 +147,10 @@ def ablation_study(
         raise NeuronShareError(f"on_run={on_run!r} is not a function; give one, or None.")
     targets = _targets(model, prompts, sharing_or_masks, types=types, active=active, choice=choice, how=how)
     evaluation = Evaluation(model, prompts, Scoring(scoring, length_normalised, max_new_tokens, stop), how)
-    for warning in _warnings(model, sharing_or_masks if active is None else active, kinds):
-        warnings.warn(warning, stacklevel=2)
     record = provenance.of_run(model, prompts, _source(sharing_or_masks, targets))
     record |= {} if active is None else {"active": dict(active.metadata)}
+    for warning in _warnings(model, sharing_or_masks if active is None else active, kinds, record["weights"]):
+        warnings.warn(warning, stacklevel=2)
     study = _Study(model, evaluation, targets, Replacing(model, evaluation, targets, replacement))
     unablated, outcomes = study.run([Itself(), *kinds], seeds, on_run, progress=progress)
     table = table_of(prompts, unablated, outcomes, len(targets.layers), bootstrap)
@@ -220,16 +220,15 @@ def _targets(
     return Targets(masks, prompts, widths, choice, active=active)
 
 
-def _warnings(model: LensModel, measured: Any, kinds: Sequence[Control]) -> list[str]:
+def _warnings(model: LensModel, measured: Any, kinds: Sequence[Control], weights: str) -> list[str]:
     """What a user should know about the weights, of the model and of what was measured, if that is a NeuronSharing."""
     messages = []
     if isinstance(measured, NeuronSharing) and not provenance.of_same_weights(model, measured):
         messages.append("The types were measured on different weights from this model's; its neurons may differ.")
-    for kind in kinds:
-        weights = provenance.describe(model)["weights"] if kind.uses_weights else "not folded"
-        if (warning := provenance.processed_weights(weights, f"what is matched by {kind.name}")) is not None:
-            messages.append(warning)
-    return messages
+    of_kinds = [
+        provenance.processed_weights(weights, f"what is matched by {kind.name}") for kind in kinds if kind.uses_weights
+    ]
+    return [*messages, *filter(None, of_kinds)]
 
 
 class _Study:

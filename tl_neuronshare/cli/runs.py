@@ -26,13 +26,11 @@ from tl_neuronshare.cli.inputs import categorise, inputs_hash, load_model, load_
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import short_hash
+from tl_neuronshare.running import provenance
 from tl_neuronshare.running.plan import Running
 from tl_neuronshare.running.recording import Reading
 
-PACKAGES = (
-    *("tl_neuronshare", "transformer_lens", "transformers", "torch", "babel", "pandas", "numpy", "matplotlib"),
-    "lang2vec",
-)
+PACKAGES = (*provenance.PACKAGES, "babel", "pandas", "numpy", "matplotlib", "lang2vec")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tl_neuronshare.prompts import ParallelPrompts, hashes_of, short_hash
 from tl_neuronshare.results.identity import first_differing
 from tl_neuronshare.results.sharing import NeuronSharing
 
-_PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch")
+PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch")
 _CHUNK_OF_COLUMNS = 1000  # enough to estimate a standard deviation
 
 
@@ -35,7 +35,7 @@ def describe(model: LensModel) -> dict[str, Any]:
         "verified": verification.is_verified(model),
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": models.device_of(model).type,
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
     }
 
 

@@ -198,7 +198,7 @@ class SharingRecorder:
                 of examples from what was recorded; or some batches had `tokens` and some had none, at a position that
                 ignores special tokens.
         """
-        return self.result(prompts, {"prepend_bos": None})
+        return self.result(prompts, {})
 
     def result(
         self, prompts: ParallelPrompts | None, facts: Mapping[str, Any]
