@@ -367,8 +367,6 @@ def test_texts_of_one_s_own_and_bad_ones(animals, backend):
         ns.verify(model, reference=animals.hugging_face("demo")[0])
 
 
-
-
 @pytest.mark.parametrize("context", [3, 24])
 def test_a_tokenizer_that_cannot_read_our_texts_and_a_short_context(tmp_path, context):
     config = {"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": context}

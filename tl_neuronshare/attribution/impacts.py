@@ -132,7 +132,7 @@ class Impacts:
         how = how.on(model)
         _require_answers(prompts, sharing)
         models.check_unembedding(model)
-        verification.require(model, "logits", "post", "unembedding")
+        verification.require(model, "logits", "post", "output", "unembedding")
         provenance.require_match(model, prompts, sharing, prepend_bos=how.prepend_bos)
         if not provenance.of_same_weights(model, sharing):
             raise NeuronShareError(

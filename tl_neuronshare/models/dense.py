@@ -64,15 +64,15 @@ class DenseWriter:
         It is that of the down projection where that runs as a module, since BLOOM's MLP also adds the residual stream.
         """
         seen: list[Tensor] = []
-        outputs: list[Tensor] = []  # of the down projection and of the MLP, in one forward pass
+        has_run = False  # whether the down projection has run as a module in this forward pass
 
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            outputs.append(output)
-            if module is self.mlp:
+            nonlocal has_run
+            if module is not self.mlp or not has_run:
                 with loaded(self.mlp):
                     bias = tensor_of(self.mlp, "b_out")
-                    seen.append(outputs[0] if bias is None else outputs[0] - bias)
-                outputs.clear()
+                    seen.append(output if bias is None else output - bias)
+            has_run = module is not self.mlp
 
         with ExitStack() as stack:
             for module in (_part(self.mlp, "out"), self.mlp):

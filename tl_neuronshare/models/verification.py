@@ -42,6 +42,7 @@ Check = Literal[
     "edit post",
     "edit gate",
     "edit up",
+    "output",
     "unembedding",
     "padding",
     "cache",
@@ -100,7 +101,8 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         `logits`: the logits are those of the Hugging Face model (value: the largest difference, relative to the largest
         logit). `post`, `gate`, `up`: each layer's hook fires once, with a tensor of [row, position, neuron] that holds
         the input of the down projection (for `gate` and `up`: its two factors). `edit post`, `edit gate`, `edit up`:
-        setting neurons to zero there changes the model by exactly what they write. `unembedding`: the logits are the
+        setting neurons to zero there changes the model by exactly what they write. `output`: an MLP writes its neurons'
+        values (in a mixture of experts, times routing weights) times W_out. `unembedding`: the logits are the
         final norm of the residual stream times the unembedding. `padding`: longer rows in a batch do not change a row.
         `cache`: the key-value cache does not change the logits. `decoding`: our greedy tokens are the likeliest ones of
         a run without cache and padding (value: how many are not). `generate`: the same for the model's own `generate`,
@@ -236,7 +238,8 @@ def _record_of(model: LensModel) -> _Record:
 
 def _state_of(model: LensModel) -> tuple[Any, ...]:
     """Return what the outcomes depend on: modules, dtype, device, whether weights are processed."""
-    kinds = tuple(type(module).__name__ for module in model.modules())
+    # Hook points compute nothing; those of experts are added when the neurons are first read.
+    kinds = tuple(name for module in model.modules() if (name := type(module).__name__) != "HookPoint")
     return hash(kinds), models.dtype_of(model), models.device_of(model), models.is_processed(model)
 
 
@@ -551,6 +554,12 @@ def _check_edit(run: _Run, *, site: Site) -> Outcome:
     )
 
 
+def _check_output(run: _Run) -> Outcome:
+    """Compare what each MLP writes with its neurons' values times W_out."""
+    value = _difference_of_output(run, run.rows[0], [])
+    return Outcome.of(value, run.bound, "what the MLPs write is not their neurons' values times W_out")
+
+
 def _check_unembedding(run: _Run) -> Outcome:
     """Check that the unembedding reads the final norm's output, and that their product is the logits.
 
@@ -668,6 +677,7 @@ _CHECKS: dict[str, Callable[[_Run], Outcome]] = {
     "logits": _check_logits,
     **{site: partial(_check_site, site=site) for site in get_args(Site)},
     **{f"edit {site}": partial(_check_edit, site=site) for site in get_args(Site)},
+    "output": _check_output,
     "unembedding": _check_unembedding,
     "padding": _check_padding,
     "cache": _check_cache,
