@@ -22,6 +22,93 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the literal reference and the tiny models are the tests'
 
 RESULTS = ROOT / "docs" / "models"
+PAGE = ROOT / "docs" / "models.md"
+# Families by the names under which their models are published, and the tiny models that stand for them.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "Apertus": ("ApertusForCausalLM",),
+    "Aya, Aya Expanse, Command R (Cohere)": ("CohereForCausalLM", "Cohere2ForCausalLM"),
+    "Baichuan": ("BaichuanForCausalLM",),
+    "BART, mBART": ("BartForConditionalGeneration", "MBartForConditionalGeneration"),
+    "BERT, mBERT": ("BertForMaskedLM",),
+    "BLOOM, BLOOMZ": ("BloomForCausalLM",),
+    "DeepSeek V2, V3, R1, Moonlight": ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"),
+    "DeepSeek V4": ("DeepseekV4ForCausalLM",),
+    "ERNIE 4.5": ("Ernie4_5ForCausalLM", "Ernie4_5_MoeForCausalLM"),
+    "EuroLLM, Salamandra, Tower, Teuken, Yi, Vicuna, Krutrim, SmolLM": ("LlamaForCausalLM",),
+    "EXAONE": ("ExaoneForCausalLM", "Exaone4ForCausalLM"),
+    "Falcon 7B, Falcon 3": ("FalconForCausalLM", "LlamaForCausalLM"),
+    "Falcon 40B, Falcon 2": ("FalconForCausalLM (new decoder)",),
+    "Falcon H1": ("FalconH1ForCausalLM",),
+    "Gemma 1, 2": ("GemmaForCausalLM", "Gemma2ForCausalLM"),
+    "Gemma 3": ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    "Gemma 3n": ("Gemma3nForConditionalGeneration",),
+    "Gemma 4": ("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM (experts)"),
+    "GLM 4": ("GlmForCausalLM", "Glm4ForCausalLM", "Glm4MoeForCausalLM"),
+    "GPT-2, mGPT, Cerebras-GPT": ("GPT2LMHeadModel",),
+    "GPT-J, GPT-Neo, GPT-NeoX, Pythia": ("GPTJForCausalLM", "GPTNeoForCausalLM", "GPTNeoXForCausalLM"),
+    "GPT-OSS": ("GptOssForCausalLM",),
+    "Granite 3": ("GraniteForCausalLM", "GraniteMoeForCausalLM"),
+    "Granite 4": ("GraniteMoeHybridForCausalLM", "GraniteMoeHybridForCausalLM (dense)"),
+    "HunYuan": ("HunYuanDenseV1ForCausalLM",),
+    "InternLM 2": ("InternLM2ForCausalLM",),
+    "Jamba": ("JambaForCausalLM",),
+    "LFM 2": ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM"),
+    "Llama 2, 3": ("LlamaForCausalLM", "LlamaForCausalLM (Llama 3 RoPE)", "LlamaForCausalLM (tied)"),
+    "Llama 4": ("Llama4ForCausalLM",),
+    "Llava": ("LlavaForConditionalGeneration", "LlavaOnevisionForConditionalGeneration"),
+    "MADLAD-400, T5, Flan-T5": ("T5ForConditionalGeneration", "T5ForConditionalGeneration (gated, as T5 1.1)"),
+    "M2M-100, NLLB-200": ("M2M100ForConditionalGeneration",),
+    "Mamba": ("MambaForCausalLM", "Mamba2ForCausalLM"),
+    "Marian, OPUS-MT": ("MarianMTModel",),
+    "MiniMax M2": ("MiniMaxM2ForCausalLM",),
+    "Mistral 7B, Ministral": ("MistralForCausalLM", "Ministral3ForCausalLM"),
+    "Mistral Small 3": ("Mistral3ForConditionalGeneration",),
+    "Mixtral": ("MixtralForCausalLM",),
+    "MPT": ("MptForCausalLM",),
+    "mT5, Aya 101": ("MT5ForConditionalGeneration",),
+    "Nemotron": ("NemotronForCausalLM", "NemotronHForCausalLM"),
+    "OLMo 1–3": ("OlmoForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM"),
+    "OLMoE": ("OlmoeForCausalLM",),
+    "OPT": ("OPTForCausalLM", "OPTForCausalLM (post-norm, as OPT-350m)"),
+    "Phi 1–4": ("PhiForCausalLM", "Phi3ForCausalLM"),
+    "Phi 3.5 MoE": ("PhiMoEForCausalLM",),
+    "Qwen 2, 2.5, Sailor, SeaLLM": ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM"),
+    "Qwen 3": ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+    "Qwen 3.5, Qwen 3 Next": ("Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM", "Qwen3NextForCausalLM"),
+    "Qwen 2.5 VL, Qwen 3 VL": ("Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"),
+    "RWKV 4": ("RwkvForCausalLM",),
+    "SmolLM 3": ("SmolLM3ForCausalLM",),
+    "StableLM": ("StableLmForCausalLM",),
+    "StarCoder 2": ("Starcoder2ForCausalLM",),
+    "XGLM": ("XGLMForCausalLM",),
+    "XLM-R": ("XLMRobertaForMaskedLM",),
+    "Zamba 2": ("Zamba2ForCausalLM",),
+}
+INTRODUCTION = """# Which models work
+
+`experiments/support_matrix.py` writes this page; {versions}.
+
+For every architecture that TransformerLens registers, and for variants of some, a tiny model with random weights is made, loaded with \
+`tl_neuronshare.load_model`, and judged. The reference is a freshly loaded Hugging Face model (`attn_implementation="eager"`, \
+experts one by one), read and edited with torch hooks, one unpadded prompt at a time, without this package.
+
+A model is as good as its worst column:
+
+* **right**: of the activations that `categorise` gives on padded batches, none differs, at `post`, `gate` and `up` (apart from values \
+within rounding of 0). With three in ten neurons set to zero, the logits are within 1e-4 of the largest and the probabilities of \
+answers within 1e-3. Both scores of every neuron equal the reference's, and `attribute` warns where a norm or a factor follows \
+the MLPs. Greedy answers are those of a loop that runs the whole text for every token. A model that is right except that `gate` or \
+`up` is refused with the reason counts as right.
+* **refused with the reason**: a `NeuronShareError`, before any result, whose message says what is true of the model.
+* **refused, misleading**: a `NeuronShareError` with another message.
+* **raw error**: any other exception.
+* **silently wrong**: a result that differs from the reference.
+* **does not boot**: TransformerLens cannot load it, and the error says so.
+* **not judged**: no tiny model or no reference could be made; the notes say why.
+
+A tiny model shows that the code of an architecture is right. It does not show that a real model of it has enough memory, or that its \
+tokenizer is what you expect: `tl_neuronshare.verify` makes its checks on your own model.
+""".replace("\\\n", "")
 
 
 def cases() -> list[tuple[Any, str]]:
@@ -134,7 +221,49 @@ def run(arguments: list[str]) -> None:
     order = {(case.name, backend): number for number, (case, backend) in enumerate(cases())}
     rows = [row for row in read(file) if (row["case"], row["backend"]) in order]
     _write(file, sorted(rows, key=lambda row: order[row["case"], row["backend"]]))
-    print(f"{time.monotonic() - started:.0f} seconds; {file}")
+    PAGE.write_text(page({file.stem.split("-")[1]: read(file) for file in sorted(RESULTS.glob("*.csv"))}))
+    print(f"{time.monotonic() - started:.0f} seconds; {file}; {PAGE}")
+
+
+def page(results: dict[str, list[dict[str, str]]]) -> str:
+    """Write the page from the results of each version of TransformerLens."""
+    from support.judging import COLUMNS, VERDICTS
+
+    kinds = [(tl, backend) for tl in results for backend in ("bridge", "hooked") if _of(results[tl], backend)]
+    titles = [f"{tl} {'HookedTransformer, from a directory' if kind == 'hooked' else 'bridge'}" for tl, kind in kinds]
+    parts = [INTRODUCTION.format(versions=f"TransformerLens {' and '.join(results)}")]
+    rows = []
+    for family, names in FAMILIES.items():
+        for name in names:
+            of_case = [_of(results[tl], "bridge").get(name) for tl in results]
+            rows.append([family if name == names[0] else "", name, *(one["verdict"] if one else "–" for one in of_case)])
+    parts += ["## By family", _table(["family", "stands for it", *(f"{tl} bridge" for tl in results)], rows)]
+    counts = [
+        [verdict, *(str(sum(row["verdict"] == verdict for row in _of(results[tl], kind).values())) for tl, kind in kinds)]
+        for verdict in VERDICTS
+    ]
+    parts += ["## How many", _table(["verdict", *titles], counts)]
+    fields = ["boots", "verified", *COLUMNS]
+    for (tl, kind), title in zip(kinds, titles, strict=True):
+        rows = [
+            [name, row["model_type"], row["verdict"], *(row[column] for column in fields), _note(row["notes"])]
+            for name, row in _of(results[tl], kind).items()
+        ]
+        parts += [f"## TransformerLens {title}", _table(["architecture", "model type", "verdict", *fields, "notes"], rows)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _of(rows: list[dict[str, str]], backend: str) -> dict[str, dict[str, str]]:
+    return {row["case"]: row for row in rows if row["backend"] == backend}
+
+
+def _note(text: str) -> str:
+    return text.replace("|", "·").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _write(file: Path, rows: list[dict[str, str]]) -> None:

@@ -133,7 +133,10 @@ def make_config(model_type: str, given: Mapping[str, Any] = {}) -> Any:  # noqa:
     config_class = CONFIG_MAPPING[model_type]
     default = config_class()
     known = {*default.to_dict(), *getattr(default, "attribute_map", {}).values()}
-    settings = {name: value for name, value in SIZES.items() if name in known}
+    numbers = default.to_dict()
+    settings = {name: size for name, size in SIZES.items() if name in known and not _has_stages(numbers.get(name), size)}
+    if "kv_lora_rank" in settings:  # latent attention has a key for every head
+        settings["num_key_value_heads"] = settings["num_attention_heads"]
     for name in getattr(config_class, "sub_configs", {}):
         part = getattr(default, name, None)
         if part is not None:
@@ -141,6 +144,11 @@ def make_config(model_type: str, given: Mapping[str, Any] = {}) -> Any:  # noqa:
             settings[name] = make_config(part.model_type, own).to_dict() if part.model_type in CONFIG_MAPPING else own
     settings |= {name: value for name, value in given.items() if name not in getattr(config_class, "sub_configs", {})}
     return config_class(**settings)
+
+
+def _has_stages(default: Any, size: Any) -> bool:
+    """Whether a size is a list, of one number a stage, as in vision towers."""
+    return isinstance(default, list | tuple) and size is not None
 
 
 def make_weights(model: nn.Module, seed: int = 0) -> None:
@@ -180,24 +188,49 @@ def make(architecture: Architecture, directory: Path) -> None:
 
 
 _MAMBA = {"mamba_chunk_size": 16, "mamba_n_heads": 8, "mamba_d_head": 8}
+_JAMBA = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
+_LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+_MROPE = {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}}
 # What these need beside the usual sizes.
 NEEDED: dict[str, dict[str, Any]] = {
     "BambaForCausalLM": {"attn_layer_indices": [1], **_MAMBA},
     "BertLMHeadModel": {"is_decoder": True},
     "FalconH1ForCausalLM": {"mamba_d_ssm": 64, **_MAMBA},
+    "CodeGenForCausalLM": {"rotary_dim": 4},
+    "Emu3ForConditionalGeneration": {
+        "vocabulary_map": {"<image>": 5},
+        "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1], "codebook_size": 64},
+    },
+    "Florence2ForConditionalGeneration": {
+        "vision_config": {
+            "depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1],
+            "patch_prenorm": [False, True], "embed_dim": [16, 32], "num_heads": [2, 2], "num_groups": [2, 2],
+            "projection_dim": 32,
+        },
+    },
+    "MuseGlimmerForConditionalGeneration": {"out_hidden_size": 32, "projector_hidden_size": 32},
+    "Glm4vForConditionalGeneration": _MROPE,
+    "Qwen2_5_VLForConditionalGeneration": _MROPE,
+    "GPTJForCausalLM": {"rotary_dim": 4},
     "GPTNeoForCausalLM": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention", "mamba"], **_MAMBA},
+    "JambaForCausalLM": _JAMBA,
     "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention", "conv"]},
     "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 8},
     "NemotronHForCausalLM": {"layers_block_type": ["mamba", "mlp", "attention", "mlp"]},
+    "Qwen3NextForCausalLM": _LINEAR,
+    "Qwen3_5ForCausalLM": _LINEAR,
+    "Qwen3_5ForConditionalGeneration": {"text_config": _LINEAR},
+    "Qwen3_5MoeForCausalLM": _LINEAR,
+    "Qwen3_5MoeForConditionalGeneration": {"text_config": _LINEAR},
     "RecurrentGemmaForCausalLM": {"head_dim": 8, "hidden_activation": "gelu_pytorch_tanh"},
     "Zamba2ForCausalLM": {"layers_block_type": ["mamba", "hybrid", "mamba"], "num_mem_blocks": 1},
 }
 # Registered names of Transformers' models under another class's name.
 ALIASES = {
+    "BloomModel": "BloomForCausalLM",
     "Gemma1ForCausalLM": "GemmaForCausalLM",
-    "GPT2LMHeadCustomModel": "GPT2LMHeadModel",
     "JetMoEForCausalLM": "JetMoeForCausalLM",
     "MPTForCausalLM": "MptForCausalLM",
     "NeoForCausalLM": "GPTNeoForCausalLM",
@@ -208,7 +241,6 @@ ALIASES = {
 # The model type where the class is listed under several, or in none of Transformers' lists of language models.
 TYPES = {
     "ASTForAudioClassification": "audio-spectrogram-transformer",
-    "BloomModel": "bloom",
     "DeiTForImageClassification": "deit",
     "DeiTModel": "deit",
     "HubertForCTC": "hubert",
@@ -227,7 +259,6 @@ _DENSE_DEEPSEEK = {"first_k_dense_replace": 3}
 _HYBRID_EXPERTS = {"layers_block_type": ["mamba", "moe", "attention", "mlp"]}
 # Variants of architectures: settings that change what a layer computes, and sizes that real models have.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "BambaForCausalLM (no attention)": {"attn_layer_indices": None, **_MAMBA},
     "BitNetForCausalLM (tied)": {"tie_word_embeddings": True},
     "BloomForCausalLM (post-norm residual)": {"apply_residual_connection_post_layernorm": True},
     "CohereForCausalLM (query norm)": {"use_qk_norm": True},
@@ -253,7 +284,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Gemma2ForCausalLM (window 6)": {"sliding_window": 6},
     "Gemma3ForCausalLM (window 6)": {"sliding_window": 6},
     "Gemma4ForCausalLM (experts)": {"enable_moe_block": True, "hidden_size_per_layer_input": 0},
-    "Gemma4ForCausalLM (double-wide MLP)": {"use_double_wide_mlp": True, "num_kv_shared_layers": 1},
+    "Gemma4ForCausalLM (double-wide MLP)": {
+        "use_double_wide_mlp": True,
+        "num_kv_shared_layers": 1,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    },
     "GPT2LMHeadModel (twelve layers)": {"n_layer": 12},
     "GPT2LMHeadModel (ReLU, narrow)": {"activation_function": "relu", "n_inner": 40},
     "GPTBigCodeForCausalLM (multi-head)": {"multi_query": False},
@@ -269,7 +304,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **_MAMBA,
     },
     "GraniteMoeHybridForCausalLM (attention only)": {"layer_types": ["attention"] * 3, **_MAMBA},
-    "JambaForCausalLM (dense)": {"num_experts": 1},
+    "JambaForCausalLM (dense)": {"num_experts": 1, **_JAMBA},
     "Llama4ForCausalLM (every other layer dense)": {"interleave_moe_layer_step": 2},
     "LlamaForCausalLM (attention bias)": {"attention_bias": True},
     "LlamaForCausalLM (MLP bias)": {"mlp_bias": True},
@@ -308,8 +343,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # Transformers has them, and TransformerLens does not register them: {class: model type}.
 NOT_REGISTERED = {
     "BigBirdPegasusForConditionalGeneration": "bigbird_pegasus",
-    "DbrxForCausalLM": "dbrx",
-    "DistilBertForMaskedLM": "distilbert",
     "Dots1ForCausalLM": "dots1",
     "ElectraForMaskedLM": "electra",
     "HeliumForCausalLM": "helium",
@@ -320,11 +353,9 @@ NOT_REGISTERED = {
     "PersimmonForCausalLM": "persimmon",
     "PhimoeForCausalLM": "phimoe",
     "PLBartForConditionalGeneration": "plbart",
-    "Qwen2VLForConditionalGeneration": "qwen2_vl",
     "UMT5ForConditionalGeneration": "umt5",
     "XLMRobertaForMaskedLM": "xlm-roberta",
     "XLMRobertaXLForMaskedLM": "xlm-roberta-xl",
-    "ZambaForCausalLM": "zamba",
 }
 # On TransformerLens 3: HookedTransformers from a directory. Others are refused by their names.
 HOOKED = (

@@ -6,8 +6,10 @@ A column holds one of VERDICTS, or a dash where there is nothing to judge. What 
 from __future__ import annotations
 
 import re
+import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,9 @@ class Facts:
     layers: list[literal.Block]
     repeats: bool = False  # a part runs more than once in a forward pass
     logits_differ: bool | None = None  # TransformerLens's from Hugging Face's; None where they cannot be compared
+    runs: bool | None = None  # TransformerLens's forward pass
     gated: bool | None = None
+    head_is_apart: bool = False  # the unembedding reads vectors of another size than the MLPs write
 
     @property
     def has_experts(self) -> bool:
@@ -58,7 +62,11 @@ REASONS: tuple[tuple[str, Callable[[Facts], bool | None]], ...] = (
     ("different from the Hugging Face model", lambda facts: facts.logits_differ is not False),
     ("fails the check", lambda facts: True),  # numbers, which verify has taken from the model itself
     ("times in a forward pass", lambda facts: facts.repeats),
+    ("stopped with", lambda facts: facts.runs is False),
     ("has no gate", lambda facts: facts.gated is False),
+    ("has a gate, but no hook for it", lambda facts: facts.gated),
+    ("does not say what its activation function is", lambda facts: facts.gated),
+    ("its unembedding reads", lambda facts: facts.head_is_apart),
     ("is not gated", lambda facts: facts.gated is False),
     ("reads no text|not a language model", lambda facts: not facts.reads_text),
 )
@@ -130,8 +138,33 @@ class Row:
         }
 
 
+@contextmanager
+def nothing_installed() -> Iterator[None]:
+    """Refuse to start an installer: TransformerLens runs `pip install torchvision` where it loads a vision model.
+
+    In the environment of whoever judges, that would replace torch.
+    """
+    start = subprocess.Popen.__init__
+
+    def refuse(self: Any, args: Any, *rest: Any, **options: Any) -> None:
+        if "install" in args:
+            raise OSError(f"{args} would change this environment")
+        start(self, args, *rest, **options)
+
+    subprocess.Popen.__init__ = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        subprocess.Popen.__init__ = start  # type: ignore[method-assign]
+
+
 def judge(case: Architecture, directory: Path, backend: str) -> dict[str, str]:
     """Make the model, do everything that a user does with it, and compare each result with the literal reading."""
+    with nothing_installed():
+        return _judge(case, directory, backend)
+
+
+def _judge(case: Architecture, directory: Path, backend: str) -> dict[str, str]:
     row = Row(case, directory, backend)
     if not case.model_type:
         row.found |= {"verdict": UNKNOWN, "boots": "not tried"}
@@ -146,7 +179,7 @@ def judge(case: Architecture, directory: Path, backend: str) -> dict[str, str]:
         row.notes.append(f"no tiny model can be made: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         return row.as_dict()
     row.facts = reference.facts
-    model = _loaded(row, directory)
+    model = _loaded(row, reference)
     if model is not None:
         reference.compare_logits(model)
         _verified(row, model)
@@ -159,18 +192,19 @@ def judge(case: Architecture, directory: Path, backend: str) -> dict[str, str]:
     return row.as_dict()
 
 
-def _loaded(row: Row, directory: Path) -> Any:
+def _loaded(row: Row, reference: Reference) -> Any:
     """Load the model as a user does."""
     try:
-        model = ns.load_model(directory, backend=row.backend, device="cpu")
+        model: Any = ns.load_model(row.directory, backend=row.backend, device="cpu")
     except ns.NeuronShareError as error:
         row.notes.append(f"load_model: {row.plain(str(error))}")
         unverified = None
         try:
-            unverified = ns.load_model(directory, backend=row.backend, device="cpu", verify=False)
+            unverified = ns.load_model(row.directory, backend=row.backend, device="cpu", verify=False)
         except Exception:
             row.found |= {"boots": "no", "verdict": NO_BOOT}
         if unverified is not None:  # TransformerLens loads it, and this package does not accept it
+            reference.compare_logits(unverified)
             row.found |= {"boots": "yes", "verdict": reason(str(error), row.facts)}
         return None
     except Exception as error:
@@ -198,7 +232,7 @@ class Reference:
     """The Hugging Face model, freshly loaded, run with one unpadded prompt at a time."""
 
     def __init__(self, case: Architecture, directory: Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(directory)
+        self.tokenizer = AutoTokenizer.from_pretrained(directory) if case.tokens else None
         model_class = getattr(transformers, case.class_name or case.architecture)
         given = {"dtype": torch.float32, "attn_implementation": "eager"}
         try:
@@ -210,6 +244,23 @@ class Reference:
         is_masked = "MaskedLM" in type(self.model).__name__
         self.facts = Facts(case.tokens, self.is_seq2seq or is_masked, literal.blocks(self.model))
         self.start = getattr(config, "decoder_start_token_id", None) or 0
+        if case.tokens:
+            self._look()
+
+    def _look(self) -> None:
+        """Find what is true of the model itself; Hugging Face's own forward pass must run."""
+        ids = self.ids(QUIZ.prompts["en"][0])
+        self.logits(ids)
+        head = self.model.get_output_embeddings()
+        sizes = {part.W_out.shape[1] for block in self.facts.layers for part in block.parts}
+        self.facts.head_is_apart = head is not None and bool(sizes) and head.weight.shape[1] not in sizes
+        try:
+            reads = self.read(ids)
+        except literal.NoReferenceError as error:
+            self.facts.repeats = "times in a forward pass" in str(error)
+        else:
+            known = [one.gate is not None if one.is_known else None for parts in reads for one in parts]
+            self.facts.gated = True if True in known else None if None in known else False
 
     @property
     def widths(self) -> list[int]:
@@ -245,22 +296,18 @@ class Reference:
         return literal.read(self.facts.layers, lambda: self.logits(ids))[1]
 
     def compare_logits(self, model: Any) -> None:
-        """Find whether TransformerLens computes the same as Hugging Face; and whether parts run more than once."""
+        """Find whether TransformerLens computes the same as Hugging Face."""
+        if not self.facts.reads_text:
+            return
         ids = self.ids(QUIZ.prompts["en"][0])
         try:
             with torch.no_grad():
                 found = model(torch.tensor([ids]))
-            expected = self.logits(ids)
-            self.facts.logits_differ = bool(_off(found[0], expected) > 1e-4)
         except Exception:
-            self.facts.logits_differ = None
-        try:
-            reads = self.read(ids)
-            self.facts.gated = any(one.gate is not None for parts in reads for one in parts)
-        except literal.NoReferenceError as error:
-            self.facts.repeats = "times in a forward pass" in str(error)
-        except Exception:
-            pass
+            self.facts.runs = False
+        else:
+            self.facts.runs = True
+            self.facts.logits_differ = bool(_off(found[0], self.logits(ids)) > 1e-4)
 
 
 def _off(found: Tensor, expected: Tensor) -> float:
@@ -323,6 +370,8 @@ def _compare_types(sharing: Any, reference: Reference, site: str) -> str:
 
 
 def _at_site(read: literal.Read, site: str) -> Tensor:
+    if not read.is_known and site != "post":
+        raise literal.NoReferenceError("the branches of the gate are not known")
     values = getattr(read, site)
     if values is None and site == "gate":
         values = read.post  # an MLP without a gate beside gated ones
@@ -346,7 +395,10 @@ def _ablation(row: Row, model: Any, reference: Reference) -> None:
         hooks = ns.ablation_hooks(model, mask, mode="zero", position="all")
         table = ns.evaluate(model, QUIZ, fwd_hooks=hooks, **reference.options)
     except Exception as error:
-        row.refused("ablation", error)
+        if "The mask has shape" in str(error):
+            row.judge("ablation", f"other neurons than the {reference.widths} of the reference")
+        else:
+            row.refused("ablation", error)
         return
     ids = reference.ids(QUIZ.prompts["de"][0])
     masks = [mask[layer, :width] for layer, width in enumerate(widths)]

@@ -36,6 +36,7 @@ class Read:
     gate: Tensor | None = None
     up: Tensor | None = None
     weight: Tensor | float = 1.0  # the routing weight
+    is_known: bool = True  # whether gate and up were found where there are some
 
 
 class Dense:
@@ -89,7 +90,7 @@ class Dense:
         if pairs and named:  # something else happens to the gate's branch: it is what is left
             return Read(post, torch.where(named[0] == 0, 0, post / named[0]), named[0])
         if pairs:
-            raise NoReferenceError(f"{self.name}: the branches of its gate are not known")
+            return Read(post, is_known=False)
         return Read(post)
 
 
