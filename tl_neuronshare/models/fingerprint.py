@@ -2,7 +2,8 @@
 
 It is the same for a HookedTransformer and a TransformerBridge with the same weights. It is a hash of one sum for each
 tensor that has the same name, and so the same layout, in both classes (attention, MLP, norms, embedding, positions,
-unembedding). The sum is over the tensor's numbers: the bits of each, read as an integer, times an integer for its
+unembedding). Attention that a bridge cannot show head by head, which no HookedTransformer has, counts as its Hugging
+Face module keeps it. The sum is over the tensor's numbers: the bits of each, read as an integer, times an integer for its
 place. A sum of zero is left out, since one class makes biases of zero where the other has none. The fingerprint finds
 mistakes; it does not protect against somebody who wants to deceive.
 """
@@ -28,6 +29,7 @@ _TENSORS = (
     ("W_Q",), ("_W_K", "W_K"), ("_W_V", "W_V"), ("W_O",), ("b_Q",), ("_b_K", "b_K"), ("_b_V", "b_V"), ("b_O",),
     ("W_in",), ("W_gate",), ("W_out",), ("b_in",), ("b_out",), ("w",), ("b",), ("W_E",), ("W_pos",), ("W_U",), ("b_U",),
 )  # fmt: skip
+_HEADS = {"W_Q", "W_K", "W_V", "W_O"}
 # The packages that a model's own modules come from; a module from another package was added by the user.
 _MAKERS = ("torch", "transformers", "transformers_modules", "transformer_lens", "accelerate", "einops")
 _CHUNK = 1 << 18  # how many numbers are held as 64 bits at a time
@@ -62,7 +64,17 @@ def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
             part = _first(owner, names)
             if part is not None:
                 with models.loaded(part):
-                    yield from ((f"{place}.{names[0]}.{name}", tensor) for name, tensor in _tensors(model, part))
+                    found = dict(_tensors(model, part))
+                    if names == ("attn",) and not _HEADS <= set(found):
+                        found |= _as_kept(part)
+                    yield from ((f"{place}.{names[0]}.{name}", tensor) for name, tensor in found.items())
+
+
+def _as_kept(part: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a bridge's Hugging Face module, numbered; none for other modules."""
+    original = models.nested(part, "original_component")
+    parameters = original.parameters() if isinstance(original, nn.Module) else ()
+    return {f"parameter {number}": parameter for number, parameter in enumerate(parameters)}
 
 
 def _added(model: LensModel) -> Iterator[Tensor]:

@@ -105,7 +105,8 @@ def nested(owner: Any, name: str) -> Any:
     """Return the attribute with this name, or None; a dot in the name leads to an attribute of an attribute."""
     try:
         return attrgetter(name)(owner)
-    except (AttributeError, NotImplementedError, TypeError):  # bridges raise these for a part that does not exist
+    # Bridges raise these for a part that does not exist, or that cannot be cut into heads (a ValueError).
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
         return None
 
 
