@@ -3,9 +3,9 @@
 It is the same for a HookedTransformer and a TransformerBridge with the same weights. It is a hash of one sum for each
 tensor that has the same name, and so the same layout, in both classes (attention, MLP, norms, embedding, positions,
 unembedding). Attention that a bridge cannot show head by head, which no HookedTransformer has, counts as its Hugging
-Face module keeps it. The sum is over the tensor's numbers: the bits of each, read as an integer, times an integer for its
-place. A sum of zero is left out, since one class makes biases of zero where the other has none. The fingerprint finds
-mistakes; it does not protect against somebody who wants to deceive.
+Face module keeps it. The sum is over the tensor's numbers: the bits of each, read as an integer, times an integer for
+its place. A sum of zero is left out, since one class makes biases of zero where the other has none. The fingerprint
+finds mistakes; it does not protect against somebody who wants to deceive.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
             if part is not None:
                 with models.loaded(part):
                     found = dict(_tensors(model, part))
-                    if names == ("attn",) and not _HEADS <= set(found):
+                    if names == ("attn",) and not set(found) >= _HEADS:
                         found |= _as_kept(part)
                     yield from ((f"{place}.{names[0]}.{name}", tensor) for name, tensor in found.items())
 

@@ -104,10 +104,14 @@ def block_of(model: LensModel, hook: str) -> Any:
 def nested(owner: Any, name: str) -> Any:
     """Return the attribute with this name, or None; a dot in the name leads to an attribute of an attribute."""
     try:
-        return attrgetter(name)(owner)
+        for part in name.split("."):
+            # A bridge keeps a reference to some tensors from when it was made, which may have been replaced since.
+            path = getattr(owner, "_property_alias_registry", {}).get(part) if part in vars(owner) else None
+            owner = attrgetter(path or part)(owner)
     # Bridges raise these for a part that does not exist, or that cannot be cut into heads (a ValueError).
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         return None
+    return owner
 
 
 def tensor_of(module: Any, name: str) -> Tensor | None:

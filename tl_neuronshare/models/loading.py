@@ -140,9 +140,9 @@ def _explained(error: Exception, name: str, *, is_hooked: bool) -> tuple[str, st
     if "Available architectures" in said or "Valid official model names" in said:  # followed by a list of hundreds
         unknown = "HookedTransformer does not know this name" if is_hooked else f"{lens} does not support {_kind(name)}"
         return f"{unknown}.", (
-            'Use backend="bridge".' if is_hooked else f"Use a different version of {lens.split()[0]}, or another model."
+            'Use backend="bridge".' if is_hooked else "Use a different version of TransformerLens, or another model."
         )
-    reason = shorten(f"{said}" if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {said}", 400)
+    reason = shorten(said if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {said}", 400)
     if isinstance(error, ImportError):
         return reason, "Install the package that it names."
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -155,7 +155,9 @@ def _explained(error: Exception, name: str, *, is_hooked: bool) -> tuple[str, st
         )
     kind = "HookedTransformer" if is_hooked else "TransformerBridge"
     return f"{lens} cannot make a {kind} of it. {reason}", (
-        'Use backend="bridge".' if is_hooked else "See whether the files are complete; if they are, use a different "
+        'Use backend="bridge".'
+        if is_hooked
+        else "See whether the files are complete; if they are, use a different "
         "version of TransformerLens or Transformers."
     )
 
