@@ -33,6 +33,7 @@ from tl_neuronshare.models.lens import (
     loaded,
     name_of,
     nested,
+    quantisation_of,
     version_of_transformer_lens,
 )
 from tl_neuronshare.models.packing import Packing, rope_boundary

@@ -19,6 +19,7 @@ from tl_neuronshare.models.lens import (
     LensModel,
     block_of,
     check_model,
+    dequantised,
     loaded,
     name_of,
     nested,
@@ -132,15 +133,19 @@ class NeuronLayer:
     def W_out(self) -> Float[Tensor, "neuron d_model"]:  # noqa: N802  # TransformerLens's name
         """Return the output weights: row j is what neuron j writes to the residual stream for each unit of its value.
 
+        Quantised weights are dequantised.
+
         Raises:
-            NeuronShareError: the MLP does not end in one linear map.
+            NeuronShareError: the MLP does not end in one linear map, or its weights are quantised in an unknown way.
         """
         with loaded(self.mlp):
-            weights = tensor_of(self.mlp, "W_out")
-            if weights is None or weights.ndim != 2:
+            weights = _kept_W_out(self.mlp)
+            if weights is None and (down := _quantised_down(self.mlp)) is not None:
+                weights = dequantised(down)
+            if weights is None:
                 raise NeuronShareError(
                     f"The MLP of {self.name} has no W_out with one row for each neuron; use a model whose MLPs end in "
-                    "one linear map."
+                    "one linear map, and whose weights are not quantised or can be dequantised."
                 )
             return weights.detach()
 
@@ -216,8 +221,17 @@ def _dense(mlp: Any, block: str, site: Site, hooks: Mapping[str, Any]) -> Neuron
     if f"{block}.mlp.hook_post" not in hooks:
         return None
     gated = f"{block}.mlp.hook_pre_linear" in hooks
-    post = NeuronLayer((NeuronHook(f"{block}.mlp.hook_post", 0),), mlp)
-    width, d_model = post.W_out().shape
+    # Quantised weights need not be read to know how many neurons there are.
+    with loaded(mlp):
+        weights, down = _kept_W_out(mlp), _quantised_down(mlp)
+    if weights is not None:
+        width, d_model = weights.shape
+    elif down is not None:
+        width, d_model = down.in_features, down.out_features
+    else:
+        raise NeuronShareError(
+            f"The MLP of {block} does not end in one linear map from its neurons; use a model whose MLPs do."
+        )
     if site != "post" and not gated and _has_hidden_gate(mlp, width, d_model):
         raise NeuronShareError(f'{block}.mlp has a gate, but no hook for it (see model.hook_dict); use site="post".')
     if site == "up" and not gated:
@@ -230,6 +244,18 @@ def _dense(mlp: Any, block: str, site: Site, hooks: Mapping[str, Any]) -> Neuron
     return NeuronLayer((NeuronHook(f"{block}.mlp.hook_post", width),), mlp, _inside(mlp, "out", gives=False))
 
 
+def _kept_W_out(mlp: Any) -> Float[Tensor, "neuron d_model"] | None:  # noqa: N802  # TransformerLens's name
+    """Return the output weights as TransformerLens keeps them; None if it has none or cannot read them."""
+    weights = tensor_of(mlp, "W_out")
+    return weights if weights is not None and weights.ndim == 2 and weights.is_floating_point() else None
+
+
+def _quantised_down(mlp: Any) -> Any:
+    """Return the Hugging Face module of a bridge's down projection if it knows its own sizes; else None."""
+    down = nested(mlp, "out.original_component")
+    return down if isinstance(getattr(down, "in_features", None), int) else None
+
+
 # Each function knows one kind of layer and returns None for others; the first that does not return None decides.
 KINDS: list[Kind] = [_mixture, _dense]
 
@@ -240,9 +266,17 @@ def _has_hidden_gate(mlp: Any, width: int, d_model: int) -> bool:
     Without a gate, the map into the neurons has one output for each neuron.
     """
     parts = getattr(nested(mlp, "original_component"), "_modules", {}).values()
-    weights = [weight for part in parts if (weight := tensor_of(part, "weight")) is not None and weight.ndim == 2]
-    n_vectors: int = sum(weight.numel() // d_model for weight in weights)
+    n_vectors: int = sum(_n_weights(part) // d_model for part in parts)
     return n_vectors > 2 * width  # each neuron has one in the map into the neurons and one in the map out of them
+
+
+def _n_weights(part: Any) -> int:
+    """Return how many weights a linear map has, quantised or not; 0 for other modules."""
+    sizes = nested(part, "in_features"), nested(part, "out_features")
+    if all(isinstance(size, int) for size in sizes):
+        return int(sizes[0] * sizes[1])
+    weight = tensor_of(part, "weight")
+    return 0 if weight is None or weight.ndim != 2 else weight.numel()
 
 
 def _inside(mlp: Any, name: str, *, gives: bool) -> tuple[nn.Module, bool] | None:

@@ -120,6 +120,34 @@ def tensor_of(module: Any, name: str) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def dequantised(linear: torch.nn.Module) -> Tensor | None:
+    """Return the weights of a quantised linear map as floating-point numbers, [input, output]; None if nobody can."""
+    weight: Any = linear.weight
+    if type(weight).__module__.startswith("bitsandbytes"):
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        return dequantize_bnb_weight(weight, state=getattr(linear, "state", None)).T  # type: ignore[no-any-return]
+    try:
+        return weight.dequantize().T  # type: ignore[no-any-return]
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
+
+
+def quantisation_of(model: LensModel) -> str | None:
+    """Return how the model's weights are quantised, such as `torchao Int8Tensor`; None if they are not."""
+    kinds = {
+        f"{type(weight).__module__.split('.')[0]} {type(weight).__name__}"
+        for weight in model.parameters()
+        if type(weight) not in (torch.nn.Parameter, Tensor) or not weight.is_floating_point()
+    }
+    how = nested(model, "original_model.config.quantization_config")
+    settings = how.to_dict() if hasattr(how, "to_dict") else how
+    if not kinds or not isinstance(settings, dict):
+        return ", ".join(sorted(kinds)) or None
+    said = ", ".join(f"{name}={value}" for name, value in sorted(settings.items()) if isinstance(value, str | int))
+    return f"{', '.join(sorted(kinds))} ({said})"
+
+
 def device_of(model: LensModel) -> torch.device:
     """Return the device on which the model takes its tokens."""
     parameter = next(model.parameters())
