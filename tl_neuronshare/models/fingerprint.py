@@ -2,8 +2,8 @@
 
 It is the same for a HookedTransformer and a TransformerBridge with the same weights. It is a hash of one sum for each
 tensor that has the same name, and so the same layout, in both classes (attention, MLP, norms, embedding, positions,
-unembedding). Attention and MLPs that a bridge cannot show so, which no HookedTransformer has, count as their Hugging Face
-modules keep them. The sum is over the tensor's numbers: the bits of each, read as an integer, times an integer for
+unembedding). Attention and MLPs that a bridge cannot show so, which no HookedTransformer has, count as their Hugging
+Face modules keep them. The sum is over the tensor's numbers: the bits of each, read as an integer, times an integer for
 its place. A sum of zero is left out, since one class makes biases of zero where the other has none. The fingerprint
 finds mistakes; it does not protect against somebody who wants to deceive.
 """
