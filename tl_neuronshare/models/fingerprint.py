@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_neuronshare import models
+from tl_neuronshare.models import points
 from tl_neuronshare.models.lens import LensModel
 
 # Modules of a block, modules of the model, and tensors of a module. Each group holds different names of one thing, and
@@ -51,6 +52,8 @@ def fingerprint_of_weights(model: LensModel) -> str:
         for name, tensor in _named_alike(model):
             checksum = _checksum(tensor)
             digest.update(f"{name} {tensor.numel()} {checksum}\n".encode() if checksum else b"")
+        for name, tensor in _experts(model):
+            digest.update(f"{name} {tensor.numel()} {_checksum(tensor)}\n".encode())
         for tensor in _added(model):
             digest.update(f"added {tensor.numel()} {_checksum(tensor)}\n".encode())
     return digest.hexdigest()[:16]
@@ -65,7 +68,8 @@ def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
             if part is not None:
                 with models.loaded(part):
                     found = dict(_tensors(model, part))
-                    if not set(found) >= _NEEDED.get(names[0], set()):
+                    has_experts = names == ("mlp",) and points.experts_of(owner) is not None
+                    if not has_experts and not set(found) >= _NEEDED.get(names[0], set()):
                         found |= _as_kept(part)
                     yield from ((f"{place}.{names[0]}.{name}", tensor) for name, tensor in found.items())
 
@@ -88,6 +92,17 @@ def _plain(tensor: Any) -> Iterator[Tensor]:
     for scales in (getattr(tensor, "SCB", None), models.nested(tensor, "quant_state.absmax")):  # of bitsandbytes
         if isinstance(scales, Tensor):
             yield scales
+
+
+def _experts(model: LensModel) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the weights of mixtures of experts and of their routers, with Hugging Face's names."""
+    for number, block in enumerate(model.blocks):
+        experts = points.experts_of(block)
+        if experts is not None:
+            owner = next(module for module in block.modules() if experts in module.children())
+            with models.loaded(owner):
+                for name, parameter in owner.named_parameters():
+                    yield f"blocks.{number}.{name}", parameter
 
 
 def _added(model: LensModel) -> Iterator[Tensor]:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.impact import FinalNorm
-from tl_neuronshare.models.forward import run
-from tl_neuronshare.models.hooks import hooked, without_hooks
-from tl_neuronshare.models.layers import NeuronLayer, neuron_layers
+from tl_neuronshare.models.forward import reading
+from tl_neuronshare.models.hooks import hooked, keeping, without_hooks
+from tl_neuronshare.models.layers import neuron_layers
 from tl_neuronshare.models.lens import (
     LensModel,
     block_of,
@@ -27,6 +27,7 @@ from tl_neuronshare.models.lens import (
     name_of,
     tensor_of,
 )
+from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer
 from tl_neuronshare.models.tokens import vocabulary_size
 
 _N_TOKENS = 8
@@ -106,25 +107,35 @@ def _factors(
     """
     written: dict[int, Tensor] = {}  # by each layer's neurons, in the last row, which is not edited
     changes: dict[int, Tensor] = {}  # of the residual stream after each layer, from the last row to the layer's own
+    weighted = [layer.weighted() for layer in layers]
 
-    def scale(tensor: Tensor, hook: Any, *, row: int, layer: NeuronLayer) -> Tensor:
-        values = layer.hooks[0].read(tensor)
-        written[row] = (values[-1].float() @ layer.W_out().to(values.device, torch.float32)).double().cpu()
-        where = torch.zeros_like(values, dtype=torch.bool)
+    def note(row: int, tensors: tuple[Tensor, ...]) -> None:
+        values = weighted[row].read(tensors, slice(-1, None))[0]
+        written[row] = (values.float() @ layers[row].W_out().to(values.device, torch.float32)).double().cpu()
+
+    def scale(tensor: Tensor, hook: Any, *, row: int, neurons: NeuronHook, kept: dict[str, Tensor]) -> Tensor:
+        where = torch.zeros(len(layers) + 1, 1, 1, dtype=torch.bool, device=tensor.device)
         where[row] = True
-        return layer.hooks[0].write(tensor, _SCALE * values, where)
+        scaled = neurons.like(where, [*(kept[name] for name in neurons.context), tensor])
+        return torch.where(scaled, _SCALE * tensor, tensor)
 
     def keep(block: torch.nn.Module, inputs: Any, output: Any, *, row: int) -> None:
         after = output if isinstance(output, Tensor) else output[0]
         changes[row] = (after[row].double() - after[-1].double()).cpu()
 
+    edits: list[tuple[str, Any]] = []
+    for row, layer in enumerate(layers):
+        for neurons in layer.hooks:
+            kept: dict[str, Tensor] = {}
+            edits += keeping(neurons.context, kept)
+            edits.append((neurons.name, partial(scale, row=row, neurons=neurons, kept=kept)))
     with ExitStack() as stack:
         for row, layer in enumerate(layers):
             block = block_of(model, layer.hooks[0].name)
             stack.callback(block.register_forward_hook(partial(keep, row=row)).remove)
-        edits = [(layer.hooks[0].name, partial(scale, row=row, layer=layer)) for row, layer in enumerate(layers)]
+        run_once = stack.enter_context(reading(model, weighted, note))
         stack.enter_context(hooked(model, edits))
-        run(model, tokens.expand(len(layers) + 1, -1), None)
+        run_once(tokens.expand(len(layers) + 1, -1), None)
     pairs = []
     for row in range(len(layers)):
         change, expected = changes[row], (_SCALE - 1) * written[row]
