@@ -25,6 +25,7 @@ from tl_neuronshare.models.lens import (
     loaded,
     name_of,
     nested,
+    quantisation_of,
     version_of_transformer_lens,
 )
 from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Places, Site, named

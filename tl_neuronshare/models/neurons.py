@@ -275,7 +275,10 @@ class LinearWriter:
 
 def no_output_weights(what: str) -> str:
     """Return the message for a part whose output weights cannot be read."""
-    return f"{what} has no W_out with one row for each neuron; use a model whose MLPs end in one linear map."
+    return (
+        f"{what} has no W_out with one row for each neuron; use a model whose MLPs end in one linear map, with weights "
+        "that are not quantised or can be dequantised."
+    )
 
 
 @contextmanager

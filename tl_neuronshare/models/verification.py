@@ -208,8 +208,13 @@ def compare_with_its_source(model: LensModel, source: nn.Module) -> None:
         NeuronShareError: the logits differ.
     """
     record = _RECORDS[model] = _Record(_state_of(model), _rows(model, None), has_reference=True)
-    _outcome(model, "logits", record, source)
-    require(model, "logits")
+    outcome = _outcome(model, "logits", record, source)
+    if outcome.passed is not True:
+        raise NeuronShareError(
+            f"The HookedTransformer that TransformerLens makes of {models.name_of(model)} is a different model "
+            f"({_versions()}): {outcome.note} ({outcome.value:.2g}; the bound is {outcome.bound:.2g}). Use "
+            'backend="bridge", which runs the Hugging Face model itself.'
+        )
 
 
 @dataclass
@@ -408,6 +413,8 @@ def _check_logits(run: _Run) -> Outcome:
                 f"reference is a different model: it has {pairs[0][1].shape[-1]} tokens, but "
                 f"{models.name_of(run.model)} has {pairs[0][0].shape[-1]}; load the same model for both."
             )
+        if (beyond := _beyond_the_rows(run)) is not None:
+            return Outcome.of(torch.inf, run.bound, beyond)
     else:
         with models.unwrapped(run.model) as hugging_face:
             expected = [_logits_of(hugging_face, row) for row in run.rows]
@@ -417,6 +424,26 @@ def _check_logits(run: _Run) -> Outcome:
         note = "the logits of a small random model of this architecture differ from the Hugging Face model's"
         return Outcome.of(_difference_of_twin(run), run.bound, note)
     return Outcome.of(value, run.bound, "the logits differ from the Hugging Face model's")
+
+
+def _beyond_the_rows(run: _Run) -> str | None:
+    """Return what a HookedTransformer computes differently for texts that are longer than the rows; None if nothing."""
+    if models.is_bridge(run.model):
+        return None
+    theirs = models.nested(run.reference, "config.get_text_config")()
+    window = getattr(theirs, "sliding_window", None)
+    kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * theirs.num_hidden_layers
+    local = [kind == "sliding_attention" and window is not None for kind in kinds]
+    cfg = run.model.cfg
+    ours = [kind == "local" for kind in cfg.attn_types or ()] if cfg.use_local_attn else [False] * cfg.n_layers
+    if any(local) and window < cfg.n_ctx and (ours != local or cfg.window_size != window):
+        return f"the Hugging Face model has a sliding window of {window} tokens in some layers, which this model lacks"
+    rope = getattr(theirs, "rope_parameters", None) or {}
+    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    changing = {part.get("rope_type") for part in parts} & {"dynamic", "longrope"}
+    if changing:
+        return f"the Hugging Face model's {changing.pop()} RoPE depends on a text's length, and this model's does not"
+    return None
 
 
 def _difference_of_twin(run: _Run) -> float:
