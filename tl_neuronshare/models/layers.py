@@ -9,7 +9,7 @@ from typing import Any, get_args
 from tl_neuronshare.checks import one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import points
-from tl_neuronshare.models.dense import dense
+from tl_neuronshare.models.dense import MLPS, dense, pointed
 from tl_neuronshare.models.experts import mixture
 from tl_neuronshare.models.lens import LensModel, block_of, check_model, name_of
 from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Site
@@ -17,9 +17,9 @@ from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Site
 # (the block's module, its name such as "blocks.3", the site, the model's hook points by name) -> the block's neurons
 Kind = Callable[[Any, str, Site, Mapping[str, Any]], NeuronLayer | None]
 # Each function knows one kind of layer and returns None for others; the first that does not return None decides.
-KINDS: list[Kind] = [mixture, dense]
+KINDS: list[Kind] = [mixture, pointed, dense]
 # Names of hook points in an MLP or a mixture of experts.
-_OF_MLP = re.compile(r"blocks\.(\d+)\.(mlp|routed)\.")
+_OF_MLP = re.compile(rf"blocks\.(\d+)\.(routed|down|{'|'.join(MLPS)})\.")
 
 
 def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
@@ -63,4 +63,4 @@ def final_residual(model: LensModel) -> NeuronLayer:
 
 def is_gated(model: LensModel) -> bool:
     """Return whether each neuron is the product of a gate and an up branch, both with hooks."""
-    return any(re.fullmatch(r"blocks\.\d+\.(mlp|routed)\.hook_pre_linear", name) for name in model.hook_dict)
+    return any(_OF_MLP.match(name) and name.endswith("hook_pre_linear") for name in model.hook_dict)

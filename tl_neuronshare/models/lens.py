@@ -81,6 +81,11 @@ def check_model(model: object) -> None:
             f"A {type(model).__name__} is not a TransformerLens model; load one with tl_neuronshare.load_model(name), "
             "HookedTransformer.from_pretrained_no_processing(name) or TransformerBridge.boot_transformers(name)."
         )
+    if not hasattr(model, "blocks"):
+        raise NeuronShareError(
+            f"{name_of(model)} ({type(getattr(model, 'original_model', model)).__name__}) does not keep its layers in "
+            "model.blocks, so that they cannot be found; use a different model."
+        )
     if getattr(model, "tokenizer", None) is None:
         raise NeuronShareError(f"{name_of(model)} has no tokenizer; give it one with model.set_tokenizer(...).")
     hugging_face = getattr(model, "original_model", None)
