@@ -365,8 +365,9 @@ def _shared(block: Any, name: str, site: Site, hooks: Mapping[str, Any], routed:
         routed.hooks[0].context[:1],
         gate if gate in hooks else None,
     )
-    is_post, (experts,) = site == "post", routed.writers
-    inside = _is_inside(experts_of(block), getattr(block, "mlp", None))
+    experts: Any = routed.writers[0]
+    is_post = site == "post"
+    inside = _is_inside(experts.experts, getattr(block, "mlp", None))
     writer = (
         SharedWriter(linear, width, is_post, block.mlp, experts) if inside else LinearWriter(linear, width, is_post)
     )
