@@ -2,7 +2,8 @@
 
 It is the same for a HookedTransformer and a TransformerBridge with the same weights. It is a hash of one sum for each
 tensor that has the same name, and so the same layout, in both classes (attention, MLP, norms, embedding, positions,
-unembedding). The sum is over the tensor's numbers: the bits of each, read as an integer, times an integer for its
+unembedding). An encoder or an encoder-decoder exists as a bridge only, so that all its weights count, by their names in
+Hugging Face. The sum is over the tensor's numbers: the bits of each, read as an integer, times an integer for its
 place. A sum of zero is left out, since one class makes biases of zero where the other has none. The fingerprint finds
 mistakes; it does not protect against somebody who wants to deceive.
 """
@@ -46,7 +47,8 @@ def fingerprint_of_weights(model: LensModel) -> str:
     """
     digest = hashlib.sha256()
     with torch.no_grad():
-        for name, tensor in _named_alike(model):
+        is_decoder = models.architecture_of(model) == "decoder"
+        for name, tensor in _named_alike(model) if is_decoder else _named_by_hugging_face(model):
             checksum = _checksum(tensor)
             digest.update(f"{name} {tensor.numel()} {checksum}\n".encode() if checksum else b"")
         for tensor in _added(model):
@@ -56,13 +58,23 @@ def fingerprint_of_weights(model: LensModel) -> str:
 
 def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
     """Iterate over the tensors that both classes have, with their names, and with the same numbers in both classes."""
-    owners = [(f"blocks.{number}", block, _BLOCK_PARTS) for number, block in enumerate(model.blocks)]
+    owners = [
+        (f"blocks.{number}", block, _BLOCK_PARTS) for number, block in enumerate(models.stacks_of(model)["blocks"])
+    ]
     for place, owner, parts in (*owners, ("model", model, _MODEL_PARTS)):
         for names in parts:
             part = _first(owner, names)
             if part is not None:
                 with models.loaded(part):
                     yield from ((f"{place}.{names[0]}.{name}", tensor) for name, tensor in _tensors(model, part))
+
+
+def _named_by_hugging_face(model: LensModel) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the weights of a bridge's Hugging Face model, with their names."""
+    with models.unwrapped(model) as hugging_face:
+        for place, module in hugging_face.named_modules():
+            with models.loaded(module):
+                yield from ((f"{place}.{name}", tensor) for name, tensor in module.named_parameters(recurse=False))
 
 
 def _added(model: LensModel) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.impact import FinalNorm
 from tl_neuronshare.models.layers import neuron_layers
-from tl_neuronshare.models.lens import LensModel, device_of, is_bridge, loaded, name_of, nested, tensor_of
+from tl_neuronshare.models.lens import LensModel, device_of, is_bridge, loaded, name_of, nested, stacks_of, tensor_of
 
 
 def unembedding(model: LensModel, tokens: Int[Tensor, " token"] | slice) -> Float[Tensor, "d_model token"]:
@@ -51,7 +51,7 @@ def changes_mlp_output(model: LensModel) -> str | None:
     """Return what the model does to its MLPs' output besides adding it to the residual stream; None if nothing."""
     config = nested(model, "original_model.config") or model.cfg
     norms = ("ln2_post", "original_component.post_feedforward_layernorm")
-    if any(nested(model.blocks[0], name) is not None for name in norms):
+    if any(nested(stacks_of(model)["blocks"][0], name) is not None for name in norms):
         return "normalises what its MLPs write before it is added to the residual stream"
     multipliers = getattr(config, "mlp_multipliers", None) or [1.0]
     if getattr(config, "residual_multiplier", 1.0) != 1 or multipliers[-1] != 1:  # Granite, Falcon-H1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,15 +17,18 @@ from tl_neuronshare.checks import one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models.lens import (
     LensModel,
+    architecture_of,
     block_of,
     check_model,
     loaded,
     name_of,
     nested,
+    stacks_of,
     tensor_of,
 )
 
 Site = Literal["post", "gate", "up"]
+Stack = Literal["encoder", "decoder"]
 # The names that gated MLPs in Hugging Face and in TransformerLens give to their activation function.
 _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 
@@ -79,11 +82,14 @@ class NeuronLayer:
             first neurons are those of the first hook, followed by those of the next.
         mlp: TransformerLens's module of the MLP; None for a tensor that is read like a layer without being an MLP.
         source: the Hugging Face module, inside a bridge, that receives the same values (True) or returns them (False).
+        stack: whether the layer is in the encoder or in the decoder. In an encoder-decoder, the encoder's layers see
+            other tokens than the decoder's.
     """
 
     hooks: tuple[NeuronHook, ...]
     mlp: Any = field(default=None, repr=False)
     source: tuple[nn.Module, bool] | None = field(default=None, repr=False)
+    stack: Stack = "decoder"
 
     @property
     def name(self) -> str:
@@ -160,21 +166,21 @@ Kind = Callable[[Any, str, Site, Mapping[str, Any]], NeuronLayer | None]
 
 
 def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
-    """Return each layer's neurons at a site, in the order of the layers.
+    """Return each layer's neurons at a site, in the order of the layers; an encoder's before a decoder's.
 
     `post` is the input of the down projection. `gate` is act(gate) on gated MLPs and the same as `post` on others.
     `up` is the up branch, which is multiplied by act(gate); only gated MLPs have one.
 
     Raises:
-        NeuronShareError: the site is unknown, the model is not a TransformerLens model or not a decoder, it has no MLP
-            hooks, an MLP's neurons cannot be read (a mixture of experts), or `up` is asked for without a gate.
+        NeuronShareError: the site is unknown, the model is not a TransformerLens model, it has no MLP hooks, an MLP's
+            neurons cannot be read (a mixture of experts), or `up` is asked for without a gate.
     """
     one_of("site", site, get_args(Site))
     check_model(model)
     hooks = model.hook_dict
-    blocks = sorted({int(match[1]) for name in hooks if (match := re.match(r"blocks\.(\d+)\.mlp\.", name))})
+    is_encoder = architecture_of(model) == "encoder"
     layers = []
-    for block in (f"blocks.{number}" for number in blocks):
+    for stack, block in _blocks_with_mlp(model, hooks):
         mlp = block_of(model, block).mlp
         layer = next((layer for kind in KINDS if (layer := kind(mlp, block, site, hooks)) is not None), None)
         if layer is None:
@@ -182,7 +188,7 @@ def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
                 f"{block}.mlp has no hook_post, so that its neurons cannot be read; "
                 "use a model in which every MLP has one (see model.hook_dict)."
             )
-        layers.append(layer)
+        layers.append(replace(layer, stack="encoder" if is_encoder or stack == "encoder_blocks" else "decoder"))
     if not layers:
         raise NeuronShareError(
             f"{name_of(model)} has no MLP: none of its {len(hooks)} hooks is named blocks.N.mlp.hook_post. "
@@ -191,14 +197,23 @@ def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
     return layers
 
 
+def _blocks_with_mlp(model: LensModel, hooks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Iterate over the stacks' names and the names of their blocks that have an MLP, such as blocks.3, in order."""
+    for stack in stacks_of(model):
+        pattern = re.compile(rf"{stack}\.(\d+)\.mlp\.")
+        for number in sorted({int(match[1]) for name in hooks if (match := pattern.match(name))}):
+            yield stack, f"{stack}.{number}"
+
+
 def final_residual(model: LensModel) -> NeuronLayer:
     """Return the residual stream after the last block, which can be read like a layer."""
-    return NeuronLayer((NeuronHook(f"blocks.{len(model.blocks) - 1}.hook_resid_post", model.cfg.d_model),))
+    last = len(stacks_of(model)["blocks"]) - 1
+    return NeuronLayer((NeuronHook(f"blocks.{last}.hook_resid_post", model.cfg.d_model),))
 
 
 def is_gated(model: LensModel) -> bool:
     """Return whether each neuron is the product of a gate and an up branch, both with hooks."""
-    return any(re.fullmatch(r"blocks\.\d+\.mlp\.hook_pre_linear", name) for name in model.hook_dict)
+    return any(re.fullmatch(r"(\w+_)?blocks\.\d+\.mlp\.hook_pre_linear", name) for name in model.hook_dict)
 
 
 def _mixture(mlp: Any, block: str, site: Site, hooks: Mapping[str, Any]) -> NeuronLayer | None:

@@ -10,7 +10,7 @@ import torch
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import verification
-from tl_neuronshare.models.lens import LensModel, has_hooked_transformer, version_of_transformer_lens
+from tl_neuronshare.models.lens import LensModel, architecture_of, has_hooked_transformer, version_of_transformer_lens
 
 Backend = Literal["auto", "hooked", "bridge"]
 
@@ -72,9 +72,7 @@ def load_model(
         elif has_hooked_transformer() and (backend == "hooked" or (backend == "auto" and _known_name(name))):
             model, source = _load_hooked(name, local=path.is_dir(), device=device, dtype=dtype)
         else:
-            from transformer_lens.model_bridge import TransformerBridge
-
-            model = TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+            model = _boot(name, device=device, dtype=dtype)
     except NeuronShareError:
         raise
     except (OSError, ValueError, ImportError) as error:
@@ -150,6 +148,19 @@ def _generation_config(name: str) -> Any:
         return GenerationConfig.from_pretrained(get_official_model_name(name))
     except OSError:
         return None
+
+
+def _boot(name: str, *, device: str | torch.device | None, dtype: torch.dtype) -> LensModel:
+    """Load a bridge; if it has an encoder, its tokenizer gets back the special tokens that TransformerLens replaces."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    model: LensModel = TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+    if architecture_of(model) != "decoder":
+        as_saved = getattr(AutoTokenizer.from_pretrained(name), "backend_tokenizer", None)
+        if as_saved is not None:  # only fast tokenizers have a post-processor
+            model.tokenizer.backend_tokenizer.post_processor = as_saved.post_processor
+    return model
 
 
 def _from_gguf(path: Path, *, device: str | torch.device | None, dtype: torch.dtype) -> LensModel:
