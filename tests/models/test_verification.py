@@ -367,15 +367,6 @@ def test_texts_of_one_s_own_and_bad_ones(animals, backend):
         ns.verify(model, reference=animals.hugging_face("demo")[0])
 
 
-def test_what_has_no_neurons_to_read_answers_all_the_same(tmp_path):
-    """The neurons of a mixture of experts are refused, but its answers are evaluated."""
-    model = made(tmp_path, "mixtral", head_dim=None, num_local_experts=4, num_experts_per_tok=2)
-    assert len(ns.evaluate(model, PROMPTS)) == len(ns.evaluate(model, PROMPTS, scoring="exact")) == 4
-    assert len(ns.perplexity(model, zoo.LONGER)) == 5
-    with pytest.raises(ns.NeuronShareError, match="mixture of experts"):
-        ns.categorise(model, PROMPTS)
-
-
 @pytest.mark.parametrize("context", [3, 24])
 def test_a_tokenizer_that_cannot_read_our_texts_and_a_short_context(tmp_path, context):
     config = {"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": context}

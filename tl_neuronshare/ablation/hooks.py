@@ -21,8 +21,8 @@ from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number, Position, as_position
 from tl_neuronshare.models import verification
-from tl_neuronshare.models.layers import NeuronHook, NeuronLayer, Site
 from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Site
 from tl_neuronshare.results.masks import check_mask
 
 Mode = Literal["zero", "mean", "resample", "scale"]
@@ -161,7 +161,9 @@ def hooks_at(
         references = [None] * len(masks) if reference is None else layer.split(reference[..., number, :])
         for neurons, mask_of_hook, reference_of_hook in zip(layer.hooks, masks, references, strict=True):
             edit = _edit(mode, values) if reference_of_hook is None else _Put(reference_of_hook)
-            hooks.append((neurons.name, _Ablation(neurons, mask_of_hook, edit, places)))
+            ablation = _Ablation(neurons, mask_of_hook, edit, places)
+            hooks += models.keeping(neurons.context, ablation.kept)
+            hooks.append((neurons.name, ablation))
     return hooks
 
 
@@ -214,20 +216,20 @@ def _checked_values(mode: Any, values: Any, mask: Tensor) -> Tensor | None:
     return reference
 
 
-def _edit(mode: Any, values: Any) -> Edit:
-    """The edit of modes that need no reference values, as a pure function of the layer's tensor."""
+# The hook and its tensors -> new values, laid out as the last tensor is.
+_NewValues = Callable[[NeuronHook, Sequence[Tensor]], Tensor]
+
+
+def _edit(mode: Any, values: Any) -> _NewValues:
+    """The edit of modes that need no reference values, as a pure function of a hook's tensors."""
     if callable(mode):
-        return partial(_apply_to_copy, function=mode)
-    return _zero if mode == "zero" else partial(torch.mul, other=float(values))
+        return _Apply(mode)
+    return partial(_scaled, factor=0.0 if mode == "zero" else float(values))
 
 
-def _apply_to_copy(tensor: Tensor, *, function: Edit) -> Any:
-    """Apply the user's function to a copy, in case it edits in place."""
-    return function(tensor.clone())
-
-
-def _zero(tensor: Tensor) -> Tensor:
-    return tensor.new_zeros(()).expand_as(tensor)
+def _scaled(neurons: NeuronHook, tensors: Sequence[Tensor], *, factor: float) -> Tensor:
+    """The values multiplied by a factor; zero also where they are infinite."""
+    return tensors[-1] * factor if factor else tensors[-1].new_zeros(()).expand_as(tensors[-1])
 
 
 def _described(values: Any) -> str:
@@ -243,11 +245,30 @@ class _Put:
     def __init__(self, values: Float[Tensor, "*batch neuron"]) -> None:
         self.values = values if values.ndim == 1 else rearrange(values, "batch neuron -> batch 1 neuron")
 
-    def __call__(self, tensor: Tensor) -> Tensor:
+    def __call__(self, neurons: NeuronHook, tensors: Sequence[Tensor]) -> Tensor:
+        tensor, (n_rows, _) = tensors[-1], neurons.shape(tensors) or (0, 0)
         self.values = self.values.to(tensor.device)
-        if self.values.ndim == 3 and len(self.values) != len(tensor):
-            raise NeuronShareError(f"The values are for {len(self.values)} rows, but the batch has {len(tensor)}.")
-        return self.values.to(tensor.dtype).expand_as(tensor)
+        if self.values.ndim == 3 and len(self.values) != n_rows:
+            raise NeuronShareError(f"The values are for {len(self.values)} rows, but the batch has {n_rows}.")
+        values = self.values if self.values.ndim == 3 else self.values[None, None]
+        return neurons.like(values.to(tensor.dtype), tensors)
+
+
+class _Apply:
+    """Applies the user's function to the values of all neurons at all positions."""
+
+    def __init__(self, function: Edit) -> None:
+        self.function = function
+
+    def __call__(self, neurons: NeuronHook, tensors: Sequence[Tensor]) -> Tensor:
+        values = neurons.read(tensors)
+        new = self.function(values.clone())  # a copy, in case it edits in place
+        if not isinstance(new, Tensor) or new.shape != values.shape or new.dtype != values.dtype:
+            raise NeuronShareError(
+                f"{neurons.name}: the function given as mode returned {_described(new)} for {_described(values)}; "
+                "it must keep shape and dtype."
+            )
+        return neurons.like(new, tensors)
 
 
 class _Places:
@@ -352,8 +373,11 @@ def _other_batch(hook: str, n_rows: int, what: str, n_expected: int) -> str:
 class _Ablation:
     """The function of one hook, which puts new values where mask and position say."""
 
-    def __init__(self, neurons: NeuronHook, mask: Bool[Tensor, "*batch neuron"], edit: Edit, places: _Places) -> None:
+    def __init__(
+        self, neurons: NeuronHook, mask: Bool[Tensor, "*batch neuron"], edit: _NewValues, places: _Places
+    ) -> None:
         self.neurons, self.edit, self.places = neurons, edit, places
+        self.kept: dict[str, Tensor] = {}  # the tensors of the hook's context
         self.mask = mask if mask.ndim == 1 else rearrange(mask, "batch neuron -> batch 1 neuron")
         self.is_empty = not mask.any()
         self._has_seen_prompt = False
@@ -363,7 +387,7 @@ class _Ablation:
     @property
     def is_local(self) -> bool:
         """Whether the edit of a token depends on that token alone. For a user's own function this is not known."""
-        return getattr(self.edit, "func", None) is not _apply_to_copy
+        return not isinstance(self.edit, _Apply)
 
     def ends_at(self, prompt_tokens: int) -> bool:
         """Whether this hook assumes that the prompt has this many tokens, or does not need to know."""
@@ -375,29 +399,24 @@ class _Ablation:
         called_as = getattr(hook, "name", None)
         if tensor is self._returned() and called_as != self._called_as:
             return None
-        n_rows, length = self._size(tensor)
-        name = self.neurons.name
-        chosen = self.places.chosen(n_rows, length, is_later=self._has_seen_prompt, hook=name)
+        tensors = [*(self.kept[name] for name in self.neurons.context), tensor]
+        n_rows, length = self._size(tensors)
+        chosen = self.places.chosen(n_rows, length, is_later=self._has_seen_prompt, hook=self.neurons.name)
         self._has_seen_prompt = True
         if chosen is None or self.is_empty:
             return None
         self.mask = self.mask.to(tensor.device)
-        values = self.neurons.read(tensor)
-        new = self.edit(values)
-        if not isinstance(new, Tensor) or new.shape != values.shape or new.dtype != values.dtype:
-            raise NeuronShareError(
-                f"{name}: the function given as mode returned {_described(new)} for {_described(values)}; "
-                "it must keep shape and dtype."
-            )
-        edited = self.neurons.write(tensor, new, self.mask & chosen.to(tensor.device))
+        mask = self.mask if self.mask.ndim == 3 else self.mask[None, None]
+        where = self.neurons.like(mask, tensors) & self.neurons.like(chosen.to(tensor.device), tensors)
+        edited = torch.where(where, self.edit(self.neurons, tensors), tensor)
         self._returned, self._called_as = weakref.ref(edited), called_as
         return edited
 
-    def _size(self, tensor: Tensor) -> tuple[int, int]:
+    def _size(self, tensors: Sequence[Tensor]) -> tuple[int, int]:
         """How many rows and tokens the call has. The rows must be as many as the mask's."""
-        shape = self.neurons.shape(tensor)
+        shape = self.neurons.shape(tensors)
         if shape is None:
-            raise NeuronShareError(NeuronLayer((self.neurons,)).misfit((tensor,), ("any", "any")))
+            raise NeuronShareError(NeuronLayer((self.neurons,)).misfit(tensors, ("any", "any")))
         if self.mask.ndim == 3 and len(self.mask) != shape[0]:
             raise NeuronShareError(_other_batch(self.neurons.name, shape[0], "the masks", len(self.mask)))
         return shape

@@ -236,7 +236,7 @@ class _Study:
 
     def __init__(self, model: LensModel, evaluation: Evaluation, targets: Targets, replacing: Replacing) -> None:
         self.model, self.evaluation, self.targets, self.replacing = model, evaluation, targets, replacing
-        self.layers = models.neuron_layers(model, "post")
+        self.layers = [layer.weighted() for layer in models.neuron_layers(model, "post")]
 
     def run(
         self, kinds: Sequence[Control], seeds: Sequence[int], on_run: OnRun | None, *, progress: bool

@@ -145,7 +145,7 @@ class Impacts:
                 "this model, loaded in the same way and dtype."
             )
         self.model, self.prompts, self.options = model, prompts, options
-        self.layers = models.neuron_layers(model, "post")
+        self.layers = [layer.weighted() for layer in models.neuron_layers(model, "post")]
         self.widths, self.types = sharing.widths, sharing.types
         self.top_k = options.counts(self.widths)
         self.final_norm = models.final_norm(model) if options.norm != "none" else None

@@ -10,21 +10,13 @@ from tl_neuronshare.models.forward import (
     values_of,
 )
 from tl_neuronshare.models.head import changes_mlp_output, check_unembedding, final_norm, unembedding
-from tl_neuronshare.models.hooks import Hooks, all_firing, has_hooks, hooked, unwrapped, without_hooks
+from tl_neuronshare.models.hooks import Hooks, all_firing, has_hooks, hooked, keeping, unwrapped, without_hooks
 from tl_neuronshare.models.inputs import Inputs, inputs_of
-from tl_neuronshare.models.layers import (
-    NeuronHook,
-    NeuronLayer,
-    Places,
-    Site,
-    Stack,
-    final_residual,
-    is_gated,
-    neuron_layers,
-)
+from tl_neuronshare.models.layers import final_residual, is_gated, neuron_layers
 from tl_neuronshare.models.lens import (
     LensModel,
     architecture_of,
+    blocks_of,
     check_model,
     check_position,
     device_of,
@@ -41,6 +33,7 @@ from tl_neuronshare.models.lens import (
     stacks_of,
     version_of_transformer_lens,
 )
+from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Places, Site, Stack, named
 from tl_neuronshare.models.packing import Packing, rope_boundary
 from tl_neuronshare.models.tokens import (
     answer_tokens,

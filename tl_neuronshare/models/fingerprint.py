@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_neuronshare import models
+from tl_neuronshare.models import points
 from tl_neuronshare.models.lens import LensModel
 
 # Modules of a block, modules of the model, and tensors of a module. Each group holds different names of one thing, and
@@ -51,6 +52,8 @@ def fingerprint_of_weights(model: LensModel) -> str:
         for name, tensor in _named_alike(model) if is_decoder else _named_by_hugging_face(model):
             checksum = _checksum(tensor)
             digest.update(f"{name} {tensor.numel()} {checksum}\n".encode() if checksum else b"")
+        for name, tensor in _experts(model):
+            digest.update(f"{name} {tensor.numel()} {_checksum(tensor)}\n".encode())
         for tensor in _added(model):
             digest.update(f"added {tensor.numel()} {_checksum(tensor)}\n".encode())
     return digest.hexdigest()[:16]
@@ -58,9 +61,7 @@ def fingerprint_of_weights(model: LensModel) -> str:
 
 def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
     """Iterate over the tensors that both classes have, with their names, and with the same numbers in both classes."""
-    owners = [
-        (f"blocks.{number}", block, _BLOCK_PARTS) for number, block in enumerate(models.stacks_of(model)["blocks"])
-    ]
+    owners = [(place, block, _BLOCK_PARTS) for place, block in models.blocks_of(model)]
     for place, owner, parts in (*owners, ("model", model, _MODEL_PARTS)):
         for names in parts:
             part = _first(owner, names)
@@ -75,6 +76,17 @@ def _named_by_hugging_face(model: LensModel) -> Iterator[tuple[str, Tensor]]:
         for place, module in hugging_face.named_modules():
             with models.loaded(module):
                 yield from ((f"{place}.{name}", tensor) for name, tensor in module.named_parameters(recurse=False))
+
+
+def _experts(model: LensModel) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the weights of mixtures of experts and of their routers, with Hugging Face's names."""
+    for place, block in models.blocks_of(model):
+        experts = points.experts_of(block)
+        if experts is not None:
+            owner = next(module for module in block.modules() if experts in module.children())
+            with models.loaded(owner):
+                for name, parameter in owner.named_parameters():
+                    yield f"{place}.{name}", parameter
 
 
 def _added(model: LensModel) -> Iterator[Tensor]:

@@ -17,8 +17,10 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import nth_from_the_end
 from tl_neuronshare.models.hooks import hooked
 from tl_neuronshare.models.inputs import Inputs
-from tl_neuronshare.models.layers import NeuronLayer, Stack
 from tl_neuronshare.models.lens import LensModel, device_of, is_bridge, left_as_found
+from tl_neuronshare.models.neurons import NeuronLayer, Stack
+
+_CHUNK = 1 << 26  # values of one layer that are summed at a time
 
 
 def run(model: LensModel, inputs: Inputs) -> None:
@@ -78,40 +80,40 @@ def _without_vocabulary(model: LensModel) -> dict[str, Any]:
 def layer_hooks(
     layers: Sequence[NeuronLayer], read: Callable[[int, tuple[Tensor, ...]], None]
 ) -> list[tuple[str, Callable[..., None]]]:
-    """Return hooks that call `read` with a layer's number and its hooks' tensors, once the layer's last hook fires.
+    """Return hooks that call `read` with a layer's number and its tensors, once all its hook points have fired.
 
-    The hooks raise NeuronShareError where a layer's hooks do not fire in the order in which it lists them.
+    The tensors are in the order of the layer's `names`; the hook points may fire in any order.
     """
-
-    def collector(number: int, layer: NeuronLayer) -> Callable[..., None]:
-        tensors: list[Tensor] = []
-        last: Callable[[], Tensor | None] = lambda: None  # noqa: E731  # a weak reference to the tensor of the last hook
-
-        def collect(tensor: Tensor, hook: Any, *, place: int) -> None:
-            nonlocal last
-            if place == 0:  # a forward pass that stopped half-way may have left tensors
-                tensors.clear()
-            elif place == len(layer.hooks) - 1 and tensor is last():
-                return  # a bridge's compatibility mode calls a hook once for each of its names
-            if place != len(tensors):
-                raise NeuronShareError(
-                    f"{layer.hooks[place].name} fired before the hooks that its layer lists before it, or they did not "
-                    "fire; list a layer's hooks in the order in which a forward pass reaches them."
-                )
-            tensors.append(tensor)
-            if len(tensors) == len(layer.hooks):
-                complete, last = tuple(tensors), weakref.ref(tensor)
-                tensors.clear()
-                read(number, complete)
-
-        return collect
-
     return [
-        (hook.name, partial(collect, place=place))
+        (name, partial(collector, name=name))
         for number, layer in enumerate(layers)
-        for collect in [collector(number, layer)]
-        for place, hook in enumerate(layer.hooks)
+        for collector in [_Collector(layer, partial(read, number))]
+        for name in layer.names
     ]
+
+
+class _Collector:
+    """Collects the tensors of a layer's hook points until it has them all."""
+
+    def __init__(self, layer: NeuronLayer, read: Callable[[tuple[Tensor, ...]], None]) -> None:
+        self.names, self.read = layer.names, read
+        self._tensors: dict[str, Tensor] = {}
+        self._handed_over: dict[str, weakref.ref[Tensor]] = {}
+
+    def __call__(self, tensor: Tensor, hook: Any, *, name: str) -> None:
+        # A bridge's compatibility mode calls a hook once for each name of its hook point.
+        if len(self.names) > 1 and (
+            tensor is self._tensors.get(name) or tensor is self._handed_over.get(name, lambda: None)()
+        ):
+            return
+        if name in self._tensors:  # of a forward pass that stopped half-way
+            self._tensors.clear()
+        self._tensors[name] = tensor
+        if len(self._tensors) == len(self.names):
+            complete = tuple(self._tensors[each] for each in self.names)
+            self._handed_over = {each: weakref.ref(self._tensors[each]) for each in self.names}
+            self._tensors.clear()
+            self.read(complete)
 
 
 @contextmanager
@@ -167,11 +169,15 @@ def values_of(
     values: dict[int, Tensor] = {}
 
     def keep(number: int, tensors: tuple[Tensor, ...]) -> None:
-        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+        dtype = torch.promote_types(tensors[-1].dtype, torch.float32)
         if isinstance(position, Mapping):
-            chosen = position[layers[number].stack].to(tensors[0].device)
-            summed = layers[number].read(tensors).to(dtype).masked_fill(~chosen[..., None], 0).sum(1)
-            values[number] = summed / chosen.sum(1, keepdim=True)
+            chosen = position[layers[number].stack].to(tensors[-1].device)
+            step = max(1, _CHUNK // (chosen.shape[1] * layers[number].width))
+            sums = [
+                layers[number].read(tensors, rows).to(dtype).masked_fill(~chosen[rows, :, None], 0).sum(1)
+                for rows in (slice(start, start + step) for start in range(0, len(chosen), step))
+            ]
+            values[number] = torch.cat(sums) / chosen.sum(1, keepdim=True)
         else:
             places = _at(inputs.seen_by(layers[number].stack), position) if isinstance(position, int) else position
             values[number] = layers[number].read(tensors, places).to(dtype)

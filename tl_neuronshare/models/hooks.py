@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models.lens import LensModel, name_of
+from tl_neuronshare.models.points import PointedExperts
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 # Hooks that these packages put on a model are part of the model.
@@ -29,6 +30,27 @@ class Edit(Protocol):
     def ends_at(self, prompt_tokens: int) -> bool:
         """Whether the hook takes the prompt to have so many tokens, or does not need to know."""
         ...
+
+
+def keeping(names: Sequence[str], kept: dict[str, Tensor]) -> list[tuple[str, Callable[..., None]]]:
+    """Return hooks that keep the tensors of hook points which fire before an edit, and edit nothing."""
+    return [(name, _Keep(name, kept)) for name in names]
+
+
+class _Keep:
+    """The hook of one point."""
+
+    is_local = True
+
+    def __init__(self, name: str, kept: dict[str, Tensor]) -> None:
+        self._name, self._kept = name, kept
+
+    def ends_at(self, prompt_tokens: int) -> bool:
+        """Return True: the hook does not need to know how many tokens the prompt has."""
+        return True
+
+    def __call__(self, tensor: Tensor, hook: Any) -> None:
+        self._kept[self._name] = tensor
 
 
 @contextmanager
@@ -132,7 +154,8 @@ def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
 
     TransformerLens replaces Hugging Face's modules by its own components, each of which keeps the original inside, and
     it gives some originals a `forward` of its own (T5, Falcon). For as long as the context lasts the originals are back
-    in their places with their own `forward`, so that no second copy has to be loaded.
+    in their places with their own `forward`, so that no second copy has to be loaded. Experts
+    run one after the other, as Hugging Face's plainest code does it.
 
     Example:
         >>> with unwrapped(model) as hugging_face:
@@ -140,6 +163,11 @@ def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
         'Linear'
     """
     hugging_face: torch.nn.Module = model.original_model  # type: ignore[attr-defined]
+    one_by_one = {
+        id(module.config): (module.config, module.config._experts_implementation)
+        for module in hugging_face.modules()
+        if isinstance(module, PointedExperts)
+    }
     swapped = [
         (parent, name, child)
         for parent in hugging_face.modules()
@@ -156,10 +184,14 @@ def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
     ]
     for module, _ in patched:
         del module.forward
+    for config, _ in one_by_one.values():
+        config._experts_implementation = "eager"
     try:
         yield hugging_face
     finally:
         for module, forward in patched:
             module.forward = forward
+        for config, implementation in one_by_one.values():
+            config._experts_implementation = implementation
         for parent, name, child in swapped:
             parent._modules[name] = child

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tl_neuronshare.models.layers import Stack
 from tl_neuronshare.models.lens import LensModel, architecture_of
+from tl_neuronshare.models.neurons import Stack
 from tl_neuronshare.models.tokens import decoder_prompt, padded_apart
 
 

@@ -149,6 +149,13 @@ def stacks_of(model: LensModel) -> dict[str, Any]:
     return {name: blocks for name in names if (blocks := nested(model, name)) is not None}
 
 
+def blocks_of(model: LensModel) -> Iterator[tuple[str, Any]]:
+    """Iterate over all blocks with their names, such as blocks.3, in the order of `stacks_of`."""
+    for stack, blocks in stacks_of(model).items():
+        for number, block in enumerate(blocks):
+            yield f"{stack}.{number}", block
+
+
 def block_of(model: LensModel, hook: str) -> Any:
     """Return the transformer block that contains a hook with a name such as blocks.3.hook_mlp_out."""
     stack, number, *_ = hook.split(".")

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import repeat
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -30,8 +31,8 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import decoding
 from tl_neuronshare.models.forward import arguments_of
 from tl_neuronshare.models.inputs import Inputs, inputs_of
-from tl_neuronshare.models.layers import Site
 from tl_neuronshare.models.lens import Architecture, LensModel
+from tl_neuronshare.models.neurons import Site
 from tl_neuronshare.models.packing import Packing
 
 Check = Literal[
@@ -370,7 +371,7 @@ class _Run:
         passes: dict[int, list[tuple[Tensor, ...]]] = {number: [] for number in range(len(layers))}
 
         def keep(number: int, tensors: tuple[Tensor, ...]) -> None:
-            if not any(tensors[0] is seen[0] for seen in passes[number]):  # a hook point with two names calls twice
+            if not any(tensors[-1] is seen[-1] for seen in passes[number]):  # a hook point with two names calls twice
                 passes[number].append(tensors)
 
         inputs = self.alone(row)
@@ -491,58 +492,48 @@ def _inside(run: _Run, row: Sequence[int], site: Site, masks: Sequence[Tensor] =
     """
     layers = models.neuron_layers(run.model, site)
     alone = run.alone(row)
-    seen: dict[int, Tensor] = {}
-
-    def of_input(module: nn.Module, inputs: tuple[Tensor, ...], *, number: int) -> Any:
-        new = of_output(module, inputs, inputs[0], number=number)
-        return None if new is None else (new, *inputs[1:])
-
-    def of_output(module: nn.Module, inputs: Any, tensor: Tensor, *, number: int) -> Tensor | None:
-        n_tokens = alone.seen_by(layers[number].stack).tokens.shape[1]
-        seen[number] = _on_cpu(tensor.reshape(n_tokens, -1))  # OPT flattens rows and positions into one axis
-        return tensor.masked_fill(masks[number].to(tensor.device), 0) if masks else None
-
     with models.unwrapped(run.model) as hugging_face, ExitStack() as stack:
-        for number, layer in enumerate(layers):
-            if layer.source is None:
-                return None
-            module, is_input = layer.source
-            handle = (
-                module.register_forward_pre_hook(partial(of_input, number=number))
-                if is_input
-                else module.register_forward_hook(partial(of_output, number=number))
-            )
-            stack.callback(handle.remove)
+        seen = [
+            [
+                stack.enter_context(writer.watched(zeroed))
+                for writer, zeroed in zip(layer.writers, _parts(layer, mask), strict=True)
+            ]
+            for layer, mask in zip(layers, masks or repeat(None, len(layers)), strict=True)
+        ]
         logits = _logits_of(hugging_face, alone)
-    if len(seen) < len(layers) or any(seen[number].shape[-1] != layer.width for number, layer in enumerate(layers)):
+    if not all(len(values) == 1 for of_layer in seen for values in of_layer):
         return None
-    return [logits] if masks else [seen[number] for number in range(len(layers))]
+    values = [torch.cat([_on_cpu(tensor) for (tensor,) in of_layer], dim=-1) for of_layer in seen]
+    expected = [(alone.seen_by(layer.stack).tokens.shape[1], layer.width) for layer in layers]
+    if [tuple(tensor.shape) for tensor in values] != expected:
+        return None
+    return [logits] if masks else values
+
+
+def _parts(layer: models.NeuronLayer, mask: Tensor | None) -> Sequence[Tensor | None]:
+    """Return a mask of a layer's neurons in one part for each of its writers."""
+    widths = [writer.width for writer in layer.writers]
+    return [None for _ in widths] if mask is None else torch.split(mask, widths)
 
 
 def _difference_of_output(run: _Run, row: Sequence[int], hooks: models.Hooks) -> float:
-    """Return the largest difference, under hooks, between an MLP's output and what its neurons write."""
-    layers = models.neuron_layers(run.model, "post")
+    """Return the largest difference, under hooks, between what each MLP writes and its neurons' values times W_out."""
+    layers = [layer.weighted() for layer in models.neuron_layers(run.model, "post")]
     values: dict[int, Tensor] = {}
-    outputs: dict[tuple[int, str], Tensor] = {}
-
-    def keep(module: nn.Module, inputs: Any, output: Tensor, *, number: int, name: str) -> None:
-        outputs[number, name] = output
-
     with ExitStack() as stack:
         stack.enter_context(models.hooked(run.model, hooks))
         run_once = stack.enter_context(
             models.reading(run.model, layers, lambda number, read: values.update({number: layers[number].read(read)}))
         )
-        for number, layer in enumerate(layers):
-            for name, module in (("mlp", layer.mlp), ("down", models.nested(layer.mlp, "out"))):
-                if isinstance(module, nn.Module):
-                    hook = partial(keep, number=number, name=name)
-                    stack.callback(module.register_forward_hook(hook).remove)
+        written = [[stack.enter_context(writer.written()) for writer in layer.writers] for layer in layers]
         run_once(run.alone(row))
-    # Where the down projection runs as a module, its output is taken, since BLOOM's MLP also adds the residual stream.
-    ours = [outputs.get((number, "down"), outputs[number, "mlp"]) for number in range(len(layers))]
-    expected = [values[number] @ layer.W_out() + layer.b_out() for number, layer in enumerate(layers)]
-    return _largest_difference(map(_on_cpu, ours), map(_on_cpu, expected))
+    differences = []
+    for number, layer in enumerate(layers):
+        parts = torch.split(values[number], [writer.width for writer in layer.writers], dim=-1)
+        for writer, part, (theirs,) in zip(layer.writers, parts, written[number], strict=True):
+            ours = (part @ writer.W_out().to(part)).reshape(theirs.shape)
+            differences.append(_difference(_on_cpu(theirs), _on_cpu(ours)))
+    return _worst(differences)
 
 
 def _largest_difference(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
@@ -561,15 +552,16 @@ def _check_edit(run: _Run, *, site: Site) -> Outcome:
     generator = torch.Generator().manual_seed(0)
     masks = [torch.rand(layer.width, generator=generator, dtype=torch.float32, device="cpu") < 0.5 for layer in layers]
 
-    def zero(tensor: Tensor, hook: Any, *, neurons: models.NeuronHook, mask: Tensor) -> Tensor:
-        values = neurons.read(tensor)
-        return neurons.write(tensor, torch.zeros_like(values), mask.to(tensor.device)[None, None])
+    def zero(tensor: Tensor, hook: Any, *, neurons: models.NeuronHook, mask: Tensor, kept: dict[str, Tensor]) -> Tensor:
+        tensors = [*(kept[name] for name in neurons.context), tensor]
+        return tensor.masked_fill(neurons.like(mask.to(tensor.device)[None, None], tensors), 0)
 
-    hooks = [
-        (neurons.name, partial(zero, neurons=neurons, mask=part))
-        for layer, mask in zip(layers, masks, strict=True)
-        for neurons, part in zip(layer.hooks, layer.split(mask), strict=True)
-    ]
+    hooks: list[Any] = []
+    for layer, mask in zip(layers, masks, strict=True):
+        for neurons, part in zip(layer.hooks, layer.split(mask), strict=True):
+            kept: dict[str, Tensor] = {}
+            hooks += models.keeping(neurons.context, kept)
+            hooks.append((neurons.name, partial(zero, neurons=neurons, mask=part, kept=kept)))
     row = run.rows[0]
     if not run.unwraps:
         if site == "gate":

@@ -245,13 +245,18 @@ def _model_of(caches: Mapping[str, Any]) -> LensModel:
 
 def _cached(cache: Any, layer: NeuronLayer, language: str) -> tuple[Tensor, ...]:
     """The tensors that were cached at one layer's hooks. A cache without a batch axis holds one example."""
-    for hook in layer.hooks:
-        if hook.name not in cache.cache_dict:
+    for name in layer.names:
+        if name not in cache.cache_dict:
             raise NeuronShareError(
-                f"Language {language!r}: the cache lacks {hook.name}; cache it too, such as with "
-                f"names_filter=lambda name: name.endswith({hook.name.split('.')[-1]!r})."
+                f"Language {language!r}: the cache lacks {name}; cache it too, such as with "
+                f"names_filter=lambda name: name.endswith({name.split('.')[-1]!r})."
             )
-    tensors = (cache.cache_dict[hook.name] for hook in layer.hooks)
+    if layer.experts is not None and not cache.has_batch_dim:
+        raise NeuronShareError(
+            f"Language {language!r}: the cache has no batch axis, and experts have rows and positions in one axis; use "
+            "run_with_cache without remove_batch_dim."
+        )
+    tensors = (cache.cache_dict[name] for name in layer.names)
     return tuple(tensor if cache.has_batch_dim else tensor[None] for tensor in tensors)
 
 

@@ -17,6 +17,7 @@ from tl_neuronshare.models import LensModel, NeuronLayer, Site, verification
 from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, running
 from tl_neuronshare.running.recording import as_threshold
 
+_CHUNK = 1 << 26  # values of one layer that are compared at a time
 _TEXTS = 256  # tokenised at a time
 _PIECES = 256  # planned at a time, so that pieces of similar lengths share a batch
 
@@ -126,14 +127,21 @@ class _Counter:
         counts_of_layers: dict[int, Int64[Tensor, " neuron"]] = {}
 
         def read(layer: int, tensors: tuple[Tensor, ...]) -> None:
-            here = tuple(place.to(tensors[0].device) for place in places)
-            values = widened(self.layers[layer].read([tensor.detach() for tensor in tensors], here))
-            if not values.isfinite().all():
-                raise NeuronShareError(
-                    f"Language {self.language!r}: NaN or infinite activations at {self.layers[layer].name}; load the "
-                    "model in float32 or bfloat16, and check your own hooks."
-                )
-            counts_of_layers[layer] = (values > self.threshold).sum(0)
+            tensors = tuple(tensor.detach() for tensor in tensors)
+            absent = min(0.0, self.threshold)  # what is not computed is not activated
+            counts_of_layers[layer] = torch.zeros(
+                self.layers[layer].width, dtype=torch.int64, device=tensors[-1].device
+            )
+            step = max(1, _CHUNK // self.layers[layer].width)
+            for part in zip(*(torch.split(place, step) for place in places), strict=True):
+                here = tuple(place.to(tensors[-1].device) for place in part)
+                values = widened(self.layers[layer].read(tensors, here, absent=absent))
+                if not values.isfinite().all():
+                    raise NeuronShareError(
+                        f"Language {self.language!r}: NaN or infinite activations at {self.layers[layer].name}; load "
+                        "the model in float32 or bfloat16, and check your own hooks."
+                    )
+                counts_of_layers[layer] += (values > self.threshold).sum(0)
 
         with models.reading(self.model, self.layers, read) as run_once:
             run_once(batch)

@@ -465,7 +465,7 @@ class RecordedPass:
         self._held.append((layer, torch.cat(packed, dim=1), torch.cat(finite)))
         self._latest = layer
         # On a GPU the results wait for the last layer: fetching them at every layer would stop the model every time.
-        if _is_on_cpu(tensors[0]) or self.is_complete:
+        if _is_on_cpu(tensors[-1]) or self.is_complete:
             self._store()
 
     def _reduced(
@@ -474,13 +474,14 @@ class RecordedPass:
         UInt8[Tensor, "threshold row byte"], Int[Tensor, "threshold row"], Bool[Tensor, " row"]
     ]:  # fmt: skip
         """For these rows: which neurons are activated, how many values are borderline, and whether all are finite."""
-        reading, device, where = self.recorder.reading, tensors[0].device, self._where_of(layer)
+        reading, device, where = self.recorder.reading, tensors[-1].device, self._where_of(layer)
+        absent = min(0.0, *reading.thresholds)  # what is not computed is not activated
         values: Float[Tensor, "row position neuron"]
         if where.index is None:
-            values = self.recorder.layers[layer].read(tensors, rows)
+            values = self.recorder.layers[layer].read(tensors, rows, absent=absent)
         else:
             places = (torch.arange(rows.start, rows.stop, device=device), where.index[rows].to(device))
-            values = self.recorder.layers[layer].read(tensors, places).unsqueeze(1)
+            values = self.recorder.layers[layer].read(tensors, places, absent=absent).unsqueeze(1)
         counted = None if where.counted is None else where.counted[rows].to(device)
         # At one token the largest value is the value itself.
         quantifier: Literal["any", "all"] = "all" if reading.position == "all" else "any"

@@ -1,0 +1,157 @@
+"""Dense MLPs as layers of neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.models.lens import loaded, nested, tensor_of
+from tl_neuronshare.models.neurons import (
+    NeuronHook,
+    NeuronLayer,
+    Site,
+    hooked_module,
+    no_output_weights,
+    watched_module,
+)
+
+# The names that gated MLPs in Hugging Face and in TransformerLens give to their activation function.
+_ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
+
+
+@dataclass(frozen=True)
+class DenseWriter:
+    """The down projection of a dense MLP.
+
+    Attributes:
+        mlp: TransformerLens's module of the MLP.
+        width: how many neurons it has.
+        source: the Hugging Face module, inside a bridge, that receives the same values (True) or returns them (False).
+    """
+
+    mlp: Any
+    width: int
+    source: tuple[nn.Module, bool] | None = None
+
+    def W_out(self) -> Float[Tensor, "neuron d_model"]:  # noqa: N802
+        """Return the output weights."""
+        with loaded(self.mlp):
+            weights = tensor_of(self.mlp, "W_out")
+            if weights is None or weights.ndim != 2:
+                raise NeuronShareError(no_output_weights(f"{type(self.mlp).__name__} {getattr(self.mlp, 'name', '')}"))
+            return weights.detach()
+
+    @contextmanager
+    def watched(self, zeroed: Bool[Tensor, " neuron"] | None) -> Iterator[list[Tensor]]:
+        """Watch the input or the output of the Hugging Face module; nothing is collected where there is none."""
+        if self.source is None:
+            yield []
+            return
+        module, is_input = self.source
+        with watched_module(module, is_input=is_input, zeroed=zeroed) as seen:
+            yield seen
+
+    @contextmanager
+    def written(self) -> Iterator[list[Tensor]]:
+        """Collect the output without its bias.
+
+        It is that of the down projection where that runs as a module, since BLOOM's MLP also adds the residual stream.
+        """
+        seen: list[Tensor] = []
+        outputs: list[Tensor] = []  # of the down projection and of the MLP, in one forward pass
+
+        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            outputs.append(output)
+            if module is self.mlp:
+                with loaded(self.mlp):
+                    bias = tensor_of(self.mlp, "b_out")
+                    seen.append(outputs[0] if bias is None else outputs[0] - bias)
+                outputs.clear()
+
+        with ExitStack() as stack:
+            for module in (_part(self.mlp, "out"), self.mlp):
+                if isinstance(module, nn.Module):
+                    stack.enter_context(hooked_module(module, keep))
+            yield seen
+
+
+def dense(block: Any, name: str, site: Site, hooks: Mapping[str, Any]) -> NeuronLayer | None:
+    """Return the neurons of an MLP, gated or not, whose hook holds all of them; None for other kinds.
+
+    Raises:
+        NeuronShareError: the MLP has no such site.
+    """
+    if f"{name}.mlp.hook_post" not in hooks:
+        return None
+    mlp = block.mlp
+    gated = f"{name}.mlp.hook_pre_linear" in hooks
+    width, d_model = _size(mlp)
+    if site != "post" and not gated and _has_hidden_gate(mlp, width, d_model):
+        raise NeuronShareError(f'{name}.mlp has a gate, but no hook for it (see model.hook_dict); use site="post".')
+    if site == "up" and not gated:
+        raise NeuronShareError(f'{name}.mlp has no gate, and so no up branch; use site="post".')
+    if site == "up":
+        hook, source = NeuronHook(f"{name}.mlp.hook_pre_linear", width), _inside(mlp, "in", gives=True)
+    elif site == "gate" and gated:
+        hook = NeuronHook(f"{name}.mlp.hook_pre", width, activation_of(mlp, f"{name}.mlp"))
+        source = _inside_gate(mlp)
+    else:
+        hook, source = NeuronHook(f"{name}.mlp.hook_post", width), _inside(mlp, "out", gives=False)
+    return NeuronLayer((hook,), (DenseWriter(mlp, width, source),))
+
+
+def activation_of(mlp: Any, name: str) -> Callable[[Tensor], Tensor]:
+    """Return the activation function of a gated MLP, read off its module: cfg.act_fn is wrong for many models."""
+    for holder in (mlp, getattr(mlp, "original_component", None)):
+        for attribute in _ACTIVATION_NAMES:
+            function = getattr(holder, attribute, None)
+            if callable(function):
+                scale = getattr(holder, "gate_multiplier", 1.0)  # Falcon-H1 scales the gate before it is activated
+                return lambda gate: function(gate * scale)
+    raise NeuronShareError(f'{name} does not say what its activation function is; use site="post".')
+
+
+def _size(mlp: Any) -> tuple[int, int]:
+    """Return how many neurons an MLP has and how many numbers it writes; quantised weights have no shape to tell."""
+    weights, down = tensor_of(mlp, "W_out"), nested(_part(mlp, "out"), "original_component")
+    is_plain = weights is not None and weights.ndim == 2 and weights.is_floating_point()
+    if not is_plain and hasattr(down, "in_features"):
+        return int(down.in_features), int(down.out_features)
+    width, d_model = DenseWriter(mlp, 0).W_out().shape
+    return width, d_model
+
+
+def _has_hidden_gate(mlp: Any, width: int, d_model: int) -> bool:
+    """Return whether an MLP computes more than one number for each neuron, though it has no hook for a gate.
+
+    Without a gate, the map into the neurons has one output for each neuron.
+    """
+    parts = getattr(nested(mlp, "original_component"), "_modules", {}).values()
+    weights = [weight for part in parts if (weight := tensor_of(part, "weight")) is not None and weight.ndim == 2]
+    n_vectors: int = sum(weight.numel() // d_model for weight in weights)
+    return n_vectors > 2 * width  # each neuron has one in the map into the neurons and one in the map out of them
+
+
+def _part(mlp: Any, name: str) -> Any:
+    """Return one of a bridge's projections; a dense layer between mixtures of experts has other names for them."""
+    return nested(mlp, f"dense_{name}") or nested(mlp, name)
+
+
+def _inside(mlp: Any, name: str, *, gives: bool) -> tuple[nn.Module, bool] | None:
+    """Return the Hugging Face module of a bridge's projection, and whether the values are its input; None if absent."""
+    module = nested(_part(mlp, name), "original_component")
+    return None if module is None else (module, not gives)
+
+
+def _inside_gate(mlp: Any) -> tuple[nn.Module, bool] | None:
+    """Return the Hugging Face module of a bridge whose output is the activated gate; None where there is none."""
+    owner = nested(mlp, "original_component")
+    functions = (getattr(owner, name, None) for name in _ACTIVATION_NAMES)
+    module = next((function for function in functions if function is not None), None)
+    return (module, False) if isinstance(module, nn.Module) else None
