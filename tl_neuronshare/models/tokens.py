@@ -123,7 +123,8 @@ def decoder_prompt(model: LensModel) -> list[int]:
     """Return the tokens that the decoder of an encoder-decoder begins with.
 
     They are its start token and, where there is one, the token that is forced to come first (the target language). Both
-    are settings of the model for generation. The target language can also be the tokenizer's `tgt_lang`.
+    are settings of the model for generation. The target language can also be the tokenizer's `tgt_lang`; where there is
+    no start token, as in the first mBART, the decoder begins with the language.
 
     Raises:
         NeuronShareError: the model has no start token, or it translates into several languages and none is set.
@@ -135,11 +136,6 @@ def decoder_prompt(model: LensModel) -> list[int]:
         return next((value for owner in owners if (value := getattr(owner, name, None)) is not None), None)
 
     start, forced = setting("decoder_start_token_id"), setting("forced_bos_token_id")
-    if start is None:
-        raise NeuronShareError(
-            f"{name_of(model)} does not say with which token its decoder begins; set "
-            "model.original_model.generation_config.decoder_start_token_id."
-        )
     tokenizer = model.tokenizer
     if forced is None and hasattr(tokenizer, "tgt_lang"):
         ids = {code: _id_of(tokenizer, code) for code in _codes(tokenizer)}
@@ -150,7 +146,12 @@ def decoder_prompt(model: LensModel) -> list[int]:
                 f"{name_of(model)} writes several languages, and does not say which; set model.tokenizer.tgt_lang to "
                 f"one of its codes, such as {', '.join(list(ids)[:3])}."
             )
-    return [start] if forced is None else [start, forced]
+    if start is None and forced is None:
+        raise NeuronShareError(
+            f"{name_of(model)} does not say with which token its decoder begins; set "
+            "model.original_model.generation_config.decoder_start_token_id."
+        )
+    return [token for token in (start, forced) if token is not None]
 
 
 def _id_of(tokenizer: Any, code: str) -> int:

@@ -141,6 +141,7 @@ class SharingRecorder:
         self.labels: Sequence[Hashable] = range(self.n_examples)
         self.special_tokens = models.special_tokens(model) if self.reading.leaves_special_tokens_out else []
         self._made_from = provenance.describe(model)
+        self._decoder_prompt = provenance.decoder_prompt_of(model)
         self._weights = fingerprint_of_weights(model)
         self._warned: set[str] = set()
         # Prompts are numbered example by example and, within an example, language by language.
@@ -215,6 +216,7 @@ class SharingRecorder:
             "site": self.reading.site,
             "position": self.reading.position,
             "prepend_bos": None,
+            **self._decoder_prompt,
             "special_tokens_left_out": self.special_tokens if self.bits.had_tokens.all() else [],
             "fingerprint": fingerprint(self._weights, hashes),
         }
