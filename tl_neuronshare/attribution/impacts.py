@@ -137,7 +137,7 @@ class Impacts:
             "a decoder's beside cross-attention are not computed here; use a decoder",
         )
         models.check_unembedding(model)
-        verification.require(model, "logits", "post", "unembedding")
+        verification.require(model, "logits", "post", "output", "unembedding")
         provenance.require_match(model, prompts, sharing, prepend_bos=how.prepend_bos)
         if not provenance.of_same_weights(model, sharing):
             raise NeuronShareError(

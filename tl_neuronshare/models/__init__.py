@@ -29,6 +29,7 @@ from tl_neuronshare.models.lens import (
     loaded,
     name_of,
     nested,
+    quantisation_of,
     require_decoder,
     stacks_of,
     version_of_transformer_lens,

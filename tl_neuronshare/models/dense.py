@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models.lens import loaded, nested, tensor_of
+from tl_neuronshare.models.lens import dequantised, loaded, nested, tensor_of
 from tl_neuronshare.models.neurons import (
     NeuronHook,
     NeuronLayer,
@@ -40,10 +40,12 @@ class DenseWriter:
     source: tuple[nn.Module, bool] | None = None
 
     def W_out(self) -> Float[Tensor, "neuron d_model"]:  # noqa: N802
-        """Return the output weights."""
+        """Return the output weights; quantised ones are dequantised."""
         with loaded(self.mlp):
-            weights = tensor_of(self.mlp, "W_out")
-            if weights is None or weights.ndim != 2:
+            weights = _readable(self.mlp)
+            if weights is None and (down := nested(_part(self.mlp, "out"), "original_component")) is not None:
+                weights = dequantised(down)
+            if weights is None:
                 raise NeuronShareError(no_output_weights(f"{type(self.mlp).__name__} {getattr(self.mlp, 'name', '')}"))
             return weights.detach()
 
@@ -64,15 +66,15 @@ class DenseWriter:
         It is that of the down projection where that runs as a module, since BLOOM's MLP also adds the residual stream.
         """
         seen: list[Tensor] = []
-        outputs: list[Tensor] = []  # of the down projection and of the MLP, in one forward pass
+        has_run = False  # whether the down projection has run as a module in this forward pass
 
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            outputs.append(output)
-            if module is self.mlp:
+            nonlocal has_run
+            if module is not self.mlp or not has_run:
                 with loaded(self.mlp):
                     bias = tensor_of(self.mlp, "b_out")
-                    seen.append(outputs[0] if bias is None else outputs[0] - bias)
-                outputs.clear()
+                    seen.append(output if bias is None else output - bias)
+            has_run = module is not self.mlp
 
         with ExitStack() as stack:
             for module in (_part(self.mlp, "out"), self.mlp):
@@ -119,12 +121,19 @@ def activation_of(mlp: Any, name: str) -> Callable[[Tensor], Tensor]:
 
 def _size(mlp: Any) -> tuple[int, int]:
     """Return how many neurons an MLP has and how many numbers it writes; quantised weights have no shape to tell."""
-    weights, down = tensor_of(mlp, "W_out"), nested(_part(mlp, "out"), "original_component")
-    is_plain = weights is not None and weights.ndim == 2 and weights.is_floating_point()
-    if not is_plain and hasattr(down, "in_features"):
+    down = nested(_part(mlp, "out"), "original_component")
+    with loaded(mlp):
+        weights = _readable(mlp)
+    if weights is None and hasattr(down, "in_features"):
         return int(down.in_features), int(down.out_features)
     width, d_model = DenseWriter(mlp, 0).W_out().shape
     return width, d_model
+
+
+def _readable(mlp: Any) -> Float[Tensor, "neuron d_model"] | None:
+    """Return the output weights as TransformerLens gives them; None if it cannot read them."""
+    weights = tensor_of(mlp, "W_out")
+    return weights if weights is not None and weights.ndim == 2 and weights.is_floating_point() else None
 
 
 def _has_hidden_gate(mlp: Any, width: int, d_model: int) -> bool:
@@ -133,9 +142,17 @@ def _has_hidden_gate(mlp: Any, width: int, d_model: int) -> bool:
     Without a gate, the map into the neurons has one output for each neuron.
     """
     parts = getattr(nested(mlp, "original_component"), "_modules", {}).values()
-    weights = [weight for part in parts if (weight := tensor_of(part, "weight")) is not None and weight.ndim == 2]
-    n_vectors: int = sum(weight.numel() // d_model for weight in weights)
+    n_vectors = sum(_n_weights(part) // d_model for part in parts)
     return n_vectors > 2 * width  # each neuron has one in the map into the neurons and one in the map out of them
+
+
+def _n_weights(part: Any) -> int:
+    """Return how many weights a linear map has, quantised or not; 0 for other modules."""
+    sizes = nested(part, "in_features"), nested(part, "out_features")
+    weight = tensor_of(part, "weight")
+    if weight is None or weight.ndim != 2:
+        return 0
+    return weight.numel() if weight.is_floating_point() or None in sizes else int(sizes[0] * sizes[1])
 
 
 def _part(mlp: Any, name: str) -> Any:

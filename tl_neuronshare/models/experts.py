@@ -167,10 +167,12 @@ class ExpertsWriter:
     Attributes:
         experts: Hugging Face's module.
         width: how many neurons all experts have together.
+        is_watched: whether the values that are read are those of the neurons, and not of a gate or an up branch.
     """
 
     experts: Any
     width: int
+    is_watched: bool = True
 
     def W_out(self) -> Float[Tensor, "neuron d_model"]:  # noqa: N802
         """Return the output weights of all experts, one below the other."""
@@ -193,7 +195,7 @@ class ExpertsWriter:
             seen.append(self._expert_by_expert(*inputs))
 
         weights = tensor_of(self.experts, "down_proj")
-        if weights is None:
+        if weights is None or (zeroed is None and not self.is_watched):
             yield seen
             return
         kept = weights.detach().clone() if zeroed is not None else None
@@ -303,7 +305,7 @@ def mixture(block: nn.Module, name: str, site: Site, hooks: Mapping[str, Any]) -
     weights = tensor_of(experts, "down_proj")
     assert weights is not None
     n_experts, width = len(weights), weights.shape[1 if getattr(experts, "is_transposed", True) else 2]
-    writer = ExpertsWriter(experts, n_experts * width)
+    writer = ExpertsWriter(experts, n_experts * width, is_watched=site == "post")
     routed = RoutedHook(
         f"{name}.routed.{_HOOKS[site] if has_gate else 'hook_post'}",
         writer.width,
@@ -359,5 +361,6 @@ def _shared(block: Any, name: str, site: Site, hooks: Mapping[str, Any], routed:
         gate if gate in hooks else None,
     )
     inside = _is_inside(routed.experts, getattr(block, "mlp", None))
-    writer = SharedWriter(linear, width, block.mlp, routed) if inside else LinearWriter(linear, width)
+    is_post = site == "post"
+    writer = SharedWriter(linear, width, is_post, block.mlp, routed) if inside else LinearWriter(linear, width, is_post)
     return NeuronLayer((hook,), (writer,))

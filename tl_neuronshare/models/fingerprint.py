@@ -2,10 +2,11 @@
 
 It is the same for a HookedTransformer and a TransformerBridge with the same weights. It is a hash of one sum for each
 tensor that has the same name, and so the same layout, in both classes (attention, MLP, norms, embedding, positions,
-unembedding). An encoder or an encoder-decoder exists as a bridge only, so that all its weights count, by their names in
-Hugging Face. The sum is over the tensor's numbers: the bits of each, read as an integer, times an integer for its
-place. A sum of zero is left out, since one class makes biases of zero where the other has none. The fingerprint finds
-mistakes; it does not protect against somebody who wants to deceive.
+unembedding). Attention and MLPs that a bridge cannot show so, which no HookedTransformer has, count as their Hugging
+Face modules keep them. An encoder or an encoder-decoder exists as a bridge only, so that all its weights count, by
+their names in Hugging Face. The sum is over the tensor's numbers: the bits of each, read as an integer, times an
+integer for its place. A sum of zero is left out, since one class makes biases of zero where the other has none. The
+fingerprint finds mistakes; it does not protect against somebody who wants to deceive.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _TENSORS = (
     ("W_Q",), ("_W_K", "W_K"), ("_W_V", "W_V"), ("W_O",), ("b_Q",), ("_b_K", "b_K"), ("_b_V", "b_V"), ("b_O",),
     ("W_in",), ("W_gate",), ("W_out",), ("b_in",), ("b_out",), ("w",), ("b",), ("W_E",), ("W_pos",), ("W_U",), ("b_U",),
 )  # fmt: skip
+_NEEDED = {"attn": {"W_Q", "W_K", "W_V", "W_O"}, "mlp": {"W_out"}}
 # The packages that a model's own modules come from; a module from another package was added by the user.
 _MAKERS = ("torch", "transformers", "transformers_modules", "transformer_lens", "accelerate", "einops")
 _CHUNK = 1 << 18  # how many numbers are held as 64 bits at a time
@@ -67,7 +69,31 @@ def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
             part = _first(owner, names)
             if part is not None:
                 with models.loaded(part):
-                    yield from ((f"{place}.{names[0]}.{name}", tensor) for name, tensor in _tensors(model, part))
+                    found = dict(_tensors(model, part))
+                    has_experts = names == ("mlp",) and points.experts_of(owner) is not None
+                    if not has_experts and not set(found) >= _NEEDED.get(names[0], set()):
+                        found |= _as_kept(part)
+                    yield from ((f"{place}.{names[0]}.{name}", tensor) for name, tensor in found.items())
+
+
+def _as_kept(part: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a bridge's Hugging Face module, numbered; none for other modules."""
+    original = models.nested(part, "original_component")
+    parameters = original.parameters() if isinstance(original, nn.Module) else ()
+    plain = (tensor for parameter in parameters for tensor in _plain(parameter))
+    return {f"parameter {number}": tensor for number, tensor in enumerate(plain)}
+
+
+def _plain(tensor: Any) -> Iterator[Tensor]:
+    """Iterate over the tensors that a quantised one is made of; a plain tensor is its own."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain(getattr(tensor, name))
+        return
+    yield tensor.detach().as_subclass(Tensor)
+    for scales in (getattr(tensor, "SCB", None), models.nested(tensor, "quant_state.absmax")):  # of bitsandbytes
+        if isinstance(scales, Tensor):
+            yield scales
 
 
 def _named_by_hugging_face(model: LensModel) -> Iterator[tuple[str, Tensor]]:
@@ -75,7 +101,8 @@ def _named_by_hugging_face(model: LensModel) -> Iterator[tuple[str, Tensor]]:
     with models.unwrapped(model) as hugging_face:
         for place, module in hugging_face.named_modules():
             with models.loaded(module):
-                yield from ((f"{place}.{name}", tensor) for name, tensor in module.named_parameters(recurse=False))
+                for name, parameter in module.named_parameters(recurse=False):
+                    yield from ((f"{place}.{name}", tensor) for tensor in _plain(parameter))
 
 
 def _experts(model: LensModel) -> Iterator[tuple[str, Tensor]]:

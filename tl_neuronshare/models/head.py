@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from math import isfinite
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,8 +14,27 @@ from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.impact import FinalNorm
+from tl_neuronshare.models.forward import reading
+from tl_neuronshare.models.hooks import hooked, keeping, without_hooks
+from tl_neuronshare.models.inputs import Inputs
 from tl_neuronshare.models.layers import neuron_layers
-from tl_neuronshare.models.lens import LensModel, device_of, is_bridge, loaded, name_of, nested, stacks_of, tensor_of
+from tl_neuronshare.models.lens import (
+    LensModel,
+    block_of,
+    device_of,
+    is_bridge,
+    left_as_found,
+    loaded,
+    name_of,
+    tensor_of,
+)
+from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer
+from tl_neuronshare.models.tokens import vocabulary_size
+
+_N_TOKENS = 8
+_ROWS = 32
+_NEAR = 0.02
+_SCALE = 8.0  # half precision must see the change beside a large residual stream, and it must not overflow
 
 
 def unembedding(model: LensModel, tokens: Int[Tensor, " token"] | slice) -> Float[Tensor, "d_model token"]:
@@ -48,17 +71,79 @@ def check_unembedding(model: LensModel) -> None:
 
 
 def changes_mlp_output(model: LensModel) -> str | None:
-    """Return what the model does to its MLPs' output besides adding it to the residual stream; None if nothing."""
-    config = nested(model, "original_model.config") or model.cfg
-    norms = ("ln2_post", "original_component.post_feedforward_layernorm")
-    if any(nested(stacks_of(model)["blocks"][0], name) is not None for name in norms):
-        return "normalises what its MLPs write before it is added to the residual stream"
-    multipliers = getattr(config, "mlp_multipliers", None) or [1.0]
-    if getattr(config, "residual_multiplier", 1.0) != 1 or multipliers[-1] != 1:  # Granite, Falcon-H1
-        return "multiplies what its MLPs write before it is added to the residual stream"
-    if getattr(config, "model_type", "") == "openai-gpt" or getattr(config, "do_layer_norm_before", True) is False:
-        return "normalises the residual stream after each MLP"
+    """Return what the model does to its MLPs' output besides adding it to the residual stream; None if nothing.
+
+    It is measured: in a short batch, each row has the values of one layer's neurons scaled, and the residual stream
+    after that layer must change by what these neurons then write in addition.
+
+    Raises:
+        NeuronShareError: an MLP has no W_out.
+
+    Example:
+        >>> changes_mlp_output(model) is None
+        True
+    """
+    layers = neuron_layers(model, "post")
+    tokens = torch.arange(1, _N_TOKENS + 1, device="cpu").remainder(vocabulary_size(model))
+    factors = []
+    with left_as_found(model), without_hooks(model):
+        for start in range(0, len(layers), _ROWS):
+            factors += _factors(model, layers[start : start + _ROWS], tokens)
+    for layer, (factor, rest) in enumerate(factors):
+        if not (isfinite(factor) and isfinite(rest)):
+            return f"may change what its MLPs write: layer {layer} overflows, which hides it"
+        if rest > _NEAR or abs(factor) < _NEAR:  # after a norm, eight times as much is the same
+            return f"normalises what its MLPs write (layer {layer}), before or after it is added to the residual stream"
+        if abs(factor - 1) > _NEAR:
+            return f"multiplies what its MLPs write (layer {layer}: by {factor:.3g})"
     return None
+
+
+def _factors(
+    model: LensModel, layers: Sequence[NeuronLayer], tokens: Int[Tensor, " position"]
+) -> list[tuple[float, float]]:
+    """Return, for each layer, by which factor the residual stream takes in more from its neurons, and what is left.
+
+    What is left is the share of the change that is not a multiple of what the neurons write.
+    """
+    written: dict[int, Tensor] = {}  # by each layer's neurons, in the last row, which is not edited
+    changes: dict[int, Tensor] = {}  # of the residual stream after each layer, from the last row to the layer's own
+    weighted = [layer.weighted() for layer in layers]
+
+    def note(row: int, tensors: tuple[Tensor, ...]) -> None:
+        values = weighted[row].read(tensors, slice(-1, None))[0]
+        written[row] = (values.float() @ layers[row].W_out().to(values.device, torch.float32)).double().cpu()
+
+    def scale(tensor: Tensor, hook: Any, *, row: int, neurons: NeuronHook, kept: dict[str, Tensor]) -> Tensor:
+        where = torch.zeros(len(layers) + 1, 1, 1, dtype=torch.bool, device=tensor.device)
+        where[row] = True
+        scaled = neurons.like(where, [*(kept[name] for name in neurons.context), tensor])
+        return torch.where(scaled, _SCALE * tensor, tensor)
+
+    def keep(block: torch.nn.Module, inputs: Any, output: Any, *, row: int) -> None:
+        after = output if isinstance(output, Tensor) else output[0]
+        changes[row] = (after[row].double() - after[-1].double()).cpu()
+
+    edits: list[tuple[str, Any]] = []
+    for row, layer in enumerate(layers):
+        for neurons in layer.hooks:
+            kept: dict[str, Tensor] = {}
+            edits += keeping(neurons.context, kept)
+            edits.append((neurons.name, partial(scale, row=row, neurons=neurons, kept=kept)))
+    with ExitStack() as stack:
+        for row, layer in enumerate(layers):
+            block = block_of(model, layer.hooks[0].name)
+            stack.callback(block.register_forward_hook(partial(keep, row=row)).remove)
+        run_once = stack.enter_context(reading(model, weighted, note))
+        stack.enter_context(hooked(model, edits))
+        run_once(Inputs(tokens.expand(len(layers) + 1, -1)))
+    pairs = []
+    for row in range(len(layers)):
+        change, expected = changes[row], (_SCALE - 1) * written[row]
+        factor = (change * expected).sum() / expected.square().sum().clamp(min=1e-30)
+        rest = (change - factor * expected).square().sum() / change.square().sum().clamp(min=1e-30)
+        pairs.append((factor.item(), rest.item()))
+    return pairs
 
 
 def final_norm(model: LensModel) -> FinalNorm:

@@ -165,15 +165,48 @@ def block_of(model: LensModel, hook: str) -> Any:
 def nested(owner: Any, name: str) -> Any:
     """Return the attribute with this name, or None; a dot in the name leads to an attribute of an attribute."""
     try:
-        return attrgetter(name)(owner)
-    except (AttributeError, NotImplementedError, TypeError):  # bridges raise these for a part that does not exist
+        for part in name.split("."):
+            # A bridge keeps a reference to some tensors from when it was made, which may have been replaced since.
+            path = getattr(owner, "_property_alias_registry", {}).get(part) if part in vars(owner) else None
+            owner = attrgetter(path or part)(owner)
+    # Bridges raise these for a part that does not exist, or that cannot be cut into heads (a ValueError).
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
         return None
+    return owner
 
 
 def tensor_of(module: Any, name: str) -> Tensor | None:
     """Return the tensor with this name, or None; dots are as in `nested`."""
     value = nested(module, name)
     return value if isinstance(value, Tensor) else None
+
+
+def dequantised(linear: torch.nn.Module) -> Tensor | None:
+    """Return the weights of a quantised linear map as floating-point numbers, [input, output]; None if nobody can."""
+    weight: Any = linear.weight
+    if type(weight).__module__.startswith("bitsandbytes"):
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        return dequantize_bnb_weight(weight, state=getattr(linear, "state", None)).T  # type: ignore[no-any-return]
+    try:
+        return weight.dequantize().T  # type: ignore[no-any-return]
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
+
+
+def quantisation_of(model: LensModel) -> str | None:
+    """Return how the model's weights are quantised, such as `torchao Int8Tensor`; None if they are not."""
+    kinds = {
+        f"{type(weight).__module__.split('.')[0]} {type(weight).__name__}"
+        for weight in model.parameters()
+        if type(weight) not in (torch.nn.Parameter, Tensor) or not weight.is_floating_point()
+    }
+    how = nested(model, "original_model.config.quantization_config")
+    settings = how.to_dict() if hasattr(how, "to_dict") else how
+    if not kinds or not isinstance(settings, dict):
+        return ", ".join(sorted(kinds)) or None
+    said = ", ".join(f"{name}={value}" for name, value in sorted(settings.items()) if isinstance(value, str | int))
+    return f"{', '.join(sorted(kinds))} ({said})"
 
 
 def device_of(model: LensModel) -> torch.device:

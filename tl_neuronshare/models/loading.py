@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import Any, Literal, get_args
 
@@ -22,6 +25,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     verify: bool = True,
+    trust_remote_code: bool = False,
 ) -> LensModel:
     """Load a model with its raw weights, in which nothing is folded or centred.
 
@@ -29,17 +33,21 @@ def load_model(
         name_or_path: a name on the Hugging Face hub, a local directory with a model and its tokenizer, or a .gguf file,
             which Transformers dequantises (package `gguf`).
         backend: `hooked` is a HookedTransformer (TransformerLens 3 only), `bridge` a TransformerBridge.
-            `auto` is `hooked` on TransformerLens 3 for the names that HookedTransformer knows, and `bridge` for all
-            other names, for local directories and files, and on TransformerLens 4.
+            `auto` is `hooked` on TransformerLens 3 for the names that HookedTransformer knows, unless it would run code
+            that you did not trust. It is `bridge` for all other names, for local directories and files, and on
+            TransformerLens 4.
         device: the device to put the model on; by default TransformerLens chooses (a GPU if there is one).
         dtype: the dtype of the weights; float32 by default.
         verify: whether every function that runs this model first makes the checks of `verify` that it depends on. A
             HookedTransformer that is made from a directory is compared with the Hugging Face model at once. False
             accepts the model as it is, at your own risk; the metadata of results then says `verified: False`.
+        trust_remote_code: whether to run Python code that comes with the model. Some models need it, because
+            Transformers does not know their architecture. Such code can do anything that you can do: read it first.
 
     Raises:
         NeuronShareError: the backend is unknown, `hooked` is asked for on TransformerLens 4 or for a file, there is
-            nothing to load, or a HookedTransformer computes something different from the model it was made from.
+            nothing to load, the model comes with code that you did not trust, TransformerLens cannot make this model,
+            or a HookedTransformer computes something different from the model it was made from.
 
     Example:
         >>> model = load_model(demo_directory, backend="bridge", device="cpu")
@@ -64,25 +72,33 @@ def load_model(
             'use backend="bridge", or install "transformer_lens>=3.9,<4".'
         )
     name = str(path if path.exists() else name_or_path)
-    dtype = dtype or torch.float32
+    is_hooked = (
+        not is_file
+        and has_hooked_transformer()
+        and (
+            backend == "hooked"
+            or (backend == "auto" and _known_name(name) and (trust_remote_code or not _runs_code(name)))
+        )
+    )
+    how: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype or torch.float32,
+        "trust_remote_code": trust_remote_code,
+    }
     source: Any = None  # the Hugging Face model that a HookedTransformer was made from
     try:
         if is_file:
-            model = _from_gguf(path, device=device, dtype=dtype)
-        elif has_hooked_transformer() and (backend == "hooked" or (backend == "auto" and _known_name(name))):
-            model, source = _load_hooked(name, local=path.is_dir(), device=device, dtype=dtype)
+            model = _from_gguf(path, **how)
+        elif is_hooked:
+            model, source = (_hooked_from_directory if path.is_dir() else _hooked_by_name)(name, **how)
         else:
-            model = _boot(name, device=device, dtype=dtype)
+            model = _boot(name, **how)
     except NeuronShareError:
         raise
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # Transformers and TransformerLens raise all kinds
         what = "The file" if is_file else "The directory" if path.is_dir() else "The name"
-        raise NeuronShareError(
-            f"{what} {name!r} could not be loaded: {shorten(str(error), 500)}\n"
-            "Give a directory with config.json, weights and a tokenizer, a .gguf file (pip install gguf), or a name on "
-            "the Hugging Face hub; without a network, download the model elsewhere (hf download NAME --local-dir DIR) "
-            "and give DIR."
-        ) from error
+        reason, advice = _explained(error, name, is_hooked=is_hooked)
+        raise NeuronShareError(f"{what} {name!r} could not be loaded: {reason}\n{advice}") from error
     if not verify:
         verification.do_not_verify(model)
     elif source is not None:
@@ -103,33 +119,107 @@ def _known_name(name: str) -> bool:
     return True
 
 
-def _load_hooked(
-    name: str, *, local: bool, device: str | torch.device | None, dtype: torch.dtype
-) -> tuple[LensModel, Any]:
-    """Load a HookedTransformer, and return it with the Hugging Face model that it was made from, where there is one.
+def _runs_code(name: str) -> bool:
+    """Return whether HookedTransformer runs the code that comes with the model of this name without being asked to."""
+    from transformer_lens.loading_from_pretrained import NEED_REMOTE_CODE_MODELS, get_official_model_name
 
-    TransformerLens loads names on the hub. It refuses directories, so that here the weights are converted step by step.
+    return _known_name(name) and get_official_model_name(name).startswith(NEED_REMOTE_CODE_MODELS)
+
+
+def _explained(error: Exception, name: str, *, is_hooked: bool) -> tuple[str, str]:
+    """Return why a model could not be loaded, in one short paragraph, and what to do."""
+    said = str(error)
+    lens = f"TransformerLens {version_of_transformer_lens()}"
+    if "trust_remote_code" in said:
+        return (
+            "it comes with Python code of its own, which runs only if you trust it.",
+            "Read that code, and load the model with load_model(..., trust_remote_code=True).",
+        )
+    if "Available architectures" in said or "Valid official model names" in said:  # followed by a list of hundreds
+        unknown = "HookedTransformer does not know this name" if is_hooked else f"{lens} does not support {_kind(name)}"
+        return f"{unknown}.", (
+            'Use backend="bridge".' if is_hooked else "Use a different version of TransformerLens, or another model."
+        )
+    reason = shorten(said if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {said}", 400)
+    if isinstance(error, ImportError):
+        return reason, "Install the package that it names."
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return reason, "There is too little memory; use a smaller dtype, such as dtype=torch.bfloat16."
+    if isinstance(error, OSError):
+        return reason, (
+            "Give a directory with config.json, weights and a tokenizer, a .gguf file (pip install gguf), or a name on "
+            "the Hugging Face hub; without a network, download the model elsewhere (hf download NAME --local-dir DIR) "
+            "and give DIR."
+        )
+    kind = "HookedTransformer" if is_hooked else "TransformerBridge"
+    return f"{lens} cannot make a {kind} of it. {reason}", (
+        'Use backend="bridge".'
+        if is_hooked
+        else "See whether the files are complete; if they are, use a different "
+        "version of TransformerLens or Transformers."
+    )
+
+
+def _kind(name: str) -> str:
+    """Return the architecture that a directory's config.json names; else `its architecture`."""
+    try:
+        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "its architecture"
+    return ", ".join(config.get("architectures") or [str(config.get("model_type", "its architecture"))])
+
+
+def _hooked_by_name(
+    name: str, *, device: str | torch.device | None, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[LensModel, None]:
+    """Load a HookedTransformer by its name on the hub; there is no Hugging Face model to compare it with.
+
+    Raises:
+        NeuronShareError: TransformerLens would run the model's own code, as it does for some names without being asked.
     """
     from transformer_lens import HookedTransformer
 
-    if not local:
-        hooked = HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
-        hooked.generation_config = _generation_config(name)
-        return hooked, None
+    if not trust_remote_code and _runs_code(name):
+        raise NeuronShareError(
+            f"TransformerLens {version_of_transformer_lens()} runs the Python code that comes with {name!r}, if there "
+            'is any. Read that code and use trust_remote_code=True, or use backend="bridge".'
+        )
+    trust = {"trust_remote_code": True} if trust_remote_code else {}
+    hooked = HookedTransformer.from_pretrained_no_processing(name, device=device, dtype=dtype, **trust)
+    hooked.generation_config = _generation_config(name)
+    return hooked, None
+
+
+def _hooked_from_directory(
+    name: str, *, device: str | torch.device | None, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[LensModel, Any]:
+    """Make a HookedTransformer from a directory, which TransformerLens refuses to do, and return it with its source.
+
+    Raises:
+        NeuronShareError: TransformerLens takes the model for a different architecture.
+    """
+    from transformer_lens import HookedTransformer
     from transformer_lens.loading_from_pretrained import get_pretrained_model_config, get_pretrained_state_dict
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        cfg = get_pretrained_model_config(name, device=device, dtype=dtype)
-    except (AttributeError, KeyError, NotImplementedError) as error:
+    hugging_face = AutoModelForCausalLM.from_pretrained(
+        name, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
+    ).eval()
+    # TransformerLens takes whatever has "llama" or "gemma" in its path for a certain model of that name.
+    with TemporaryDirectory() as nameless:
+        for file in (Path(name) / "config.json", *Path(name).glob("*.py")):
+            shutil.copy(file, nameless)
+        trust = {"trust_remote_code": True} if trust_remote_code else {}
+        cfg = get_pretrained_model_config(nameless, device=device, dtype=dtype, **trust)
+    cfg.model_name, cfg.tokenizer_name = Path(name).name, name
+    architecture = type(hugging_face).__name__
+    if cfg.original_architecture != architecture:
         raise NeuronShareError(
-            f"TransformerLens {version_of_transformer_lens()} cannot make a HookedTransformer from the directory "
-            f"{name!r}: it converts this architecture by its name on the hub only. "
-            'Use backend="bridge", or give the name.'
-        ) from error
-    hugging_face = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager").eval()
+            f"TransformerLens {version_of_transformer_lens()} takes the directory {name!r} for a "
+            f'{cfg.original_architecture}, but it holds a {architecture}; use backend="bridge".'
+        )
     weights = get_pretrained_state_dict(name, cfg, hugging_face)
-    hooked = HookedTransformer(cfg, AutoTokenizer.from_pretrained(name))
+    hooked = HookedTransformer(cfg, AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code))
     if cfg.positional_embedding_type == "alibi":  # TransformerLens would warn that there is no W_pos
         weights["pos_embed.W_pos"] = hooked.pos_embed.W_pos
     hooked.load_and_process_state_dict(
@@ -150,32 +240,39 @@ def _generation_config(name: str) -> Any:
         return None
 
 
-def _boot(name: str, *, device: str | torch.device | None, dtype: torch.dtype) -> LensModel:
+def _boot(name: str, *, device: str | torch.device | None, dtype: torch.dtype, trust_remote_code: bool) -> LensModel:
     """Load a bridge; if it has an encoder, its tokenizer gets back the special tokens that TransformerLens replaces."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
-    model: LensModel = TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+    model: LensModel = TransformerBridge.boot_transformers(
+        name, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
     if architecture_of(model) != "decoder":
-        as_saved = getattr(AutoTokenizer.from_pretrained(name), "backend_tokenizer", None)
-        if as_saved is not None:  # only fast tokenizers have a post-processor
-            model.tokenizer.backend_tokenizer.post_processor = as_saved.post_processor
+        as_saved = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        if hasattr(as_saved, "backend_tokenizer"):  # only fast tokenizers have a post-processor
+            model.tokenizer.backend_tokenizer.post_processor = as_saved.backend_tokenizer.post_processor
     return model
 
 
-def _from_gguf(path: Path, *, device: str | torch.device | None, dtype: torch.dtype) -> LensModel:
+def _from_gguf(
+    path: Path, *, device: str | torch.device | None, dtype: torch.dtype, trust_remote_code: bool
+) -> LensModel:
     """Load the weights in a GGUF file into a bridge, dequantised."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    hugging_face = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, attn_implementation="eager").eval()
+    hugging_face = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=dtype, attn_implementation="eager", trust_remote_code=trust_remote_code
+    ).eval()
     config = hugging_face.config
     config.architectures = [type(hugging_face).__name__]  # TransformerLens needs it, and the file does not name it
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are no longer quantised
+    tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=trust_remote_code)
     model = TransformerBridge.boot_transformers(
-        str(path), hf_model=hugging_face, tokenizer=AutoTokenizer.from_pretrained(**where), device=device, dtype=dtype
+        str(path), hf_model=hugging_face, tokenizer=tokenizer, device=device, dtype=dtype
     )
     model.cfg.model_name = path.stem
     return model  # type: ignore[no-any-return]

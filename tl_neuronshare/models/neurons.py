@@ -98,7 +98,8 @@ class Writer(Protocol):
     def watched(self, zeroed: Bool[Tensor, " neuron"] | None) -> AbstractContextManager[list[Tensor]]:
         """Collect the values of one row with which Hugging Face's module computes, and set some neurons to zero there.
 
-        This works inside `models.unwrapped`. The list gets one tensor [position, neuron] for each forward pass.
+        This works inside `models.unwrapped`. The list gets one tensor [position, neuron] for each forward pass; none if
+        the values of this site are not to be had there.
         """
         ...
 
@@ -239,10 +240,12 @@ class LinearWriter:
     Attributes:
         linear: the module.
         width: how many neurons it reads.
+        is_watched: whether its input are the values of the site that is read; those of a gate or an up branch are not.
     """
 
     linear: nn.Module
     width: int
+    is_watched: bool = True
 
     def W_out(self) -> Float[Tensor, "neuron d_model"]:  # noqa: N802
         """Return the output weights; a Conv1D keeps them as they are needed, and a Linear transposed."""
@@ -255,6 +258,9 @@ class LinearWriter:
     @contextmanager
     def watched(self, zeroed: Bool[Tensor, " neuron"] | None) -> Iterator[list[Tensor]]:
         """Watch the module's input; see `Writer`."""
+        if zeroed is None and not self.is_watched:
+            yield []
+            return
         with watched_module(self.linear, is_input=True, zeroed=zeroed) as seen:
             yield seen
 
@@ -273,7 +279,10 @@ class LinearWriter:
 
 def no_output_weights(what: str) -> str:
     """Return the message for a part whose output weights cannot be read."""
-    return f"{what} has no W_out with one row for each neuron; use a model whose MLPs end in one linear map."
+    return (
+        f"{what} has no W_out with one row for each neuron; use a model whose MLPs end in one linear map, with weights "
+        "that are not quantised or can be dequantised."
+    )
 
 
 @contextmanager

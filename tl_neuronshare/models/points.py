@@ -131,6 +131,8 @@ class PointedDenseExperts(_Pointed):
 
     hook_index: HookPoint
     hook_weights: HookPoint
+    hook_pre: HookPoint
+    hook_pre_linear: HookPoint
     hook_post: HookPoint
     act_fn: Any
     n_slots: int
@@ -147,13 +149,16 @@ class PointedDenseExperts(_Pointed):
         index = self.hook_index(is_routed.int().topk(self.n_slots, dim=-1).indices)
         # The routing weight multiplies the input, so that what is written is not weighted again.
         self.hook_weights(torch.ones_like(index, dtype=states.dtype))
-        gate, up = torch.bmm(states, into).chunk(2, dim=-1)
-        post = up * self.act_fn(gate)
         token = torch.arange(len(index), device=index.device)[:, None]
-        given = post[index, token]
-        returned = self.hook_post(given)
-        if returned is not given:
-            post = post.index_put((index, token), returned)
+
+        def at(point: Any, of_all: Tensor) -> Tensor:
+            given = of_all[index, token]
+            returned = point(given)
+            return of_all if returned is given else of_all.index_put((index, token), returned)
+
+        before, up = torch.bmm(states, into).chunk(2, dim=-1)
+        before, up = at(self.hook_pre, before), at(self.hook_pre_linear, up)
+        post = at(self.hook_post, up * self.act_fn(before))
         return rearrange(torch.bmm(post, out), "expert token d_model -> (expert token) d_model")
 
 
@@ -240,5 +245,5 @@ def _names(module: nn.Module, kind: type[_Pointed]) -> tuple[str, ...]:
     from transformers.integrations.moe import _default_apply_gate
 
     own_gate = getattr(type(module), "_apply_gate", None)
-    has_factors = kind is PointedGatedExperts and own_gate is _default_apply_gate
+    has_factors = kind is PointedDenseExperts or (kind is PointedGatedExperts and own_gate is _default_apply_gate)
     return _POINTS if has_factors else tuple(name for name in _POINTS if not name.startswith("hook_pre"))

@@ -43,6 +43,7 @@ Check = Literal[
     "edit post",
     "edit gate",
     "edit up",
+    "output",
     "unembedding",
     "padding",
     "cache",
@@ -108,7 +109,8 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         `logits`: the logits are those of the Hugging Face model (value: the largest difference, relative to the largest
         logit). `post`, `gate`, `up`: each layer's hook fires once, with a tensor of [row, position, neuron] that holds
         the input of the down projection (for `gate` and `up`: its two factors). `edit post`, `edit gate`, `edit up`:
-        setting neurons to zero there changes the model by exactly what they write. `unembedding`: the logits are the
+        setting neurons to zero there changes the model by exactly what they write. `output`: an MLP writes its neurons'
+        values (in a mixture of experts, times routing weights) times W_out. `unembedding`: the logits are the
         final norm of the residual stream times the unembedding. `padding`: longer rows in a batch do not change a row.
         `cache`: the key-value cache does not change the logits. `decoding`: our greedy tokens are the likeliest ones of
         a run without cache and padding (value: how many are not). `generate`: the same for the model's own `generate`,
@@ -214,8 +216,13 @@ def compare_with_its_source(model: LensModel, source: nn.Module) -> None:
         NeuronShareError: the logits differ.
     """
     record = _RECORDS[model] = _Record(_state_of(model), _rows(model, None), has_reference=True)
-    _outcome(model, "logits", record, source)
-    require(model, "logits")
+    outcome = _outcome(model, "logits", record, source)
+    if outcome.passed is not True:
+        raise NeuronShareError(
+            f"The HookedTransformer that TransformerLens makes of {models.name_of(model)} is a different model "
+            f"({_versions()}): {outcome.note} ({outcome.value:.2g}; the bound is {outcome.bound:.2g}). Use "
+            'backend="bridge", which runs the Hugging Face model itself.'
+        )
 
 
 @dataclass
@@ -244,7 +251,8 @@ def _record_of(model: LensModel) -> _Record:
 
 def _state_of(model: LensModel) -> tuple[Any, ...]:
     """Return what the outcomes depend on: modules, dtype, device, whether weights are processed."""
-    kinds = tuple(type(module).__name__ for module in model.modules())
+    # Hook points compute nothing; those of experts are added when the neurons are first read.
+    kinds = tuple(name for module in model.modules() if (name := type(module).__name__) != "HookPoint")
     return hash(kinds), models.dtype_of(model), models.device_of(model), models.is_processed(model)
 
 
@@ -437,6 +445,8 @@ def _check_logits(run: _Run) -> Outcome:
                 f"reference is a different model: it has {pairs[0][1].shape[-1]} tokens, but "
                 f"{models.name_of(run.model)} has {pairs[0][0].shape[-1]}; load the same model for both."
             )
+        if (beyond := _beyond_the_rows(run)) is not None:
+            return Outcome.of(torch.inf, run.bound, beyond)
     else:
         with models.unwrapped(run.model) as hugging_face:
             expected = [_logits_of(hugging_face, run.alone(row)) for row in run.rows]
@@ -446,6 +456,26 @@ def _check_logits(run: _Run) -> Outcome:
         note = "the logits of a small random model of this architecture differ from the Hugging Face model's"
         return Outcome.of(_difference_of_twin(run), run.bound, note)
     return Outcome.of(value, run.bound, "the logits differ from the Hugging Face model's")
+
+
+def _beyond_the_rows(run: _Run) -> str | None:
+    """Return what a HookedTransformer computes differently for texts that are longer than the rows; None if nothing."""
+    if models.is_bridge(run.model):
+        return None
+    theirs = models.nested(run.reference, "config.get_text_config")()
+    window = getattr(theirs, "sliding_window", None)
+    kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * theirs.num_hidden_layers
+    local = [kind == "sliding_attention" and window is not None for kind in kinds]
+    cfg = run.model.cfg
+    ours = [kind == "local" for kind in cfg.attn_types or ()] if cfg.use_local_attn else [False] * cfg.n_layers
+    if any(local) and window < cfg.n_ctx and (ours != local or cfg.window_size != window):
+        return f"the Hugging Face model has a sliding window of {window} tokens in some layers, which this model lacks"
+    rope = getattr(theirs, "rope_parameters", None) or {}
+    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    changing = {part.get("rope_type") for part in parts} & {"dynamic", "longrope"}
+    if changing:
+        return f"the Hugging Face model's {changing.pop()} RoPE depends on a text's length, and this model's does not"
+    return None
 
 
 def _difference_of_twin(run: _Run) -> float:
@@ -585,6 +615,12 @@ def _check_edit(run: _Run, *, site: Site) -> Outcome:
     )
 
 
+def _check_output(run: _Run) -> Outcome:
+    """Compare what each MLP writes with its neurons' values times W_out."""
+    value = _difference_of_output(run, run.rows[0], [])
+    return Outcome.of(value, run.bound, "what the MLPs write is not their neurons' values times W_out")
+
+
 def _check_unembedding(run: _Run) -> Outcome:
     """Check that the unembedding reads the final norm's output, and that their product is the logits.
 
@@ -710,6 +746,7 @@ _CHECKS: dict[str, Callable[[_Run], Outcome]] = {
     "logits": _check_logits,
     **{site: partial(_check_site, site=site) for site in get_args(Site)},
     **{f"edit {site}": partial(_check_edit, site=site) for site in get_args(Site)},
+    "output": _check_output,
     "unembedding": _check_unembedding,
     "padding": _check_padding,
     "cache": _check_cache,

@@ -28,12 +28,14 @@ _CHUNK_OF_COLUMNS = 1000  # enough to estimate a standard deviation
 def describe(model: LensModel) -> dict[str, Any]:
     """Describe the model and the software, for the metadata of a result."""
     parameter = next(model.parameters())
+    quantised = models.quantisation_of(model)
     return {
         "model": models.name_of(model),
         "model_class": type(model).__name__,
         "weights": "folded" if models.is_processed(model) else "centred" if _is_centred(model) else "not folded",
         "verified": verification.is_verified(model),
         "dtype": str(parameter.dtype).removeprefix("torch."),
+        **({"quantised": quantised} if quantised else {}),
         "device": models.device_of(model).type,
         "versions": {name: version(name) for name in PACKAGES},
     }

@@ -28,6 +28,7 @@ from tl_neuronshare.maths.activation import (
     extreme,
     nth_from_the_end,
     pack_above,
+    pack_with_torch,
     packed_width,
     tokens_needed,
 )
@@ -35,6 +36,7 @@ from tl_neuronshare.models import Inputs, LensModel, Site, Stack, verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of
 from tl_neuronshare.results.identity import fingerprint
+from tl_neuronshare.results.routing import Routing
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running import provenance
 
@@ -146,7 +148,10 @@ class SharingRecorder:
         self._warned: set[str] = set()
         # Prompts are numbered example by example and, within an example, language by language.
         self.bits = Bits(
-            len(self.reading.thresholds), self.n_examples * len(self.languages), [layer.width for layer in self.layers]
+            len(self.reading.thresholds),
+            self.n_examples * len(self.languages),
+            [layer.width for layer in self.layers],
+            max(layer.experts[0] if layer.experts else 0 for layer in self.layers),
         )
 
     def fwd_hooks(
@@ -222,11 +227,14 @@ class SharingRecorder:
         }
         widths = [layer.width for layer in self.layers]
         n_values = len(self.languages) * self.n_examples * sum(widths)
+        bits, routed = self.bits.handed_out()
         packed = rearrange(
-            self.bits.handed_out(),
-            "threshold (example language) ... -> threshold example language ...",
-            example=self.n_examples,
+            bits, "threshold (example language) ... -> threshold example language ...", example=self.n_examples
         )
+        routing = None
+        if any(layer.experts for layer in self.layers):
+            by_example = rearrange(routed, "(example language) ... -> example language ...", example=self.n_examples)
+            routing = Routing(by_example, [layer.experts for layer in self.layers])
         results = {
             threshold: NeuronSharing(
                 packed[number],
@@ -240,6 +248,7 @@ class SharingRecorder:
                     **facts,
                 },
                 prompt_hashes=hashes,
+                routing=routing,
             )
             for number, threshold in enumerate(self.reading.thresholds)
         }
@@ -353,33 +362,45 @@ class SharingRecorder:
 class Bits:
     """What is kept of a run: one bit for each threshold, prompt, layer and neuron, and counts for each prompt.
 
+    In a mixture of experts there is also one bit for each prompt, layer and expert.
+
     Attributes:
         borderline: how many values of each prompt are near each threshold.
         recorded: which layers of which prompts have been recorded.
         had_tokens: which prompts were recorded together with their tokens.
     """
 
-    def __init__(self, n_thresholds: int, n_prompts: int, widths: Sequence[int]) -> None:
+    def __init__(self, n_thresholds: int, n_prompts: int, widths: Sequence[int], n_experts: int) -> None:
         n_bytes = packed_width(max(widths))
         with torch.inference_mode(False):  # tensors that are made in it cannot be written to outside of it
             self._packed = torch.zeros(n_thresholds, n_prompts, len(widths), n_bytes, dtype=torch.uint8, device="cpu")
+            self._routed = torch.zeros(n_prompts, len(widths), packed_width(n_experts), dtype=torch.uint8, device="cpu")
             self.borderline = torch.zeros(n_thresholds, n_prompts, dtype=torch.int32, device="cpu")
             self.recorded = torch.zeros(n_prompts, len(widths), dtype=torch.bool, device="cpu")
             self.had_tokens = torch.zeros(n_prompts, dtype=torch.bool, device="cpu")
         self._is_handed_out = False
 
-    def write(self, prompts: Int[Tensor, " prompt"], layer: int, bits: UInt8[Tensor, "threshold prompt byte"]) -> None:
+    def write(
+        self,
+        prompts: Int[Tensor, " prompt"],
+        layer: int,
+        bits: UInt8[Tensor, "threshold prompt byte"],
+        routed: UInt8[Tensor, "prompt expert_byte"],
+    ) -> None:
         """Keep the bits of one layer for these prompts, without changing results that were handed out earlier."""
         if self._is_handed_out:
             with torch.inference_mode(False):
-                self._packed, self._is_handed_out = self._packed.clone(), False
+                self._packed, self._routed, self._is_handed_out = self._packed.clone(), self._routed.clone(), False
         self._packed[:, :, layer, : bits.shape[-1]].index_copy_(1, prompts, bits)
+        self._routed[:, layer, : routed.shape[-1]].index_copy_(0, prompts, routed)
         self.recorded[prompts, layer] = True
 
-    def handed_out(self) -> UInt8[Tensor, "threshold prompt layer byte"]:
-        """The bits as they are now, for a result."""
+    def handed_out(
+        self,
+    ) -> tuple[UInt8[Tensor, "threshold prompt layer byte"], UInt8[Tensor, "prompt layer expert_byte"]]:
+        """The bits of neurons and of experts as they are now, for a result."""
         self._is_handed_out = True
-        return self._packed
+        return self._packed, self._routed
 
 
 class Given(NamedTuple):
@@ -415,7 +436,7 @@ class RecordedPass:
         self._where: dict[Stack, _Where] = {"decoder": _Where()}
         self._where["encoder"] = self._where["decoder"]
         self._borderline: dict[int, Int[Tensor, "threshold prompt"]] = {}  # counts of each layer that has been read
-        self._held: list[tuple[int, Tensor, Tensor]] = []
+        self._held: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self._latest = -1
         self._has_tokens = tokens is not None
         if recorder.special_tokens and tokens is None and recorder.model.cfg.default_prepend_bos:
@@ -464,7 +485,7 @@ class RecordedPass:
         ]
         packed, borderline, finite = zip(*parts, strict=True)
         self._borderline[layer] = torch.cat(borderline, dim=1)
-        self._held.append((layer, torch.cat(packed, dim=1), torch.cat(finite)))
+        self._held.append((layer, torch.cat(packed, dim=1), torch.cat(finite), self._experts(layer, tensors)))
         self._latest = layer
         # On a GPU the results wait for the last layer: fetching them at every layer would stop the model every time.
         if _is_on_cpu(tensors[-1]) or self.is_complete:
@@ -495,6 +516,22 @@ class RecordedPass:
     def _where_of(self, layer: int) -> _Where:
         """Which tokens a layer is read at."""
         return self._where[self.recorder.layers[layer].stack]
+
+    def _experts(self, layer: int, tensors: Sequence[Tensor]) -> UInt8[Tensor, "row expert_byte"]:
+        """Which experts each row is routed to, at its token or over all its counted tokens, as bits."""
+        neurons, device, where = self.recorder.layers[layer], tensors[-1].device, self._where_of(layer)
+        if where.index is not None:
+            places = (torch.arange(self.n_prompts, device=device), where.index.to(device))
+            routed = neurons.routed(tensors, places)
+        elif (routed := neurons.routed(tensors)) is not None:
+            counted = None if where.counted is None else where.counted[..., None].to(device)
+            if self.recorder.reading.position == "any":
+                routed = (routed if counted is None else routed & counted).any(1)
+            else:
+                routed = (routed if counted is None else routed | ~counted).all(1)
+        return pack_with_torch(
+            torch.zeros(self.n_prompts, 0, dtype=torch.bool, device="cpu") if routed is None else routed
+        )
 
     @property
     def n_prompts(self) -> int:
@@ -570,14 +607,14 @@ class RecordedPass:
     def _store(self) -> None:
         """Move the layers that have been read to the recorder."""
         recorder, held, self._held = self.recorder, self._held, []
-        for layer, bits, is_finite in held:
+        for layer, bits, is_finite, routed in held:
             if not is_finite.all():
                 prompt = int(self.prompts[int((~is_finite).int().argmax())])
                 raise NeuronShareError(
                     f"{recorder.where(prompt)}: NaN or infinite activations (or beyond 1e19) at "
                     f"{recorder.layers[layer].name}; load the model in float32 or bfloat16, and check your own hooks."
                 )
-            recorder.bits.write(self.prompts, layer, bits.cpu())
+            recorder.bits.write(self.prompts, layer, bits.cpu(), routed.cpu())
         if self.is_complete:
             recorder.bits.borderline[:, self.prompts] = sum(counts.cpu() for counts in self._borderline.values())
 
