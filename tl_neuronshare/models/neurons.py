@@ -21,6 +21,7 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models.lens import loaded, tensor_of
 
 Site = Literal["post", "gate", "up"]
+Stack = Literal["encoder", "decoder"]
 # A selection from [row, position]: a pair of index tensors or slices, or `...` for everything.
 Places = Any
 
@@ -118,11 +119,14 @@ class NeuronLayer:
             like a layer without being an MLP.
         experts: how many routed experts the layer has, and how many neurons each of them; None where it has none.
             Their neurons come first, expert by expert.
+        stack: whether the layer is in the encoder or in the decoder. In an encoder-decoder, the encoder's layers see
+            other tokens than the decoder's.
     """
 
     hooks: tuple[NeuronHook, ...]
     writers: tuple[Writer, ...] = ()
     experts: tuple[int, int] | None = None
+    stack: Stack = "decoder"
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tl_neuronshare.models.lens import LensModel, is_bridge, tensor_of
+from tl_neuronshare.models.lens import LensModel, blocks_of, is_bridge, tensor_of
 
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint
@@ -172,18 +172,18 @@ def install(model: LensModel) -> None:
     registry: dict[str, HookPoint] | None = getattr(model, "_hook_registry", None)
     if not is_bridge(model) or registry is None:
         return
-    for number, block in enumerate(model.blocks):
+    for name, block in blocks_of(model):
         experts = experts_of(block)
         if experts is None:
             if not _has_mlp_hooks(block) and (mlp := mlp_of(block)) is not None:
-                _add(mlp[1], PointedLinear, f"blocks.{number}.down", registry)
+                _add(mlp[1], PointedLinear, f"{name}.down", registry)
             continue
-        _add(experts, _kind_of(experts), f"blocks.{number}.routed", registry)
+        _add(experts, _kind_of(experts), f"{name}.routed", registry)
         if isinstance(experts, PointedDenseExperts):
             experts.n_slots = next(module.top_k for module in block.modules() if experts in module.children())
         shared = shared_of(block)
         if shared is not None and "_original_component" not in (down := down_of(shared))._modules:
-            _add(down, PointedLinear, f"blocks.{number}.shared", registry)
+            _add(down, PointedLinear, f"{name}.shared", registry)
 
 
 def _has_mlp_hooks(block: nn.Module) -> bool:
