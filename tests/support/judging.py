@@ -65,6 +65,7 @@ REASONS: tuple[tuple[str, Callable[[Facts], bool | None]], ...] = (
     ("fails the check", lambda facts: True),  # numbers, which verify has taken from the model itself
     ("times in a forward pass", lambda facts: facts.repeats),
     ("stopped with", lambda facts: facts.runs is False),
+    ("does not keep its layers in model.blocks", lambda facts: True),
     ("has no gate", lambda facts: facts.gated is False),
     ("has a gate, but no hook for it", lambda facts: facts.gated),
     ("The gate of the experts of .* cannot be read", lambda facts: facts.has_experts and facts.gated),

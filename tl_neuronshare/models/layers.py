@@ -49,6 +49,11 @@ def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
                 "use a model in which every MLP has one (see model.hook_dict)."
             )
         layers.append(replace(layer, stack="encoder" if is_encoder or stack == "encoder_blocks" else "decoder"))
+    if not stacks_of(model):
+        raise NeuronShareError(
+            f"{name_of(model)} does not keep its layers in model.blocks, so that their neurons cannot be found; use a "
+            "different model."
+        )
     if not layers:
         raise NeuronShareError(
             f"{name_of(model)} has no MLP: none of its {len(hooks)} hooks is named blocks.N.mlp.hook_post. "
