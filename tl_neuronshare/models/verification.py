@@ -242,7 +242,8 @@ def _record_of(model: LensModel) -> _Record:
 def _state_of(model: LensModel) -> tuple[Any, ...]:
     """Return what the outcomes depend on: modules, dtype, device, whether weights are processed."""
     kinds = tuple(type(module).__name__ for module in model.modules())
-    return hash(kinds), models.dtype_of(model), models.device_of(model), models.is_processed(model)
+    is_compatible = getattr(model, "compatibility_mode", False)
+    return hash(kinds), models.dtype_of(model), models.device_of(model), models.is_processed(model), is_compatible
 
 
 def _passes(model: LensModel, name: str) -> bool:
