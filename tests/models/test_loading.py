@@ -56,6 +56,7 @@ def test_the_name_of_a_directory_means_nothing(animals, tmp_path, name):
 
 CODE = """
 from pathlib import Path
+{imports}
 from transformers import {names}
 
 (Path(__file__).parent / "{file}.ran").touch()  # Transformers copies the file to a folder of its own
@@ -72,8 +73,9 @@ def with_code(animals, tmp_path, monkeypatch):
         "configuration": ("OwnConfig", "LlamaConfig"),
         "modeling": ("LlamaForCausalLM", "LlamaForCausalLM as Base"),
     }.items():
-        code = CODE.format(names=base, file=file) + f"class {name}({base.split()[-1]}):\n"
-        code += '    model_type = "own"\n' if file == "configuration" else "    pass\n"
+        imports = "from .configuration_own import OwnConfig" if file == "modeling" else ""
+        code = CODE.format(imports=imports, names=base, file=file) + f"class {name}({base.split()[-1]}):\n"
+        code += '    model_type = "own"\n' if file == "configuration" else "    config_class = OwnConfig\n"
         (directory / f"{file}_own.py").write_text(code)
     config = json.loads((directory / "config.json").read_text())
     config["model_type"] = "own"

@@ -116,8 +116,8 @@ def activation_of(mlp: Any, name: str) -> Callable[[Tensor], Tensor]:
             if callable(function):
                 # Falcon-H1 scales the gate before it is activated, and some layers of Gemma 3n keep only the largest.
                 scale = getattr(holder, "gate_multiplier", 1.0)
-                is_cut = isinstance(share := getattr(holder, "activation_sparsity", 0.0), float) and share > 0
-                cut = holder._gaussian_topk if is_cut else lambda gate: gate
+                sparsity = nested(holder, "activation_sparsity")
+                cut: Any = nested(holder, "_gaussian_topk") if sparsity else lambda gate: gate
                 return lambda gate: function(cut(gate * scale))
     raise NeuronShareError(f'{name} does not say what its activation function is; use site="post".')
 
