@@ -196,6 +196,7 @@ PUBLIC = {
     "limit, seed",
     "tasks.knowledge_editing": "source, *, direction, asks, instructions, languages, limit, seed",
     "tasks.mgsm": "source, *, instructions, languages, limit, seed",
+    "tasks.translation": "source, *, target, template, split, languages, limit, seed",
     "tasks.world_facts": "*, relations, languages, limit, seed, n_choices, ending",
     "tasks.xnli": "source, *, instructions, languages, limit, seed",
     "demo.load_model": "*, backend, device",

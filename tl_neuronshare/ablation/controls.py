@@ -186,13 +186,24 @@ def where_enough(enough: Bool[Tensor, "example layer"], why_not: str) -> Drawabl
 
 @register
 class Random(Control):
-    """As many neurons as the mask has in each layer and example, drawn from all neurons."""
+    """As many neurons as the mask has in each layer and example, drawn from all neurons.
+
+    In a mixture of experts, as many are drawn from those that are computed for the example in the language as the mask
+    has of them, since others have no effect.
+    """
 
     name = "random"
 
     def draw(self, draw: Draw) -> Drawn:
         """Draw from all neurons."""
-        return Drawn(drawn(draw.noise(), draw.mask.sum(-1), draw.targets.is_neuron))
+        noise, neurons, active = draw.noise(), draw.targets.is_neuron, draw.targets.active
+        if active is None or active.routing is None:
+            return Drawn(drawn(noise, draw.mask.sum(-1), neurons))
+        number = active.languages.index(draw.language)
+        of_each = [active.routing.neurons(active.widths, slice(each, each + 1))[0, number] for each in draw.examples]
+        computed = torch.stack(of_each)
+        parts = [drawn(noise, (draw.mask & part).sum(-1), neurons & part) for part in (computed, ~computed)]
+        return Drawn(parts[0] | parts[1])
 
 
 @register

@@ -207,11 +207,13 @@ def _table_of_neurons(
     often = n_examples <= 2 * times[:, layers, neurons].T
     n_prompts = n_examples * len(languages)
     names = [impacts.layers[layer].columns(neurons[layers == layer]) for layer in layers.unique().tolist()]
-    names = names or [impacts.layers[0].columns(neurons)]
+    named = pd.concat(map(pd.DataFrame, names or [impacts.layers[0].columns(neurons)]), ignore_index=True)
+    if "expert" in named:  # a dense layer between mixtures of experts does not have these columns
+        named = named.fillna({"expert": -1, "index": named["neuron"]}).astype("int64")
     table = pd.DataFrame(
         {
             "layer": layers.numpy(),
-            **{column: np.concatenate([columns[column] for columns in names]) for column in names[0]},
+            **named,
             "prompts": 100 * times.sum(0)[layers, neurons].double().numpy() / n_prompts,
             "score": total[layers, neurons].numpy() / n_prompts,
             "languages": [

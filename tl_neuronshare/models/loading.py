@@ -13,7 +13,13 @@ import torch
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import verification
-from tl_neuronshare.models.lens import LensModel, has_hooked_transformer, nothing_installed, version_of_transformer_lens
+from tl_neuronshare.models.lens import (
+    LensModel,
+    architecture_of,
+    has_hooked_transformer,
+    nothing_installed,
+    version_of_transformer_lens,
+)
 
 Backend = Literal["auto", "hooked", "bridge"]
 
@@ -88,9 +94,7 @@ def load_model(
             elif is_hooked:
                 model, source = (_hooked_from_directory if path.is_dir() else _hooked_by_name)(name, **how)
             else:
-                from transformer_lens.model_bridge import TransformerBridge
-
-                model = TransformerBridge.boot_transformers(name, **how)
+                model = _boot(name, **how)
     except NeuronShareError:
         raise
     except Exception as error:  # Transformers and TransformerLens raise all kinds
@@ -248,6 +252,21 @@ def _generation_config(name: str) -> Any:
         return GenerationConfig.from_pretrained(get_official_model_name(name))
     except OSError:
         return None
+
+
+def _boot(name: str, *, device: str | torch.device | None, dtype: torch.dtype, trust_remote_code: bool) -> LensModel:
+    """Load a bridge; if it has an encoder, its tokenizer gets back the special tokens that TransformerLens replaces."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    model: LensModel = TransformerBridge.boot_transformers(
+        name, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    if architecture_of(model) != "decoder":
+        as_saved = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        if hasattr(as_saved, "backend_tokenizer"):  # only fast tokenizers have a post-processor
+            model.tokenizer.backend_tokenizer.post_processor = as_saved.backend_tokenizer.post_processor
+    return model
 
 
 def _from_gguf(

@@ -21,6 +21,7 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models.lens import loaded, tensor_of
 
 Site = Literal["post", "gate", "up"]
+Stack = Literal["encoder", "decoder"]
 # A selection from [row, position]: a pair of index tensors or slices, or `...` for everything.
 Places = Any
 
@@ -97,7 +98,8 @@ class Writer(Protocol):
     def watched(self, zeroed: Bool[Tensor, " neuron"] | None) -> AbstractContextManager[list[Tensor]]:
         """Collect the values of one row with which Hugging Face's module computes, and set some neurons to zero there.
 
-        This works inside `models.unwrapped`. The list gets one tensor [position, neuron] for each forward pass.
+        This works inside `models.unwrapped`. The list gets one tensor [position, neuron] for each forward pass; none if
+        the values of this site are not to be had there.
         """
         ...
 
@@ -117,11 +119,14 @@ class NeuronLayer:
             like a layer without being an MLP.
         experts: how many routed experts the layer has, and how many neurons each of them; None where it has none.
             Their neurons come first, expert by expert.
+        stack: whether the layer is in the encoder or in the decoder. In an encoder-decoder, the encoder's layers see
+            other tokens than the decoder's.
     """
 
     hooks: tuple[NeuronHook, ...]
     writers: tuple[Writer, ...] = ()
     experts: tuple[int, int] | None = None
+    stack: Stack = "decoder"
 
     @property
     def name(self) -> str:
@@ -235,10 +240,12 @@ class LinearWriter:
     Attributes:
         linear: the module.
         width: how many neurons it reads.
+        is_watched: whether its input are the values of the site that is read; those of a gate or an up branch are not.
     """
 
     linear: nn.Module
     width: int
+    is_watched: bool = True
 
     def W_out(self) -> Float[Tensor, "neuron d_model"]:  # noqa: N802
         """Return the output weights; a Conv1D keeps them as they are needed, and a Linear transposed."""
@@ -251,6 +258,9 @@ class LinearWriter:
     @contextmanager
     def watched(self, zeroed: Bool[Tensor, " neuron"] | None) -> Iterator[list[Tensor]]:
         """Watch the module's input; see `Writer`."""
+        if zeroed is None and not self.is_watched:
+            yield []
+            return
         with watched_module(self.linear, is_input=True, zeroed=zeroed) as seen:
             yield seen
 

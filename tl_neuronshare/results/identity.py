@@ -55,6 +55,7 @@ def first_difference(result: NeuronSharing, other: NeuronSharing) -> tuple[str, 
 def _measured(result: NeuronSharing) -> dict[str, Any]:
     """Everything in which examples of one result must agree, by its name."""
     return {
+        "experts": None if result.routing is None else result.routing.experts,
         **{name: getattr(result, name) for name in ("languages", "widths", "hooks")},
         **{key: result.metadata.get(key) for key in _MEASURED},
         "fingerprint of the weights": weights_of(result.metadata),

@@ -17,9 +17,11 @@ from tl_neuronshare.checks import refuse_language_all, selected, whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import pack, packed_width, unpack
 from tl_neuronshare.prompts import Selection
+from tl_neuronshare.results import routing as routings
 from tl_neuronshare.results import tables
 from tl_neuronshare.results.files import read_tensors, write_tensors
 from tl_neuronshare.results.identity import fingerprint, first_difference, merged_metadata, weights_of
+from tl_neuronshare.results.routing import Experts, Routing
 from tl_neuronshare.results.types import NeuronType, as_type, neuron_types
 
 _KIND = "tl_neuronshare.NeuronSharing/1"
@@ -41,6 +43,7 @@ class NeuronSharing:
         metadata: where the result comes from: model, site, position, threshold, versions, fingerprint. What it says of
             the run (batches, borderline_fraction ...) describes the whole run, even when examples are selected.
         prompt_hashes: a hash of each example's prompts, or None where they are not known.
+        routing: in a mixture of experts, which experts each example is routed to; otherwise None.
 
     Example:
         >>> in_english, in_german = [True, True, False], [True, False, False]
@@ -61,9 +64,15 @@ class NeuronSharing:
         hooks: Sequence[str],
         metadata: Mapping[str, Any],
         prompt_hashes: Sequence[str] | None = None,
+        routing: Routing | None = None,
     ) -> None:
         _check_sizes(packed, languages, widths, hooks, prompt_hashes)
-        self.packed = packed
+        if routing is not None and routing.packed.shape[:3] != packed.shape[:3]:
+            raise NeuronShareError(
+                f"The routing is of shape {tuple(routing.packed.shape)}, the packed activations {tuple(packed.shape)}; "
+                "give that of the same examples, languages and layers."
+            )
+        self.packed, self.routing = packed, routing
         self.languages, self.widths, self.hooks = tuple(languages), tuple(widths), tuple(hooks)
         self.prompt_hashes = None if prompt_hashes is None else tuple(prompt_hashes)
         self.metadata = copy.deepcopy(dict(metadata))
@@ -134,6 +143,7 @@ class NeuronSharing:
         hashes = [result.prompt_hashes for result in results]
         return results[0]._like(
             torch.cat([result.packed for result in results]),
+            routing=_joined([result.routing for result in results]),
             metadata=merged_metadata(results),
             prompt_hashes=None if None in hashes else [each for part in hashes if part for each in part],
         )
@@ -142,6 +152,7 @@ class NeuronSharing:
         self,
         packed: UInt8[Tensor, "example language layer byte"],
         *,
+        routing: Routing | None,
         metadata: Mapping[str, Any],
         prompt_hashes: Sequence[str] | None,
     ) -> NeuronSharing:
@@ -153,6 +164,7 @@ class NeuronSharing:
             hooks=self.hooks,
             metadata=metadata,
             prompt_hashes=prompt_hashes,
+            routing=routing,
         )
 
     @property
@@ -181,6 +193,7 @@ class NeuronSharing:
         hashes, places = self.prompt_hashes, selected("sharing", self.n_examples, examples)
         return self._like(
             self._bits(places),
+            routing=None if self.routing is None else self.routing.at(list(places)),
             metadata=self.metadata,
             prompt_hashes=None if hashes is None else [hashes[place] for place in places],
         )
@@ -197,6 +210,7 @@ class NeuronSharing:
             isinstance(other, NeuronSharing)
             and (self.languages, self.widths, self.hooks) == (other.languages, other.widths, other.hooks)
             and torch.equal(self.packed, other.packed)
+            and self.routing == other.routing
         )
 
     __hash__ = None  # type: ignore[assignment]  # compared by content, like a tensor's values
@@ -229,10 +243,22 @@ class NeuronSharing:
 
     def pieces(self) -> Iterator[Bool[Tensor, "example language layer neuron"]]:
         """Unpack all activations, some examples at a time."""
-        bytes_per_example = 8 * self.packed[0].numel()
-        step = max(1, _CHUNK_BYTES // bytes_per_example)
-        for start in range(0, self.n_examples, step):
-            yield self.activated(slice(start, start + step))
+        for examples in self._slices():
+            yield self.activated(examples)
+
+    def computed(self) -> Iterator[Bool[Tensor, "example language layer neuron"]]:
+        """Say which neurons are computed, for the examples of each of the `pieces`; all without experts."""
+        for examples in self._slices():
+            if self.routing is None:
+                n_examples = len(range(self.n_examples)[examples])
+                yield self.is_neuron.expand(n_examples, len(self.languages), -1, -1)
+            else:
+                yield self.routing.neurons(self.widths, examples)
+
+    def _slices(self) -> list[slice]:
+        """The examples that are unpacked together."""
+        step = max(1, _CHUNK_BYTES // (8 * self.packed[0].numel()))
+        return [slice(start, start + step) for start in range(0, self.n_examples, step)]
 
     @property
     def is_neuron(self) -> Bool[Tensor, "layer neuron"]:
@@ -277,8 +303,10 @@ class NeuronSharing:
         """
         offsets = _offsets(self.n_examples, len(self.languages), seed)
         places = rearrange(torch.arange(self.n_examples, device="cpu"), "example -> example 1") + offsets
+        moved = (places % self.n_examples, torch.arange(len(self.languages), device="cpu"))
         return self._like(
-            self.packed[places % self.n_examples, torch.arange(len(self.languages), device="cpu")],
+            self.packed[moved],
+            routing=None if self.routing is None else self.routing.at(moved),
             metadata={**self.metadata, "mismatched": offsets.tolist()},
             prompt_hashes=None,
         )
@@ -297,6 +325,11 @@ class NeuronSharing:
             the mean share when each language shows a different example (see the method of that name); it is NaN where
             there are fewer examples than languages.
 
+            In a mixture of experts, a neuron can be activated only where its expert is used. There the table also has
+            `of_routed`, the mean percent among the neurons whose expert at least one language is routed to, and
+            `of_routed_in_all`, that among the neurons whose expert every language is routed to; NaN if there are never
+            such neurons. What differs between languages in the latter is not due to routing.
+
         Raises:
             NeuronShareError: mismatches is not a number of draws, or seed is not a whole number.
 
@@ -313,9 +346,22 @@ class NeuronSharing:
         """Tabulate how many of each layer's neurons each language activates, in percent.
 
         Returns:
-            A table with a row for each layer and language: layer, language, mean, std, min, max over the examples.
+            A table with a row for each layer and language: layer, language, mean, std, min, max over the examples. In a
+            mixture of experts also `of_routed`, the mean percent of the neurons that are computed, and `experts`, those
+            that most examples are routed to, the most used first.
         """
         return tables.by_language(self)
+
+    def experts(self) -> pd.DataFrame:
+        """Tabulate how many examples are routed to each expert of a mixture, in percent.
+
+        Returns:
+            A table with a row for each layer with experts, language and expert: layer, language, expert, percent.
+
+        Raises:
+            NeuronShareError: the model is not a mixture of experts.
+        """
+        return routings.table(self)
 
     def persistence(self) -> pd.DataFrame:
         """Tabulate how many of each layer's neurons are of one type for *every* example, in percent.
@@ -394,14 +440,18 @@ class NeuronSharing:
         Raises:
             NeuronShareError: there is no such directory, or the metadata holds what JSON cannot say.
         """
-        header = {
+        header: dict[str, Any] = {
             "languages": self.languages,
             "widths": self.widths,
             "hooks": self.hooks,
             "metadata": self.metadata,
             "prompt_hashes": self.prompt_hashes,
         }
-        write_tensors({"packed": self.packed.contiguous()}, path, kind=_KIND, header=header)
+        tensors = {"packed": self.packed.contiguous()}
+        if self.routing is not None:
+            tensors["routed"] = self.routing.packed.contiguous()
+            header["experts"] = self.routing.experts
+        write_tensors(tensors, path, kind=_KIND, header=header)
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronSharing:
@@ -410,7 +460,21 @@ class NeuronSharing:
         Raises:
             NeuronShareError: no such file, a file of another kind, or a damaged one.
         """
-        return read_tensors(path, lambda tensors, header: cls(tensors["packed"], **header), kind=_KIND)
+
+        def made(tensors: dict[str, Tensor], header: dict[str, Any]) -> NeuronSharing:
+            experts: Experts | None = header.pop("experts", None)
+            routing = None if experts is None else Routing(tensors["routed"], experts)
+            return cls(tensors["packed"], routing=routing, **header)
+
+        return read_tensors(path, made, kind=_KIND)
+
+
+def _joined(routings: Sequence[Routing | None]) -> Routing | None:
+    """The routing of the examples of several results; None where one of them has none."""
+    known = [routing for routing in routings if routing is not None]
+    if not known or len(known) < len(routings):
+        return None
+    return Routing(torch.cat([routing.packed for routing in known]), known[0].experts)
 
 
 def _check_sizes(

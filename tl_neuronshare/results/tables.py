@@ -14,6 +14,7 @@ from torch import Tensor
 from tl_neuronshare.checks import count, is_count
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.chance import independent_types, jaccard
+from tl_neuronshare.results.routing import most_used
 from tl_neuronshare.results.types import TYPES, NeuronType, neuron_types
 
 if TYPE_CHECKING:
@@ -33,15 +34,24 @@ def summary(sharing: NeuronSharing, *, mismatches: int, seed: int) -> pd.DataFra
         seed=seed,
         like=independent,
     )
-    return _table(
-        sharing, "type", _IN_ORDER, {**_statistics(percent), "independent": independent, "mismatched": mismatched}
-    )
+    columns = {**_statistics(percent), "independent": independent, "mismatched": mismatched}
+    if sharing.routing is not None:
+        columns |= _of_routed(sharing)
+    return _table(sharing, "type", _IN_ORDER, columns)
 
 
 def by_language(sharing: NeuronSharing) -> pd.DataFrame:
     """Make the table of `NeuronSharing.by_language`."""
     percent = _percent_by_language(sharing).transpose(0, 1)
-    return _table(sharing, "language", _numbered(sharing.languages), _statistics(percent))
+    columns = _statistics(percent)
+    if sharing.routing is not None:
+        pairs = zip(sharing.pieces(), sharing.computed(), strict=True)
+        shares = [_percent_of(activated, computed) for activated, computed in pairs]
+        columns["of_routed"] = torch.cat(shares).nanmean(0)
+    table = _table(sharing, "language", _numbered(sharing.languages), columns)
+    if sharing.routing is not None:
+        table["experts"] = [experts for of_layer in most_used(sharing.routing) for experts in of_layer]
+    return table
 
 
 def persistence(sharing: NeuronSharing) -> pd.DataFrame:
@@ -122,6 +132,22 @@ def mismatched_level(
 def _percent_of_types(sharing: NeuronSharing) -> Float[Tensor, "type example layer"]:
     """Percent of each layer's neurons that are of each type, in the order of NeuronType."""
     return torch.cat([_percent(sharing, of_types) for of_types in _masks(sharing)], dim=1)
+
+
+def _of_routed(sharing: NeuronSharing) -> dict[str, Float[Tensor, "type layer"]]:
+    """Mean percent of the types among neurons that are computed in at least one language, and in every language."""
+    shares: dict[str, list[Tensor]] = {"of_routed": [], "of_routed_in_all": []}
+    for of_types, computed in zip(_masks(sharing), sharing.computed(), strict=True):
+        shares["of_routed"].append(_percent_of(of_types, computed.any(1)))
+        shares["of_routed_in_all"].append(_percent_of(of_types, computed.all(1)))
+    return {name: torch.cat(parts, dim=1).nanmean(1) for name, parts in shares.items()}
+
+
+def _percent_of(
+    chosen: Bool[Tensor, "*batch layer neuron"], among: Bool[Tensor, "*#batch layer neuron"]
+) -> Float[Tensor, "*batch layer"]:
+    """Percent of some neurons that are chosen; NaN where there are none of them."""
+    return 100 * (chosen & among).sum(-1).double() / among.sum(-1)
 
 
 def _masks(sharing: NeuronSharing) -> Iterator[Bool[Tensor, "type example layer neuron"]]:
