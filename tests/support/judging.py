@@ -56,7 +56,8 @@ class Facts:
 # has read it and added it here.
 REASONS: tuple[tuple[str, Callable[[Facts], bool | None]], ...] = (
     ("mixture of experts", lambda facts: facts.has_experts),
-    ("not a decoder-only language model", lambda facts: facts.is_encoder),
+    ("is an encoder(-decoder)?[,:]", lambda facts: facts.is_encoder),
+    ("does the model pad texts by itself", lambda facts: facts.is_encoder),
     ("has no MLP", lambda facts: not facts.layers),
     ("fails the check 'logits'", lambda facts: facts.logits_differ is not False),
     ("different from the Hugging Face model", lambda facts: facts.logits_differ is not False),
@@ -242,6 +243,7 @@ class Reference:
         config = self.model.config
         self.is_seq2seq = bool(getattr(config, "is_encoder_decoder", False))
         is_masked = "MaskedLM" in type(self.model).__name__
+        self.is_masked = is_masked
         self.facts = Facts(case.tokens, self.is_seq2seq or is_masked, literal.blocks(self.model))
         self.start = getattr(config, "decoder_start_token_id", None) or 0
         if case.tokens:
@@ -269,7 +271,12 @@ class Reference:
     @property
     def options(self) -> dict[str, Any]:
         """What every function of the package is given."""
-        return {"prepend_bos": self.bos, "progress": False}
+        return {"progress": False} | ({} if self.facts.is_encoder else {"prepend_bos": True})
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Where the last token of a prompt is read: an encoder's position is named."""
+        return {"position": -1} if self.is_masked else {}
 
     @property
     def bos(self) -> bool:
@@ -277,8 +284,9 @@ class Reference:
 
     def ids(self, text: str) -> list[int]:
         """The tokens of a text."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [self.tokenizer.bos_token_id, *ids] if self.bos else ids
+        if self.facts.is_encoder:
+            return self.tokenizer(text)["input_ids"]
+        return [self.tokenizer.bos_token_id, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def logits(self, ids: list[int], answer: list[int] | None = None) -> Tensor:
         """The logits [token, vocabulary] of one text; of an encoder-decoder, of the decoder's tokens."""
@@ -323,7 +331,7 @@ def _types(row: Row, model: Any, reference: Reference) -> Any:
     for site in ("post", "gate", "up"):
         if site != "post" and reference.facts.gated is False:
             try:
-                ns.categorise(model, QUIZ, site=site, **reference.options)
+                ns.categorise(model, QUIZ, site=site, **reference.where, **reference.options)
             except ns.NeuronShareError as error:
                 row.found[site] = NONE if reason(str(error), reference.facts) == REFUSED else MISLEADING
                 if row.found[site] != NONE:
@@ -332,7 +340,7 @@ def _types(row: Row, model: Any, reference: Reference) -> Any:
                 row.refused(site, error)
             continue
         try:
-            sharing = ns.categorise(model, QUIZ, site=site, **reference.options)
+            sharing = ns.categorise(model, QUIZ, site=site, **reference.where, **reference.options)
         except Exception as error:
             row.refused(site, error)
             continue
@@ -393,7 +401,7 @@ def _ablation(row: Row, model: Any, reference: Reference) -> None:
         widths = reference.widths or [1]
         mask = _mask(widths)
         hooks = ns.ablation_hooks(model, mask, mode="zero", position="all")
-        table = ns.evaluate(model, QUIZ, fwd_hooks=hooks, **reference.options)
+        answered = [] if reference.is_masked else ns.evaluate(model, QUIZ, fwd_hooks=hooks, **reference.options).itertuples()
     except Exception as error:
         if "The mask has shape" in str(error):
             row.judge("ablation", f"other neurons than the {reference.widths} of the reference")
@@ -404,13 +412,14 @@ def _ablation(row: Row, model: Any, reference: Reference) -> None:
     masks = [mask[layer, :width] for layer, width in enumerate(widths)]
     try:
         with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-            found = model(torch.tensor([ids]))[0]
+            decoder = {"decoder_input_ids": torch.tensor([[reference.start]])} if reference.is_seq2seq else {}
+            found = model(torch.tensor([ids]), **decoder)[0]
         plain = reference.logits(ids)
         with literal.zeroed(reference.facts.layers, masks):
             expected = reference.logits(ids)
             log_probs = {
                 (language, example): _log_prob(reference, text, QUIZ.choices[language][example], QUIZ.answers[language][example])
-                for language, texts in QUIZ.prompts.items()
+                for language, texts in ({} if reference.is_masked else QUIZ.prompts).items()
                 for example, text in enumerate(texts)
             }
     except Exception as error:
@@ -422,8 +431,11 @@ def _ablation(row: Row, model: Any, reference: Reference) -> None:
     if _off(found, expected) > 1e-4:
         wrong.append(f"logits are off by {_off(found, expected):.2g}, of an effect of {_off(expected, plain):.2g}")
     off = max(
-        abs(one.log_prob - log_probs[one.language, one.example]) / max(1, abs(log_probs[one.language, one.example]))
-        for one in table.itertuples()
+        (
+            abs(one.log_prob - log_probs[one.language, one.example]) / max(1, abs(log_probs[one.language, one.example]))
+            for one in answered
+        ),
+        default=0.0,
     )
     if off > 1e-3:
         wrong.append(f"log-probabilities of answers are off by {off:.2g}")
@@ -431,6 +443,10 @@ def _ablation(row: Row, model: Any, reference: Reference) -> None:
 
 
 def _log_prob(reference: Reference, text: str, choices: list[str], answer: str) -> float:
+    if reference.is_seq2seq:  # the answer follows the decoder's start token
+        tokens = reference.tokenizer(answer.strip(), add_special_tokens=False)["input_ids"]
+        log_probs = reference.logits(reference.ids(text), tokens).double().log_softmax(-1)
+        return sum(float(log_probs[place, token]) for place, token in enumerate(tokens))
     start, wholes, _ = literal_start(reference.tokenizer, text, choices, reference.bos)
     whole = wholes[choices.index(answer)]
     log_probs = reference.logits(whole[:-1]).double().log_softmax(-1)

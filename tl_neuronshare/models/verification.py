@@ -393,7 +393,12 @@ class _Run:
                 )
             shape = (1, inputs.seen_by(layer.stack).tokens.shape[1])
             if layer.shape(passes[number][0]) != shape:
-                raise NeuronShareError(layer.misfit(passes[number][0], shape))
+                given = tuple(passes[number][0][-1].shape)
+                raise NeuronShareError(
+                    f"{layer.name} of {models.name_of(self.model)} has a tensor of shape {given} where one of "
+                    f"{(*shape, layer.width)} (rows, positions, neurons) belongs, so that its neurons cannot be read; "
+                    "does the model pad texts by itself?"
+                )
         return [_on_cpu(layers[number].read(tensors, 0)) for number, (tensors,) in passes.items()]
 
 
