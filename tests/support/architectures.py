@@ -179,7 +179,7 @@ def make(architecture: Architecture, directory: Path) -> None:
     model = getattr(transformers, architecture.class_name or architecture.architecture)(config)
     make_weights(model)
     if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
-        model.generation_config.decoder_start_token_id = 0  # T5's, as its published models have it
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 1  # it is not the padding
     model.save_pretrained(directory)
     if architecture.tokens:
         make_tokenizer().save_pretrained(directory)
