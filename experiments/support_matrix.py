@@ -88,17 +88,18 @@ INTRODUCTION = """# Which models work
 
 `experiments/support_matrix.py` writes this page; {versions}.
 
-For every architecture that TransformerLens registers, and for variants of some, a tiny model with random weights is made, loaded with \
-`tl_neuronshare.load_model`, and judged. The reference is a freshly loaded Hugging Face model (`attn_implementation="eager"`, \
-experts one by one), read and edited with torch hooks, one unpadded prompt at a time, without this package.
+For every architecture that TransformerLens registers, and for variants of some, a tiny model with random weights is
+made, loaded with `tl_neuronshare.load_model`, and judged. The reference is a freshly loaded Hugging Face model
+(`attn_implementation="eager"`, experts one by one), read and edited with torch hooks, one unpadded prompt at a time,
+without this package.
 
 A model is as good as its worst column:
 
-* **right**: of the activations that `categorise` gives on padded batches, none differs, at `post`, `gate` and `up` (apart from values \
-within rounding of 0). With three in ten neurons set to zero, the logits are within 1e-4 of the largest and the probabilities of \
-answers within 1e-3. Both scores of every neuron equal the reference's, and `attribute` warns where a norm or a factor follows \
-the MLPs. Greedy answers are those of a loop that runs the whole text for every token. A model that is right except that `gate` or \
-`up` is refused with the reason counts as right.
+* **right**: of the activations that `categorise` gives on padded batches, none differs, at `post`, `gate` and `up`
+  (apart from values within rounding of 0). With three in ten neurons set to zero, the logits are within 1e-4 of the
+  largest and the probabilities of answers within 1e-3. Both scores of every neuron equal the reference's, and
+  `attribute` warns where a norm or a factor follows the MLPs. Greedy answers are those of a loop that runs the whole
+  text for every token. A model that is right except that `gate` or `up` is refused with the reason counts as right.
 * **refused with the reason**: a `NeuronShareError`, before any result, whose message says what is true of the model.
 * **refused, misleading**: a `NeuronShareError` with another message.
 * **raw error**: any other exception.
@@ -106,16 +107,16 @@ the MLPs. Greedy answers are those of a loop that runs the whole text for every 
 * **does not boot**: TransformerLens cannot load it, and the error says so.
 * **not judged**: no tiny model or no reference could be made; the notes say why.
 
-A tiny model shows that the code of an architecture is right. It does not show that a real model of it has enough memory, or that its \
-tokenizer is what you expect: `tl_neuronshare.verify` makes its checks on your own model.
-""".replace("\\\n", "")
+A tiny model shows that the code of an architecture is right. It does not show that a real model of it has enough
+memory, or that its tokenizer is what you expect: `tl_neuronshare.verify` makes its checks on your own model.
+"""
 
 
 def cases() -> list[tuple[Any, str]]:
     """Every tiny model, and the class of TransformerLens that it is loaded with."""
-    from support.architectures import HOOKED, architectures
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 
+    from support.architectures import HOOKED, architectures
     from tl_neuronshare.models import has_hooked_transformer
 
     known = architectures(SUPPORTED_ARCHITECTURES)
@@ -236,20 +237,26 @@ def page(results: dict[str, list[dict[str, str]]]) -> str:
     for family, names in FAMILIES.items():
         for name in names:
             of_case = [_of(results[tl], "bridge").get(name) for tl in results]
-            rows.append([family if name == names[0] else "", name, *(one["verdict"] if one else "–" for one in of_case)])
+            rows.append(
+                [family if name == names[0] else "", name, *(one["verdict"] if one else "–" for one in of_case)]
+            )
     parts += ["## By family", _table(["family", "stands for it", *(f"{tl} bridge" for tl in results)], rows)]
     counts = [
-        [verdict, *(str(sum(row["verdict"] == verdict for row in _of(results[tl], kind).values())) for tl, kind in kinds)]
+        [
+            verdict,
+            *(str(sum(row["verdict"] == verdict for row in _of(results[tl], kind).values())) for tl, kind in kinds),
+        ]
         for verdict in VERDICTS
     ]
     parts += ["## How many", _table(["verdict", *titles], counts)]
-    fields = ["boots", "verified", *COLUMNS]
+    fields = ["verdict", "boots", "verified", *COLUMNS]
+    head = ["architecture", "model type", *fields, "notes"]
     for (tl, kind), title in zip(kinds, titles, strict=True):
         rows = [
-            [name, row["model_type"], row["verdict"], *(row[column] for column in fields), _note(row["notes"])]
+            [name, row["model_type"], *(row[column] for column in fields), _note(row["notes"])]
             for name, row in _of(results[tl], kind).items()
         ]
-        parts += [f"## TransformerLens {title}", _table(["architecture", "model type", "verdict", *fields, "notes"], rows)]
+        parts += [f"## TransformerLens {title}", _table(head, rows)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

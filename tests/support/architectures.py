@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
@@ -128,13 +129,15 @@ def _likeness(model_type: str, class_name: str) -> int:
     return len(plain) if lower.startswith(plain) else -len(plain)
 
 
-def make_config(model_type: str, given: Mapping[str, Any] = {}) -> Any:  # noqa: B006  # it is only read
+def make_config(model_type: str, given: Mapping[str, Any]) -> Any:
     """Return a small configuration: the sizes above where it has them, and then what is given."""
     config_class = CONFIG_MAPPING[model_type]
     default = config_class()
-    known = {*default.to_dict(), *getattr(default, "attribute_map", {}).values()}
     numbers = default.to_dict()
-    settings = {name: size for name, size in SIZES.items() if name in known and not _has_stages(numbers.get(name), size)}
+    known = {*numbers, *getattr(default, "attribute_map", {}).values()}
+    settings = {
+        name: size for name, size in SIZES.items() if name in known and not _has_stages(numbers.get(name), size)
+    }
     if "kv_lora_rank" in settings:  # latent attention has a key for every head
         settings["num_key_value_heads"] = settings["num_attention_heads"]
     for name in getattr(config_class, "sub_configs", {}):
@@ -169,6 +172,11 @@ def make_weights(model: nn.Module, seed: int = 0) -> None:
                 buffer.copy_(0.05 * torch.randn(buffer.shape, generator=generator))
 
 
+def reads_both_ways(model: nn.Module) -> bool:
+    """Whether the model is an encoder or has one."""
+    return bool(getattr(model.config, "is_encoder_decoder", False)) or "MaskedLM" in type(model).__name__
+
+
 def make(architecture: Architecture, directory: Path) -> None:
     """Save the model and a tokenizer to a directory.
 
@@ -181,8 +189,15 @@ def make(architecture: Architecture, directory: Path) -> None:
     if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
         model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 1  # it is not the padding
     model.save_pretrained(directory)
+    if config.model_type == "switch_transformers":  # TransformerLens looks for this file alone
+        torch.save(model.state_dict(), directory / "pytorch_model.bin")
     if architecture.tokens:
-        make_tokenizer().save_pretrained(directory)
+        tokenizer = make_tokenizer()
+        around = "$A <|end|>" if getattr(config, "is_encoder_decoder", False) else "<|end|> $A <|end|>"
+        if reads_both_ways(model):  # as theirs do, this one adds special tokens by itself
+            marks = [("<|end|>", tokenizer.eos_token_id)]
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=around, special_tokens=marks)
+        tokenizer.save_pretrained(directory)
     if architecture.registered:
         saved = json.loads((directory / "config.json").read_text())
         saved["architectures"] = [architecture.registered]
@@ -192,7 +207,9 @@ def make(architecture: Architecture, directory: Path) -> None:
 _MAMBA = {"mamba_chunk_size": 16, "mamba_n_heads": 8, "mamba_d_head": 8}
 _JAMBA = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
 _LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
-_MROPE = {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}}
+_MROPE = {
+    "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+}
 # What these need beside the usual sizes.
 NEEDED: dict[str, dict[str, Any]] = {
     "BambaForCausalLM": {"attn_layer_indices": [1], **_MAMBA},
@@ -205,8 +222,14 @@ NEEDED: dict[str, dict[str, Any]] = {
     },
     "Florence2ForConditionalGeneration": {
         "vision_config": {
-            "depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1],
-            "patch_prenorm": [False, True], "embed_dim": [16, 32], "num_heads": [2, 2], "num_groups": [2, 2],
+            "depths": [1, 1],
+            "patch_size": [7, 3],
+            "patch_stride": [4, 2],
+            "patch_padding": [3, 1],
+            "patch_prenorm": [False, True],
+            "embed_dim": [16, 32],
+            "num_heads": [2, 2],
+            "num_groups": [2, 2],
             "projection_dim": 32,
         },
     },

@@ -17,7 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-_DOWN = ("down_proj", "fc2", "w2", "wo", "Wo", "c_proj", "dense_4h_to_h", "fc_out", "output_linear", "output.dense")
+_DOWN = (
+    "down_proj",
+    "fc2",
+    "w2",
+    "wo",
+    "Wo",
+    "c_proj",
+    "dense_4h_to_h",
+    "fc_out",
+    "output_linear",
+    "output.dense",
+    "feed_forward.value",
+)
 _NOT_MLP = re.compile(r"attn|attention|temporal_block|mamba|\bconv\b|vision|visual|audio|image|tower|vqmodel|projector")
 _ACTIVATIONS = ("act_fn", "activation_fn", "activation", "act", "hidden_act", "intermediate_act_fn")
 _UP = ("up_proj", "wi_1", "w3", "fc3")
@@ -42,8 +54,9 @@ class Read:
 class Dense:
     """An MLP that ends in one linear map, the module `down`."""
 
-    def __init__(self, name: str, down: nn.Module, parent: nn.Module) -> None:
+    def __init__(self, name: str, down: nn.Module, parent: nn.Module, scale: nn.Module | None = None) -> None:
         self.name, self.down, self.parent = name, down, parent
+        self.scale = scale  # gives the logit of a factor, one a token: Qwen's gate of the shared expert
         self.reads: list[Read] = []
         self.mask: Tensor | None = None
         self.nudge: Tensor | None = None  # is added to what the MLP writes
@@ -64,6 +77,11 @@ class Dense:
         for name, module in self.parent.named_children():
             if module is not self.down and isinstance(module, nn.Linear | Conv1D):
                 yield module.register_forward_hook(lambda _m, _i, out, name=name: self._branches.update({name: out}))
+        if self.scale is not None:
+            yield self.scale.register_forward_hook(self._scale)
+
+    def _scale(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self.reads[-1].weight = output.detach().sigmoid().reshape(-1, 1)
 
     def _read(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         post = inputs[0].detach()
@@ -76,7 +94,9 @@ class Dense:
 
     def _split(self, post: Tensor, branches: dict[str, Tensor]) -> Read:
         """Find the two factors of a gated MLP among what the MLP's other linear maps give."""
-        act = next((getattr(self.parent, name) for name in _ACTIVATIONS if callable(getattr(self.parent, name, None))), None)
+        act = next(
+            (getattr(self.parent, name) for name in _ACTIVATIONS if callable(getattr(self.parent, name, None))), None
+        )
         wide = [out for out in branches.values() if out.shape == post.shape]
         double = [out for out in branches.values() if out.shape == (len(post), 2 * self.width)]
         pairs = [tuple(wide), tuple(wide[::-1])] if len(wide) == 2 else []
@@ -169,7 +189,10 @@ class Experts:
         self.reads.append(read)
         if self.mask is not None:
             output = self._compute((*args, *kwargs.values()), output, mask=self.mask)[1]
-        return output if self.nudge is None else output + self.nudge
+        return output if self.nudge is None else self._nudged(output)
+
+    def _nudged(self, output: Tensor) -> Tensor:
+        return output + self.nudge
 
     def _compute(self, inputs: tuple[Any, ...], output: Tensor, mask: Tensor | None) -> tuple[Read, Tensor]:
         n_tokens, size = self._n_tokens(inputs), self.width // self.n_experts
@@ -212,6 +235,12 @@ class EveryExpert(Experts):
 
     def _n_tokens(self, inputs: tuple[Any, ...]) -> int:
         return super()._n_tokens(inputs) // self.n_experts
+
+    def _nudged(self, output: Tensor) -> Tensor:
+        """Once for each token: what the experts give for it is added up."""
+        once = output.reshape(self.n_experts, -1, output.shape[-1]).clone()
+        once[0] += self.nudge
+        return once.reshape(output.shape)
 
     def _row(self, token: int, expert: int, n_tokens: int) -> int:
         return expert * n_tokens + token
@@ -309,10 +338,20 @@ def _part(name: str, module: nn.Module, modules: dict[str, nn.Module]) -> Any:
         return ListedExperts(name, module)
     if kind.endswith("Experts") and getattr(module, "down_proj", None) is not None:
         return Experts(name, module)
-    is_down = name.endswith(tuple(f".{down}" for down in _DOWN)) or (kind == "Linear" and name.endswith("feed_forward.value"))
-    if not is_down or ".experts." in name or not isinstance(getattr(module, "weight", None), Tensor) or module.weight.ndim != 2:
+    is_down = name.endswith(tuple(f".{down}" for down in _DOWN)) or (
+        kind == "Linear" and name.endswith("feed_forward.value")
+    )
+    if (
+        not is_down
+        or ".experts." in name
+        or not isinstance(getattr(module, "weight", None), Tensor)
+        or module.weight.ndim != 2
+    ):
         return None
-    return Dense(name, module, modules[name.rsplit(".", 1)[0]])
+    parent = name.rsplit(".", 1)[0]
+    beside = modules.get(parent.rsplit(".", 1)[0])
+    scale = getattr(beside, "shared_expert_gate", None) if "shared_expert" in parent else None
+    return Dense(name, module, modules[parent], scale)
 
 
 @contextmanager
@@ -372,10 +411,11 @@ def writes_unchanged(model: nn.Module, layers: list[Block], run: Callable[[], An
     for block in layers:
         for part in block.parts:
             kept: list[Tensor] = []
+            part.reads = []
             handle = modules[block.name].register_forward_hook(
                 lambda _m, _i, out, kept=kept: kept.append((out[0] if isinstance(out, tuple) else out).detach().clone())
             )
-            nudge = 0.1 * torch.randn(part.W_out.shape[1], generator=torch.Generator().manual_seed(1))
+            nudge = torch.randn(part.W_out.shape[1], generator=torch.Generator().manual_seed(1))
             try:
                 with torch.no_grad(), hooked(layers):
                     run()
@@ -384,7 +424,8 @@ def writes_unchanged(model: nn.Module, layers: list[Block], run: Callable[[], An
             finally:
                 part.nudge = None
                 handle.remove()
-            plain, nudged = kept
-            if not torch.allclose(nudged - plain, nudge.expand_as(plain), rtol=1e-2, atol=1e-3):
+            plain, nudged = (one.reshape(-1, one.shape[-1]) for one in kept)
+            weight = part.reads[0].weight if isinstance(part, Dense) else 1.0  # experts' weights are in what they give
+            if not torch.allclose(nudged - plain, nudge * weight, rtol=1e-2, atol=1e-2):
                 return False
     return True

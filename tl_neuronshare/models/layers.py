@@ -10,7 +10,7 @@ from typing import Any, get_args
 from tl_neuronshare.checks import one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import points
-from tl_neuronshare.models.dense import dense
+from tl_neuronshare.models.dense import MLPS, dense, pointed
 from tl_neuronshare.models.experts import mixture
 from tl_neuronshare.models.lens import LensModel, architecture_of, block_of, check_model, name_of, stacks_of
 from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Site
@@ -18,7 +18,9 @@ from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Site
 # (the block's module, its name such as "blocks.3", the site, the model's hook points by name) -> the block's neurons
 Kind = Callable[[Any, str, Site, Mapping[str, Any]], NeuronLayer | None]
 # Each function knows one kind of layer and returns None for others; the first that does not return None decides.
-KINDS: list[Kind] = [mixture, dense]
+KINDS: list[Kind] = [mixture, pointed, dense]
+# Components of a block whose hook points are in an MLP or a mixture of experts.
+_OF_MLP = f"(?:routed|down|{'|'.join(MLPS)})"
 
 
 def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
@@ -47,6 +49,11 @@ def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
                 "use a model in which every MLP has one (see model.hook_dict)."
             )
         layers.append(replace(layer, stack="encoder" if is_encoder or stack == "encoder_blocks" else "decoder"))
+    if not stacks_of(model):
+        raise NeuronShareError(
+            f"{name_of(model)} does not keep its layers in model.blocks, so that their neurons cannot be found; use a "
+            "different model."
+        )
     if not layers:
         raise NeuronShareError(
             f"{name_of(model)} has no MLP: none of its {len(hooks)} hooks is named blocks.N.mlp.hook_post. "
@@ -58,7 +65,7 @@ def neuron_layers(model: LensModel, site: Site) -> list[NeuronLayer]:
 def _blocks_with_mlp(model: LensModel, hooks: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Iterate over the stacks' names and the names of their blocks that have an MLP or experts, in order."""
     for stack in stacks_of(model):
-        pattern = re.compile(rf"{stack}\.(\d+)\.(mlp|routed)\.")
+        pattern = re.compile(rf"{stack}\.(\d+)\.{_OF_MLP}\.")
         for number in sorted({int(match[1]) for name in hooks if (match := pattern.match(name))}):
             yield stack, f"{stack}.{number}"
 
@@ -71,4 +78,4 @@ def final_residual(model: LensModel) -> NeuronLayer:
 
 def is_gated(model: LensModel) -> bool:
     """Return whether each neuron is the product of a gate and an up branch, both with hooks."""
-    return any(re.fullmatch(r"(\w+_)?blocks\.\d+\.(mlp|routed)\.hook_pre_linear", name) for name in model.hook_dict)
+    return any(re.fullmatch(rf"(\w+_)?blocks\.\d+\.{_OF_MLP}\.hook_pre_linear", name) for name in model.hook_dict)

@@ -6,6 +6,7 @@ Face model inside.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
@@ -66,6 +67,27 @@ def version_of_transformer_lens() -> str:
     return version("transformer_lens")
 
 
+@contextmanager
+def nothing_installed() -> Iterator[None]:
+    """Keep TransformerLens from installing packages for as long as the context lasts.
+
+    When a bridge of a model that also reads images is made, TransformerLens runs `pip install torchvision`, which may
+    replace the user's torch. Without torchvision such a bridge has no processor for images, and reads text as before.
+    """
+    check_call = subprocess.check_call
+
+    def refuse(command: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(command, list) and "install" in command:
+            raise OSError(f"{' '.join(command)}: not run")
+        return check_call(command, *args, **options)
+
+    subprocess.check_call = refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        subprocess.check_call = check_call
+
+
 def is_bridge(model: LensModel) -> bool:
     """Return whether the model is a TransformerBridge, which runs a Hugging Face model inside."""
     return hasattr(model, "original_model")
@@ -81,6 +103,13 @@ def check_model(model: object) -> None:
         raise NeuronShareError(
             f"A {type(model).__name__} is not a TransformerLens model; load one with tl_neuronshare.load_model(name), "
             "HookedTransformer.from_pretrained_no_processing(name) or TransformerBridge.boot_transformers(name)."
+        )
+    hugging_face = getattr(model, "original_model", None)
+    what_it_reads = getattr(hugging_face, "main_input_name", "input_ids")
+    if getattr(model, "tokenizer", None) is None and what_it_reads != "input_ids":
+        raise NeuronShareError(
+            f"{name_of(model)} ({type(hugging_face).__name__}) reads {what_it_reads.replace('_', ' ')} and no text; "
+            "use a language model."
         )
     if getattr(model, "tokenizer", None) is None:
         raise NeuronShareError(f"{name_of(model)} has no tokenizer; give it one with model.set_tokenizer(...).")

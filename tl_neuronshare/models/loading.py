@@ -13,7 +13,13 @@ import torch
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import verification
-from tl_neuronshare.models.lens import LensModel, architecture_of, has_hooked_transformer, version_of_transformer_lens
+from tl_neuronshare.models.lens import (
+    LensModel,
+    architecture_of,
+    has_hooked_transformer,
+    nothing_installed,
+    version_of_transformer_lens,
+)
 
 Backend = Literal["auto", "hooked", "bridge"]
 
@@ -87,12 +93,13 @@ def load_model(
     }
     source: Any = None  # the Hugging Face model that a HookedTransformer was made from
     try:
-        if is_file:
-            model = _from_gguf(path, **how)
-        elif is_hooked:
-            model, source = (_hooked_from_directory if path.is_dir() else _hooked_by_name)(name, **how)
-        else:
-            model = _boot(name, **how)
+        with nothing_installed():
+            if is_file:
+                model = _from_gguf(path, **how)
+            elif is_hooked:
+                model, source = (_hooked_from_directory if path.is_dir() else _hooked_by_name)(name, **how)
+            else:
+                model = _boot(name, **how)
     except NeuronShareError:
         raise
     except Exception as error:  # Transformers and TransformerLens raise all kinds

@@ -31,7 +31,7 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import decoding
 from tl_neuronshare.models.forward import arguments_of
 from tl_neuronshare.models.inputs import Inputs, inputs_of
-from tl_neuronshare.models.lens import Architecture, LensModel
+from tl_neuronshare.models.lens import Architecture, LensModel, nothing_installed
 from tl_neuronshare.models.neurons import Site
 from tl_neuronshare.models.packing import Packing
 
@@ -786,9 +786,14 @@ def _small_twin(model: LensModel) -> tuple[LensModel, torch.nn.Module]:
         text.layer_types = text.layer_types[: text.num_hidden_layers]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        hugging_face = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+        hugging_face = AutoModelForCausalLM.from_config(
+            config,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            trust_remote_code=bool(getattr(model.cfg, "trust_remote_code", False)),
+        ).eval()
     alone = copy.deepcopy(hugging_face)
-    twin = TransformerBridge.boot_transformers(
-        str(config.name_or_path), hf_model=hugging_face, tokenizer=model.tokenizer, device="cpu", dtype=torch.float32
-    )
+    how: dict[str, Any] = {"tokenizer": model.tokenizer, "device": "cpu", "dtype": torch.float32}
+    with nothing_installed():
+        twin = TransformerBridge.boot_transformers(str(config.name_or_path), hf_model=hugging_face, **how)
     return twin, alone
