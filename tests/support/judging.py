@@ -59,6 +59,8 @@ REASONS: tuple[tuple[str, Callable[[Facts], bool | None]], ...] = (
     ("mixture of experts", lambda facts: facts.has_experts),
     ("not a decoder-only language model", lambda facts: facts.is_encoder),
     ("is an encoder|is an encoder-decoder", lambda facts: facts.is_encoder),
+    ("does the model pad texts by itself", lambda facts: facts.is_encoder),
+    ("depends on the tokens after it", lambda facts: facts.is_encoder),
     ("has no MLP", lambda facts: not facts.layers),
     ("fails the check 'logits'", lambda facts: facts.logits_differ is not False),
     ("different from the Hugging Face model", lambda facts: facts.logits_differ is not False),
