@@ -65,7 +65,8 @@ REASONS: tuple[tuple[str, Callable[[Facts], bool | None]], ...] = (
     ("fails the check", lambda facts: True),  # numbers, which verify has taken from the model itself
     ("times in a forward pass", lambda facts: facts.repeats),
     ("stopped with", lambda facts: facts.runs is False),
-    ("has no gate", lambda facts: facts.gated is False),
+    ("The shared expert of .* has no hook for", lambda facts: facts.has_experts and facts.gated),
+    ("has no gate|have no gate", lambda facts: facts.gated is False),
     ("has a gate, but no hook for it", lambda facts: facts.gated),
     ("The gate of the experts of .* cannot be read", lambda facts: facts.has_experts and facts.gated),
     ("does not say what its activation function is", lambda facts: facts.gated),
