@@ -72,6 +72,7 @@ TASKS = {
     "fact_probing": (sources.mpararel, ("--options", "relations=P36", "form=cloze"), "choice"),
     "knowledge_editing": (sources.mzsre, ("--options", "direction=xx->en", "instructions=native"), "exact"),
     "mgsm": (sources.mgsm, (), "number"),
+    "translation": (sources.translations, ("--options", "target=eng_Latn", "template={source} ="), "exact"),
     "xnli": (sources.xnli, ("--options", "instructions=native", "--languages", "en", "zh"), "choice"),
 }
 

@@ -48,7 +48,7 @@ def bare_trunk(model: Any, prompts: ns.ParallelPrompts) -> None:
     batches = plan.plan_batches([(len(row),) for row in rows], "auto", packing=verification.packing(model))
     with models.left_as_found(model):
         for batch in batches:
-            models.run(model, *models.left_padded([rows[index] for index in batch]))
+            models.run(model, models.inputs_of(model, [rows[index] for index in batch]))
 
 
 def compare(name: str, jobs: dict[str, Callable[[], object]], *, repeats: int) -> None:

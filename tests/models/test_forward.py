@@ -18,7 +18,7 @@ def last_values(model, rows, layers):
         values[number] = layers[number].read(tensors, (slice(None), -1))
 
     with torch.no_grad(), models.reading(model, layers, keep) as run_once:
-        run_once(*models.left_padded(rows))
+        run_once(models.inputs_of(model, rows))
     return [values[layer] for layer in range(len(layers))]
 
 

@@ -54,7 +54,7 @@ def test_memory_is_a_bit_a_neuron_beyond_the_bare_trunk(animals, backend, many, 
 
     def trunk():
         with models.left_as_found(model):
-            models.run(model, *models.left_padded(longest))
+            models.run(model, models.inputs_of(model, longest))
 
     ns.categorise(model, many, **options)  # so that whatever is made only once exists before measuring
     extra = peak_of(lambda: ns.categorise(model, many, **options)) - peak_of(trunk)

@@ -274,6 +274,31 @@ def mgsm(folder: Path) -> Path:
     return folder
 
 
+TRANSLATIONS = {
+    "eng_Latn": ["The book is new.", "It rains."],
+    "deu_Latn": ["Das Buch ist neu.", "Es regnet."],
+    "zho_Hans": ["这本书是新的。", "下雨了。"],
+    "rus_Cyrl": ["Книга новая.", "Идёт дождь."],
+}
+
+
+def translations(folder: Path) -> Path:
+    """Write files of parallel sentences, as in FLORES."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for language, sentences in TRANSLATIONS.items():
+        (folder / f"{language}.devtest").write_text("\n".join(sentences) + "\n", "utf-8")
+    return folder
+
+
+def translations_from_the_hub(folder: Path, column: str = "text") -> Path:
+    """Write a data set with a configuration for each language, as FLORES+ (`text`) and FLORES-200 (`sentence`)."""
+    tables = {
+        language: [{"id": number, column: sentence} for number, sentence in enumerate(sentences)]
+        for language, sentences in TRANSLATIONS.items()
+    }
+    return _hub_copy(folder, tables)
+
+
 def xnli(path: Path) -> Path:
     """Write all languages one after the other, as in xnli.test.tsv: unquoted, though sentences contain quotes."""
     lines = ["\t".join(XNLI_COLUMNS)]

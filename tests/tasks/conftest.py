@@ -25,6 +25,11 @@ def mgsm(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def translations(tmp_path: Path) -> Path:
+    return sources.translations(tmp_path / "devtest")
+
+
+@pytest.fixture
 def xnli(tmp_path: Path) -> Path:
     return sources.xnli(tmp_path / "xnli.test.tsv")
 

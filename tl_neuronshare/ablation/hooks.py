@@ -92,13 +92,15 @@ def ablation_hooks(
         Sum of 12 and 10 → 17
         Sum of 12 and 10 → 23
     """
+    layers = layers_to_edit(model, site, mode)
+    check_places(model, position, tokens is not None)
     text = None
     if tokens is not None:
         if not isinstance(tokens, Tensor) or tokens.ndim != 2:
             raise NeuronShareError(f"tokens is {_described(tokens)}; give the prompt's token ids [batch, position].")
         text = models.is_text(model, tokens)
     return hooks_at(
-        layers_to_edit(model, site, mode),
+        layers,
         mask,
         mode=mode,
         values=values,
@@ -106,6 +108,22 @@ def ablation_hooks(
         prompt_tokens=prompt_tokens,
         text=text,
     )
+
+
+def check_places(model: LensModel, position: Any, skips_special: bool) -> None:
+    """Refuse positions that the hooks of an encoder cannot find: only its mask says where a prompt ends."""
+    architecture = models.architecture_of(model)
+    is_all = isinstance(position, str) and position == "all"
+    if architecture == "encoder-decoder" and (skips_special or not is_all):
+        raise NeuronShareError(
+            f"{models.name_of(model)} is an encoder-decoder, whose encoder and decoder see different tokens, so that "
+            'positions are of one of them only; use position="all", and edit special tokens too.'
+        )
+    if architecture == "encoder" and not (is_all or isinstance(position, Tensor)):
+        raise NeuronShareError(
+            f"{models.name_of(model)} is an encoder, whose prompts are padded on the right, so that a hook cannot know "
+            'where they end; use position="all", or booleans [batch, position] that choose the tokens.'
+        )
 
 
 def hooks_at(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +13,7 @@ from tl_neuronshare import models
 from tl_neuronshare.ablation.hooks import position_index
 from tl_neuronshare.checks import texts_by_language
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import LensModel, verification
+from tl_neuronshare.models import LensModel, Stack, verification
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, running
 
@@ -61,6 +61,7 @@ def reference_values(
     texts = texts_by_language("prompts", prompts.prompts if isinstance(prompts, ParallelPrompts) else prompts)
     if site not in ("post", "up"):
         raise NeuronShareError(f"site={site!r} has no values that can be put there; use post or up.")
+    models.check_position(model, position)
     index = None if position == "all" else position_index(position)
     layers = models.neuron_layers(model, site)
     verification.require(model, "logits", site)
@@ -74,7 +75,7 @@ def reference_values(
 
             def keep(batch: Batch, language: str = language, values: Tensor = values) -> None:
                 places = _places(model, batch, index, language)
-                for number, read in enumerate(models.values_of(model, layers, batch.tokens, batch.mask, places)):
+                for number, read in enumerate(models.values_of(model, layers, batch, places)):
                     values[batch.rows, number, : read.shape[-1]] = read.cpu()
 
             loop(Plan(model, rows, batch_size=how.batch_size), keep)
@@ -82,19 +83,28 @@ def reference_values(
     return reference
 
 
-def _places(model: LensModel, batch: Batch, index: int | None, language: str) -> int | Bool[Tensor, "row position"]:
-    """Where a batch's values are read: at the index or, if it is None, at all tokens that are not special."""
-    counted = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.mask is None else batch.mask.bool()
-    if index is not None:
-        if counted.sum(1).min() < -index:
-            row = batch.rows[int(counted.sum(1).argmin())]
-            raise NeuronShareError(
-                f"Language {language!r}, text {row}: it has fewer than {-index} tokens, too few for "
-                f"position={index}; leave it out, or choose a position nearer to the end."
-            )
-        return index
-    counted = counted & models.is_text(model, batch.tokens)
-    if not counted.any(1).all():
-        row = batch.rows[int(counted.any(1).int().argmin())]
-        raise NeuronShareError(f"Language {language!r}, text {row}: it has only special tokens; leave it out.")
-    return counted
+def _places(
+    model: LensModel, batch: Batch, index: int | None, language: str
+) -> int | dict[Stack, Bool[Tensor, "row position"]]:
+    """Where a batch's values are read: at the index or, if it is None, at all tokens that are not special.
+
+    The decoder's prompt in an encoder-decoder has no text, so that there special tokens count.
+    """
+    places: dict[Stack, Bool[Tensor, "row position"]] = {}
+    for stack in get_args(Stack):
+        seen = batch.seen_by(stack)
+        counted = places[stack] = seen.shown()
+        if index is not None:
+            if counted.sum(1).min() < -index:
+                row = batch.rows[int(counted.sum(1).argmin())]
+                whose = "its decoder prompt" if seen.source is not None else "it"
+                raise NeuronShareError(
+                    f"Language {language!r}, text {row}: {whose} has fewer than {-index} tokens, too few for "
+                    f"position={index}; leave it out, or choose a position nearer to the end."
+                )
+        elif seen.source is None:
+            places[stack] = counted & models.is_text(model, seen.tokens)
+            if not places[stack].any(1).all():
+                row = batch.rows[int(places[stack].any(1).int().argmin())]
+                raise NeuronShareError(f"Language {language!r}, text {row}: it has only special tokens; leave it out.")
+    return places if index is None else index

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_neuronshare import models
-from tl_neuronshare.ablation.hooks import Edit, Mode, as_mode, hooks_at, layers_to_edit, position_index
+from tl_neuronshare.ablation.hooks import Edit, Mode, as_mode, check_places, hooks_at, layers_to_edit, position_index
 from tl_neuronshare.ablation.reference import reference_values
 from tl_neuronshare.ablation.targets import Targets
 from tl_neuronshare.checks import Options, flag, one_of, option
@@ -84,6 +84,7 @@ class Replacing:
     def _check(self) -> None:
         """Refuse a replacement that is not possible, before anything is run."""
         how, prompts = self.replacement, self.evaluation.prompts
+        check_places(self.model, how.position, how.skip_special_tokens)
         shape = (len(self.targets.widths), max(self.targets.widths))
         how.check(prompts, shape)
         needed = -int(how.position) if isinstance(how.position, int) else 1

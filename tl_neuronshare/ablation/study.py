@@ -277,7 +277,7 @@ class _Study:
         impact = torch.full((len(rows), *self.targets.is_neuron.shape), torch.nan, dtype=torch.float32, device="cpu")
 
         def measure(batch: Batch) -> None:
-            read = models.values_of(self.model, self.layers, batch.tokens, batch.mask, -1)
+            read = models.values_of(self.model, self.layers, batch, -1)
             for number, (layer, values) in enumerate(zip(self.layers, read, strict=True)):
                 weights = layer.W_out().to(values.device)
                 impact[batch.rows, number, : layer.width] = generation_impact(values, weights).cpu()

@@ -152,7 +152,7 @@ def _effects(
 def _targets(model: LensModel, tokens: Tensor, token: int, hooks: models.Hooks) -> dict[str, Tensor]:
     """The token's logit and log-probability after each row."""
     with models.hooked(model, hooks):
-        logits = models.last_logits(model, tokens, None, 1)[:, -1].float()
+        logits = models.last_logits(model, models.Inputs(tokens), 1)[:, -1].float()
     return {"logit": logits[:, token].cpu(), "log_prob": logits.log_softmax(-1)[:, token].cpu()}
 
 

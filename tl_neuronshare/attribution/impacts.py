@@ -131,6 +131,11 @@ class Impacts:
     ) -> None:
         how = how.on(model)
         _require_answers(prompts, sharing)
+        models.require_decoder(
+            model,
+            "the scores are of what MLPs write towards the unembedding, which an encoder's do not reach directly, and "
+            "a decoder's beside cross-attention are not computed here; use a decoder",
+        )
         models.check_unembedding(model)
         verification.require(model, "logits", "post", "output", "unembedding")
         provenance.require_match(model, prompts, sharing, prepend_bos=how.prepend_bos)
@@ -215,7 +220,7 @@ class Impacts:
         )
         has_other = torch.tensor([[bool(other)] for other in others], device="cpu")
         layers = [*self.layers, models.final_residual(self.model)] if self.final_norm else self.layers
-        values = models.values_of(self.model, layers, batch.tokens, batch.mask, (row, position))
+        values = models.values_of(self.model, layers, batch, (row, position))
         residual = values.pop() if self.final_norm else None
         examples = [self.places[language][number].example for number in batch.rows]
         n_tokens = torch.tensor([[len(answer)] for answer in answers], device="cpu")

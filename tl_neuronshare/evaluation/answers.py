@@ -20,7 +20,7 @@ from tl_neuronshare.prompts import ParallelPrompts
 
 @dataclass(frozen=True)
 class Continuation:
-    """The tokens to score for one example, and the tokens before them."""
+    """The tokens to score for one example, and the tokens before them: the prompt, or an encoder-decoder's source."""
 
     example: int
     before: tuple[int, ...]
@@ -64,6 +64,8 @@ def continuations(
     """
     of_language = prompts.prompts[language]
     alone = tokenised(model, of_language, language, prompts.examples, prepend_bos=prepend_bos)
+    if models.architecture_of(model) == "encoder-decoder":
+        return _after_the_decoder_prompt(model, prompts, language, alone, texts)
     whole = models.tokenise(
         model,
         [prompt + text for prompt, of_prompt in zip(of_language, texts, strict=True) for text in of_prompt],
@@ -87,6 +89,22 @@ def continuations(
             each.append(Continuation(example, tuple(tokens[:start]), tuple(tokens[start:])))
         merged.append(start < len(prompt))
     return Continuations(each, alone, merged)
+
+
+def _after_the_decoder_prompt(
+    model: LensModel, prompts: ParallelPrompts, language: str, sources: list[list[int]], texts: Sequence[Sequence[str]]
+) -> Continuations:
+    """The continuations of an encoder-decoder: the prompt is its source, with which no text can merge."""
+    each = []
+    start = models.decoder_prompt(model)
+    for example, (source, of_prompt) in enumerate(zip(sources, texts, strict=True)):
+        where = f"Language {language!r}, example {prompts.examples[example]!r}"
+        for text, tokens in zip(of_prompt, models.answer_tokens(model, of_prompt), strict=True):
+            check_length(model, len(start) + len(tokens), where, f"{text!r}")
+            if not tokens:
+                raise NeuronShareError(f"{where}: {text!r} has no token; write another answer.")
+            each.append(Continuation(example, tuple(source), tuple(tokens)))
+    return Continuations(each, sources, [False] * len(sources))
 
 
 def _common(prompt: Sequence[int], whole: Sequence[int]) -> int:

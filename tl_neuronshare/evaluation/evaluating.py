@@ -205,6 +205,7 @@ def perplexity(
         1       de        4.33       4
     """
     how = Running(batch_size, prepend_bos).on(model)
+    models.require_decoder(model, "it does not predict each token of a text from those before it; use a decoder")
     verification.require(model, "logits")
     texts_by_language("texts", texts)
     with running(model, "perplexity", n_rows=sum(map(len, texts.values())), progress=progress) as loop:
@@ -256,6 +257,7 @@ class Evaluation:
     def __init__(self, model: LensModel, prompts: ParallelPrompts, scoring: Scoring, how: Running) -> None:
         require_prompts(prompts)
         self.model, self.prompts, self.scoring, self.how = model, prompts, scoring, how.on(model)
+        models.require_decoder(model, "it gives no answer to a prompt; use a decoder", also="encoder-decoder")
         scoring.check(prompts)
         verification.require(model, "logits", *(["decoding"] if scoring.decodes else []))
         answers: Mapping[str, Sequence[str]] = prompts.answers or {}

@@ -41,9 +41,11 @@ class Generation:
         self.model, self.language, self.prompts = model, language, prompts
         self.n_new, self.stop, self.batch_size = n_new, stop, batch_size
         self._ends = set(models.end_tokens(model))
+        start = models.decoder_prompt(model) if models.architecture_of(model) == "encoder-decoder" else None
         for example, tokens in zip(examples, prompts, strict=True):
             where = f"Language {language!r}, example {example!r}"
-            models.check_length(model, len(tokens) + n_new, where, f"the prompt with {n_new} new tokens")
+            n_tokens = len(tokens if start is None else start) + n_new
+            models.check_length(model, n_tokens, where, f"the prompt with {n_new} new tokens")
 
     def run(self, begun: Sequence[Sequence[int]], fwd_hooks: Hooks | HookMaker | None) -> list[str]:
         """Answer each prompt. Its answer is not decoded if the known first tokens are already a whole answer.

@@ -146,7 +146,7 @@ def _picked(
         noise: how far apart two logits must be, relative to the largest, so that rounding cannot change their order.
     """
     row, column, token = wanted
-    tokens, mask, end = batch.tokens, batch.mask, batch.end
+    tokens, end = batch.tokens, batch.end
     n_columns = tokens.shape[1] - end + 1
     step = max(1, AUTO_NUMBERS // (len(tokens) * model.cfg.d_vocab))
     log_probs = torch.zeros(len(token), dtype=torch.float32, device="cpu")
@@ -154,7 +154,7 @@ def _picked(
     for start in range(0, n_columns, step):
         stop = min(start + step, n_columns)
         width = end - 1 + stop
-        logits = models.last_logits(model, tokens[:, :width], None if mask is None else mask[:, :width], stop - start)
+        logits = models.last_logits(model, batch.until(width), stop - start)
         here = (column >= start) & (column < stop)
         rows, columns, chosen = (part[here].to(logits.device) for part in (row, column - start, token))
         parts = torch.split(logits, max(1, _CHUNK // logits[0].numel()))

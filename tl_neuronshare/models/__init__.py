@@ -11,10 +11,14 @@ from tl_neuronshare.models.forward import (
 )
 from tl_neuronshare.models.head import changes_mlp_output, check_unembedding, final_norm, unembedding
 from tl_neuronshare.models.hooks import Hooks, all_firing, has_hooks, hooked, keeping, unwrapped, without_hooks
+from tl_neuronshare.models.inputs import Inputs, inputs_of
 from tl_neuronshare.models.layers import final_residual, is_gated, neuron_layers
 from tl_neuronshare.models.lens import (
     LensModel,
+    architecture_of,
+    blocks_of,
     check_model,
+    check_position,
     device_of,
     dtype_of,
     has_hooked_transformer,
@@ -26,12 +30,16 @@ from tl_neuronshare.models.lens import (
     name_of,
     nested,
     quantisation_of,
+    require_decoder,
+    stacks_of,
     version_of_transformer_lens,
 )
-from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Places, Site, named
+from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Places, Site, Stack
 from tl_neuronshare.models.packing import Packing, rope_boundary
 from tl_neuronshare.models.tokens import (
+    answer_tokens,
     check_length,
+    decoder_prompt,
     end_tokens,
     is_text,
     knows_bos,

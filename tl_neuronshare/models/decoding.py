@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -18,10 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.models.inputs import Inputs, inputs_of
 from tl_neuronshare.models.lens import LensModel
-from tl_neuronshare.models.tokens import left_padded
-
-Tokens = Int[Tensor, "row position"]
 
 
 def greedy(
@@ -34,13 +33,14 @@ def greedy(
 ) -> list[list[int]]:
     """Decode up to `n_new` tokens after each row, each time the likeliest next token.
 
-    Hooks first see the rows, padded on the left. Then they see one token at a time with the cache, and all tokens so
+    Hooks first see the rows, padded. Then they see one token at a time with the cache, and all tokens so
     far without it, as `ablation_hooks` expects. A finished row stays in the batch, so that the batch keeps its shape;
     the tokens after its end are not returned.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        rows: the prompts' tokens; of equal length where the model cannot be padded.
+        rows: the prompts' tokens; of equal length where the model cannot be padded. An encoder-decoder encodes them,
+            and what is decoded follows its decoder's own prompt.
         n_new: how many tokens to decode at most.
         cached: whether to use the key-value cache.
         is_finished: a function of a row's number and its new tokens that says whether the row needs no more tokens.
@@ -53,10 +53,9 @@ def greedy(
         >>> model.tokenizer.decode(greedy(model, [prompt], 1, cached=True)[0])
         ' 22'
     """
-    tokens, mask = left_padded(rows)
     new: list[list[int]] = [[] for _ in rows]
     running = set(range(len(rows)))
-    with next_logits(model, tokens, mask, cached=cached) as step:
+    with next_logits(model, inputs_of(model, rows), cached=cached) as step:
         for _ in range(n_new):
             likeliest = step().argmax(-1).cpu()
             for row in sorted(running):
@@ -82,27 +81,27 @@ class Step(Protocol):
 
 
 @contextmanager
-def next_logits(model: LensModel, tokens: Tokens, mask: Tokens | None, *, cached: bool) -> Iterator[Step]:
-    """Give the `Step` that decodes after left-padded rows."""
+def next_logits(model: LensModel, inputs: Inputs, *, cached: bool) -> Iterator[Step]:
+    """Give the `Step` that decodes after prompts, all of which end at the last position."""
     with ExitStack() as stack:
         stack.enter_context(models.last_positions_only(model, 1))
         if not cached:
-            yield _Recomputing(model, tokens, mask)
+            yield _Recomputing(model, inputs)
         elif models.is_bridge(model):
             stack.enter_context(_cache_by_its_old_name(model))
-            yield _BridgeCache(model, tokens, mask)
+            yield _BridgeCache(model, inputs)
         else:
-            yield _HookedCache(model, tokens, mask)
+            yield _HookedCache(model, inputs)
 
 
 class _Run:
-    """The tokens, mask and options of the next forward pass, which the kinds of steps below update in their own way."""
+    """The inputs and options of the next forward pass, which the kinds of steps below update in their own way."""
 
-    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None, **options: Any) -> None:
-        self.model, self.tokens, self.mask, self.options = model, tokens, mask, options
+    def __init__(self, model: LensModel, inputs: Inputs, **options: Any) -> None:
+        self.model, self.inputs, self.options = model, inputs, options
 
     def __call__(self) -> Float[Tensor, "row vocabulary"]:
-        logits: Tensor = models.forward(self.model, self.tokens, self.mask, **self.options)
+        logits: Tensor = models.forward(self.model, self.inputs, **self.options)
         return logits[:, -1]
 
 
@@ -111,41 +110,39 @@ class _Recomputing(_Run):
 
     def append(self, new: Int[Tensor, " row"]) -> None:
         """Add each row's next token, which is run with all tokens before it."""
-        self.tokens = torch.cat([self.tokens, new[:, None]], dim=1)
-        self.mask = _longer(self.mask)
+        tokens = torch.cat([self.inputs.tokens, new[:, None]], dim=1)
+        self.inputs = replace(self.inputs, tokens=tokens, mask=_longer(self.inputs.mask))
 
 
 class _HookedCache(_Run):
     """A step with a HookedTransformer's cache, which keeps the mask of the tokens that it holds."""
 
-    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
+    def __init__(self, model: LensModel, inputs: Inputs) -> None:
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-        cache = TransformerLensKeyValueCache.init_cache(model.cfg, models.device_of(model), len(tokens))
+        cache = TransformerLensKeyValueCache.init_cache(model.cfg, models.device_of(model), len(inputs))
         # Without a mask, a HookedTransformer with a cache makes its own mask from the padding token.
-        super().__init__(model, tokens, torch.ones_like(tokens) if mask is None else mask, past_kv_cache=cache)
+        super().__init__(model, replace(inputs, mask=inputs.shown().long()), past_kv_cache=cache)
 
     def append(self, new: Int[Tensor, " row"]) -> None:
         """Add each row's next token, which is run alone."""
-        self.tokens = new[:, None]
-        self.mask = torch.ones_like(self.tokens)
+        self.inputs = Inputs(new[:, None], torch.ones_like(new[:, None]))
 
 
 class _BridgeCache(_Run):
     """A step with the Hugging Face cache of a bridge, which needs the mask of all tokens so far."""
 
-    def __init__(self, model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
+    def __init__(self, model: LensModel, inputs: Inputs) -> None:
         from transformers import DynamicCache
 
         hugging_face = model.original_model  # type: ignore[attr-defined]
         name = "cache" if "cache" in inspect.signature(hugging_face.forward).parameters else "past_key_values"
         options = {name: DynamicCache(config=hugging_face.config.get_text_config()), "use_cache": True}
-        super().__init__(model, tokens, torch.ones_like(tokens) if mask is None else mask, **options)
+        super().__init__(model, replace(inputs, mask=inputs.shown().long()), **options)
 
     def append(self, new: Int[Tensor, " row"]) -> None:
         """Add each row's next token, which is run alone."""
-        self.tokens = new[:, None]
-        self.mask = _longer(self.mask)
+        self.inputs = Inputs(new[:, None], _longer(self.inputs.mask))
 
 
 def _longer(mask: Int[Tensor, "row position"] | None) -> Int[Tensor, "row longer"] | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models.lens import dequantised, loaded, nested, tensor_of
 from tl_neuronshare.models.neurons import (
+    LinearWriter,
     NeuronHook,
     NeuronLayer,
     Site,
@@ -20,7 +21,10 @@ from tl_neuronshare.models.neurons import (
     no_output_weights,
     watched_module,
 )
+from tl_neuronshare.models.points import mlp_of
 
+# The names that TransformerLens gives to a block's MLP.
+MLPS = ("mlp", "shared_mlp", "channel_mix")
 # The names that gated MLPs in Hugging Face and in TransformerLens give to their activation function.
 _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 
@@ -89,23 +93,53 @@ def dense(block: Any, name: str, site: Site, hooks: Mapping[str, Any]) -> Neuron
     Raises:
         NeuronShareError: the MLP has no such site.
     """
-    if f"{name}.mlp.hook_post" not in hooks:
+    part = next((part for part in MLPS if f"{name}.{part}.hook_post" in hooks), None)
+    if part is None:
         return None
-    mlp = block.mlp
-    gated = f"{name}.mlp.hook_pre_linear" in hooks
+    mlp, place = getattr(block, part), f"{name}.{part}"
+    gated = f"{place}.hook_pre_linear" in hooks
     width, d_model = _size(mlp)
-    if site != "post" and not gated and _has_hidden_gate(mlp, width, d_model):
-        raise NeuronShareError(f'{name}.mlp has a gate, but no hook for it (see model.hook_dict); use site="post".')
+    has_gate = gated or _has_hidden_gate(mlp, width, d_model)
+    if site != "post" and has_gate and not gated:
+        raise hidden_gate(place)
     if site == "up" and not gated:
-        raise NeuronShareError(f'{name}.mlp has no gate, and so no up branch; use site="post".')
+        raise no_gate(place)
     if site == "up":
-        hook, source = NeuronHook(f"{name}.mlp.hook_pre_linear", width), _inside(mlp, "in", gives=True)
+        hook, source = NeuronHook(f"{place}.hook_pre_linear", width), _inside(mlp, "in", gives=True)
     elif site == "gate" and gated:
-        hook = NeuronHook(f"{name}.mlp.hook_pre", width, activation_of(mlp, f"{name}.mlp"))
+        hook = NeuronHook(f"{place}.hook_pre", width, activation_of(mlp, place))
         source = _inside_gate(mlp)
     else:
-        hook, source = NeuronHook(f"{name}.mlp.hook_post", width), _inside(mlp, "out", gives=False)
+        hook, source = NeuronHook(f"{place}.hook_post", width), _inside(mlp, "out", gives=False)
     return NeuronLayer((hook,), (DenseWriter(mlp, width, source),))
+
+
+def pointed(block: Any, name: str, site: Site, hooks: Mapping[str, Any]) -> NeuronLayer | None:
+    """Return the neurons of an MLP that has a hook point of `models.points` at its down projection; None for others.
+
+    Raises:
+        NeuronShareError: the MLP has no such site.
+    """
+    found = mlp_of(block) if f"{name}.down.hook_post" in hooks else None
+    if found is None:
+        return None
+    mlp, down = found
+    if site != "post" and (hasattr(mlp, "gate_proj") or hasattr(mlp, "gate_up_proj")):
+        raise hidden_gate(name)
+    if site == "up":
+        raise no_gate(name)
+    width = int(down.in_features)
+    return NeuronLayer((NeuronHook(f"{name}.down.hook_post", width),), (LinearWriter(down, width),))
+
+
+def hidden_gate(place: str) -> NeuronShareError:
+    """Return the error for a gate that cannot be read."""
+    return NeuronShareError(f'{place} has a gate, but no hook for it (see model.hook_dict); use site="post".')
+
+
+def no_gate(place: str) -> NeuronShareError:
+    """Return the error for an up branch that does not exist."""
+    return NeuronShareError(f'{place} has no gate, and so no up branch; use site="post".')
 
 
 def activation_of(mlp: Any, name: str) -> Callable[[Tensor], Tensor]:
@@ -114,8 +148,11 @@ def activation_of(mlp: Any, name: str) -> Callable[[Tensor], Tensor]:
         for attribute in _ACTIVATION_NAMES:
             function = getattr(holder, attribute, None)
             if callable(function):
-                scale = getattr(holder, "gate_multiplier", 1.0)  # Falcon-H1 scales the gate before it is activated
-                return lambda gate: function(gate * scale)
+                # Falcon-H1 scales the gate before it is activated, and some layers of Gemma 3n keep only the largest.
+                scale = getattr(holder, "gate_multiplier", 1.0)
+                sparsity = nested(holder, "activation_sparsity")
+                cut: Any = nested(holder, "_gaussian_topk") if sparsity else lambda gate: gate
+                return lambda gate: function(cut(gate * scale))
     raise NeuronShareError(f'{name} does not say what its activation function is; use site="post".')
 
 
@@ -142,7 +179,8 @@ def _has_hidden_gate(mlp: Any, width: int, d_model: int) -> bool:
     Without a gate, the map into the neurons has one output for each neuron.
     """
     parts = getattr(nested(mlp, "original_component"), "_modules", {}).values()
-    n_vectors = sum(_n_weights(part) // d_model for part in parts)
+    # RWKV's receptance, which weighs what the MLP writes, is a map from d_model to d_model.
+    n_vectors = sum(n for part in parts if (n := _n_weights(part) // d_model) >= width)
     return n_vectors > 2 * width  # each neuron has one in the map into the neurons and one in the map out of them
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models.dense import activation_of, dense
+from tl_neuronshare.models.dense import activation_of, dense, hidden_gate, no_gate
 from tl_neuronshare.models.lens import loaded, tensor_of
 from tl_neuronshare.models.neurons import (
     LinearWriter,
@@ -85,7 +85,7 @@ class RoutedHook(NeuronHook):
 
     def like(
         self, by_neuron: Shaped[Tensor, "#row #position #neuron"], tensors: Sequence[Tensor]
-    ) -> Shaped[Tensor, "#token #slot #neuron"]:
+    ) -> Shaped[Tensor, "#token #slot #expert_neuron"]:
         """Lay out entries for [row, position, neuron] as [token, slot, neuron of the expert]."""
         index = _by_place(tensors, tensors[1])
         n_rows, n_positions, _ = index.shape
@@ -235,7 +235,7 @@ class ExpertsWriter:
         return bool(getattr(self.experts, "is_transposed", True))  # Llama 4 does not say; it is
 
     def _expert_by_expert(
-        self, states: Float[Tensor, "token d_model"], index: Any = None, weights: Any = None
+        self, states: Float[Tensor, "row d_model"], index: Any = None, weights: Any = None
     ) -> Float[Tensor, "token neuron"]:
         """Compute the neurons of one expert after the other, token by token; 0 where a token is not routed there."""
         into = tensor_of(self.experts, "gate_up_proj")
@@ -296,28 +296,33 @@ def mixture(block: nn.Module, name: str, site: Site, hooks: Mapping[str, Any]) -
     experts: Any = experts_of(block)
     if getattr(experts, "_is_expert_parallel", False):
         raise NeuronShareError(f"The experts of {name} are spread over several processes; load the model in one.")
-    point = hooks.get(f"{name}.routed.{_HOOKS[site]}")
     has_gate = not isinstance(experts, PointedUngatedExperts)
-    if site != "post" and point is None and has_gate:
-        raise NeuronShareError(f'The gate of the experts of {name} cannot be read; use site="post".')
     if site == "up" and not has_gate:
-        raise NeuronShareError(f'The experts of {name} have no gate, and so no up branch; use site="post".')
+        raise no_gate(f"{name}.routed")
+    if site == "gate" and not has_gate:
+        site = "post"
+    if f"{name}.routed.{_HOOKS[site]}" not in hooks:
+        raise hidden_gate(f"{name}.routed")
     weights = tensor_of(experts, "down_proj")
     assert weights is not None
     n_experts, width = len(weights), weights.shape[1 if getattr(experts, "is_transposed", True) else 2]
     writer = ExpertsWriter(experts, n_experts * width, is_watched=site == "post")
-    routed = RoutedHook(
-        f"{name}.routed.{_HOOKS[site] if has_gate else 'hook_post'}",
+    # Some blocks keep several residual streams, so that the input of the mixture says better what rows there are.
+    before = next(point for point in (f"{name}.mlp.hook_in", f"{name}.hook_in") if point in hooks)
+    hook = RoutedHook(
+        f"{name}.routed.{_HOOKS[site]}",
         writer.width,
-        experts.act_fn if site == "gate" and has_gate else None,
-        (f"{name}.hook_in", f"{name}.routed.hook_index"),
+        activation_of(experts, f"{name}.routed") if site == "gate" else None,
+        (before, f"{name}.routed.hook_index"),
         n_experts,
     )
-    beside = _shared(block, name, site, hooks, writer)
+    routed = NeuronLayer((hook,), (writer,), (n_experts, width))
+    beside = _shared(block, name, site, hooks, routed)
     if beside is None and not _is_inside(experts, getattr(block, "mlp", None)):
         beside = dense(block, name, site, hooks)
-    others = NeuronLayer(()) if beside is None else beside
-    return NeuronLayer((routed, *others.hooks), (writer, *others.writers), (n_experts, width))
+    if beside is None:
+        return routed
+    return replace(routed, hooks=(hook, *beside.hooks), writers=(writer, *beside.writers))
 
 
 def _refuse_other_mixtures(block: Any, name: str, hooks: Mapping[str, Any]) -> None:
@@ -340,15 +345,15 @@ def _is_inside(module: nn.Module, owner: Any) -> bool:
     return isinstance(owner, nn.Module) and any(part is module for part in owner.modules())
 
 
-def _shared(block: Any, name: str, site: Site, hooks: Mapping[str, Any], routed: ExpertsWriter) -> NeuronLayer | None:
-    """Return the neurons of the expert that every token uses; None if there is none."""
+def _shared(block: Any, name: str, site: Site, hooks: Mapping[str, Any], routed: NeuronLayer) -> NeuronLayer | None:
+    """Return the neurons of the expert that every token uses beside the routed ones; None if there is none."""
     mlp = shared_of(block)
     if mlp is None:
         return None
     names = [f"{name}.{where}{attribute}.{_HOOKS[site]}" for where in ("mlp.", "") for attribute in SHARED]
     point = next((each for each in (*names, f"{name}.shared.{_HOOKS[site]}") if each in hooks), None)
     if point is None:
-        raise NeuronShareError(f'The shared expert of {name} has no hook for {site!r}; use site="post".')
+        raise hidden_gate(f"The shared expert of {name}")
     linear = original(down_of(mlp))
     weights = tensor_of(linear, "weight")
     width = int(getattr(linear, "in_features", 0) or (0 if weights is None else weights.shape[-1]))
@@ -357,10 +362,13 @@ def _shared(block: Any, name: str, site: Site, hooks: Mapping[str, Any], routed:
         point,
         width,
         activation_of(mlp, name) if site == "gate" else None,
-        (f"{name}.hook_in",),
+        routed.hooks[0].context[:1],
         gate if gate in hooks else None,
     )
-    inside = _is_inside(routed.experts, getattr(block, "mlp", None))
+    experts: Any = routed.writers[0]
     is_post = site == "post"
-    writer = SharedWriter(linear, width, is_post, block.mlp, routed) if inside else LinearWriter(linear, width, is_post)
+    inside = _is_inside(experts.experts, getattr(block, "mlp", None))
+    writer = (
+        SharedWriter(linear, width, is_post, block.mlp, experts) if inside else LinearWriter(linear, width, is_post)
+    )
     return NeuronLayer((hook,), (writer,))

@@ -3,9 +3,10 @@
 It is the same for a HookedTransformer and a TransformerBridge with the same weights. It is a hash of one sum for each
 tensor that has the same name, and so the same layout, in both classes (attention, MLP, norms, embedding, positions,
 unembedding). Attention and MLPs that a bridge cannot show so, which no HookedTransformer has, count as their Hugging
-Face modules keep them. The sum is over the tensor's numbers: the bits of each, read as an integer, times an integer for
-its place. A sum of zero is left out, since one class makes biases of zero where the other has none. The fingerprint
-finds mistakes; it does not protect against somebody who wants to deceive.
+Face modules keep them. An encoder or an encoder-decoder exists as a bridge only, so that all its weights count, by
+their names in Hugging Face. The sum is over the tensor's numbers: the bits of each, read as an integer, times an
+integer for its place. A sum of zero is left out, since one class makes biases of zero where the other has none. The
+fingerprint finds mistakes; it does not protect against somebody who wants to deceive.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def fingerprint_of_weights(model: LensModel) -> str:
     """
     digest = hashlib.sha256()
     with torch.no_grad():
-        for name, tensor in _named_alike(model):
+        is_decoder = models.architecture_of(model) == "decoder"
+        for name, tensor in _named_alike(model) if is_decoder else _named_by_hugging_face(model):
             checksum = _checksum(tensor)
             digest.update(f"{name} {tensor.numel()} {checksum}\n".encode() if checksum else b"")
         for name, tensor in _experts(model):
@@ -61,7 +63,7 @@ def fingerprint_of_weights(model: LensModel) -> str:
 
 def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
     """Iterate over the tensors that both classes have, with their names, and with the same numbers in both classes."""
-    owners = [(f"blocks.{number}", block, _BLOCK_PARTS) for number, block in enumerate(model.blocks)]
+    owners = [(place, block, _BLOCK_PARTS) for place, block in models.blocks_of(model)]
     for place, owner, parts in (*owners, ("model", model, _MODEL_PARTS)):
         for names in parts:
             part = _first(owner, names)
@@ -94,15 +96,24 @@ def _plain(tensor: Any) -> Iterator[Tensor]:
             yield scales
 
 
+def _named_by_hugging_face(model: LensModel) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the weights of a bridge's Hugging Face model, with their names."""
+    with models.unwrapped(model) as hugging_face:
+        for place, module in hugging_face.named_modules():
+            with models.loaded(module):
+                for name, parameter in module.named_parameters(recurse=False):
+                    yield from ((f"{place}.{name}", tensor) for tensor in _plain(parameter))
+
+
 def _experts(model: LensModel) -> Iterator[tuple[str, Tensor]]:
     """Iterate over the weights of mixtures of experts and of their routers, with Hugging Face's names."""
-    for number, block in enumerate(model.blocks):
+    for place, block in models.blocks_of(model):
         experts = points.experts_of(block)
         if experts is not None:
             owner = next(module for module in block.modules() if experts in module.children())
             with models.loaded(owner):
                 for name, parameter in owner.named_parameters():
-                    yield f"blocks.{number}.{name}", parameter
+                    yield f"{place}.{name}", parameter
 
 
 def _added(model: LensModel) -> Iterator[Tensor]:

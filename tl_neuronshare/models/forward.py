@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,30 +14,29 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.activation import nth_from_the_end
 from tl_neuronshare.models.hooks import hooked
+from tl_neuronshare.models.inputs import Inputs
 from tl_neuronshare.models.lens import LensModel, device_of, is_bridge, left_as_found
-from tl_neuronshare.models.neurons import NeuronLayer
+from tl_neuronshare.models.neurons import NeuronLayer, Stack
 
 _CHUNK = 1 << 26  # values of one layer that are summed at a time
-Tokens = Int[Tensor, "prompt position"]
 
 
-def run(model: LensModel, tokens: Tokens, mask: Tokens | None) -> None:
+def run(model: LensModel, inputs: Inputs) -> None:
     """Run one forward pass for the hooks on the model, without logits for the whole vocabulary where it is possible."""
-    forward(model, tokens, mask, **_without_vocabulary(model))
+    forward(model, inputs, **_without_vocabulary(model))
 
 
-def last_logits(
-    model: LensModel, tokens: Int[Tensor, "row position"], mask: Int[Tensor, "row position"] | None, keep: int
-) -> Float[Tensor, "row {keep} vocabulary"]:
+def last_logits(model: LensModel, inputs: Inputs, keep: int) -> Float[Tensor, "row {keep} vocabulary"]:
     """Return the logits at the last `keep` positions; the logits at other positions are not computed.
 
     Example:
-        >>> last_logits(model, model.to_tokens("Country code of Peru →"), None, 2).shape
+        >>> last_logits(model, Inputs(model.to_tokens("Country code of Peru →")), 2).shape
         torch.Size([1, 2, 4000])
     """
     with last_positions_only(model, keep):
-        logits: Tensor = forward(model, tokens, mask)
+        logits: Tensor = forward(model, inputs)
     return logits
 
 
@@ -52,16 +51,22 @@ def last_positions_only(model: LensModel, keep: int) -> Iterator[None]:
         yield
 
 
-def forward(
-    model: LensModel,
-    tokens: Int[Tensor, "row position"],
-    mask: Int[Tensor, "row position_so_far"] | None,
-    **options: Any,
-) -> Any:
-    """Run one forward pass, with other options of the model; with a cache, `mask` may cover all tokens so far."""
-    device = device_of(model)
-    masked = {} if mask is None else {"attention_mask": mask.to(device)}
-    return model(tokens.to(device), **masked, **options)
+def forward(model: LensModel, inputs: Inputs, **options: Any) -> Any:
+    """Run one forward pass, with other options of the model; with a cache, the mask may cover all tokens so far."""
+    tokens, arguments = arguments_of(inputs, device_of(model))
+    return model(tokens, **arguments, **options)
+
+
+def arguments_of(inputs: Inputs, device: torch.device) -> tuple[Int[Tensor, "row position"], dict[str, Tensor]]:
+    """Return the tokens and the named arguments that a bridge, a HookedTransformer and a Hugging Face model take."""
+    named: dict[str, Tensor] = {}
+    if inputs.source is not None:
+        # Without these, a bridge would give the decoder the source, shifted by one token.
+        named["decoder_input_ids"] = inputs.tokens.to(device)
+    encoded = inputs.seen_by("encoder")
+    if encoded.mask is not None:
+        named["attention_mask"] = encoded.mask.to(device)
+    return encoded.tokens.to(device), named
 
 
 def _without_vocabulary(model: LensModel) -> dict[str, Any]:
@@ -114,10 +119,10 @@ class _Collector:
 @contextmanager
 def reading(
     model: LensModel, layers: Sequence[NeuronLayer], read: Callable[[int, tuple[Tensor, ...]], None]
-) -> Iterator[Callable[[Tokens, Tokens | None], None]]:
+) -> Iterator[Callable[[Inputs], None]]:
     """Install `layer_hooks` for as long as the context lasts.
 
-    The context gives a function that runs one forward pass on tokens and their mask, without the vocabulary.
+    The context gives a function that runs one forward pass without the vocabulary.
 
     Raises:
         NeuronShareError: that function did not reach one of the layers.
@@ -128,9 +133,9 @@ def reading(
         seen.add(number)
         read(number, tensors)
 
-    def run_once(tokens: Tokens, mask: Tokens | None) -> None:
+    def run_once(inputs: Inputs) -> None:
         seen.clear()
-        run(model, tokens, mask)
+        run(model, inputs)
         for number, layer in enumerate(layers):
             if number not in seen:
                 raise NeuronShareError(
@@ -145,19 +150,18 @@ def reading(
 def values_of(
     model: LensModel,
     layers: Sequence[NeuronLayer],
-    tokens: Tokens,
-    mask: Tokens | None,
-    position: int | Bool[Tensor, "prompt position"] | tuple[Tensor, Tensor],
+    inputs: Inputs,
+    position: int | Mapping[Stack, Bool[Tensor, "prompt position"]] | tuple[Tensor, Tensor],
 ) -> list[Float[Tensor, "value neuron"]]:
     """Return each layer's values in one forward pass without the vocabulary, in at least float32.
 
     Args:
         model: the model to run.
         layers: the layers to read.
-        tokens: the prompts' tokens.
-        mask: the tokens' mask; None where nothing is padded.
-        position: an index that counts from the end, for each prompt's value there; or a mask, for each prompt's mean
-            over the positions that it chooses; or a pair of tensors (prompt, position), for the values at these places.
+        inputs: the prompts' tokens.
+        position: an index that counts from the end of each prompt, for its value there; or a mask for each stack, for
+            each prompt's mean over the positions that it chooses; or a pair of tensors (prompt, position), for the
+            values at these places.
 
     Raises:
         NeuronShareError: a layer's hook does not fire.
@@ -166,8 +170,8 @@ def values_of(
 
     def keep(number: int, tensors: tuple[Tensor, ...]) -> None:
         dtype = torch.promote_types(tensors[-1].dtype, torch.float32)
-        if isinstance(position, Tensor):
-            chosen = position.to(tensors[-1].device)
+        if isinstance(position, Mapping):
+            chosen = position[layers[number].stack].to(tensors[-1].device)
             step = max(1, _CHUNK // (chosen.shape[1] * layers[number].width))
             sums = [
                 layers[number].read(tensors, rows).to(dtype).masked_fill(~chosen[rows, :, None], 0).sum(1)
@@ -175,9 +179,16 @@ def values_of(
             ]
             values[number] = torch.cat(sums) / chosen.sum(1, keepdim=True)
         else:
-            places = (slice(None), position) if isinstance(position, int) else position
+            places = _at(inputs.seen_by(layers[number].stack), position) if isinstance(position, int) else position
             values[number] = layers[number].read(tensors, places).to(dtype)
 
     with left_as_found(model), reading(model, layers, keep) as run_once:
-        run_once(tokens, mask)
+        run_once(inputs)
     return [values[number] for number in range(len(layers))]
+
+
+def _at(inputs: Inputs, position: int) -> tuple[Any, Any]:
+    """Return the place of each prompt's token at an index that counts from its end."""
+    if inputs.mask is None or bool(inputs.mask[:, -1].all()):
+        return slice(None), position
+    return torch.arange(len(inputs), device="cpu"), nth_from_the_end(inputs.shown(), -position)

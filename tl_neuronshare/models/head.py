@@ -16,6 +16,7 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.impact import FinalNorm
 from tl_neuronshare.models.forward import reading
 from tl_neuronshare.models.hooks import hooked, keeping, without_hooks
+from tl_neuronshare.models.inputs import Inputs
 from tl_neuronshare.models.layers import neuron_layers
 from tl_neuronshare.models.lens import (
     LensModel,
@@ -135,7 +136,7 @@ def _factors(
             stack.callback(block.register_forward_hook(partial(keep, row=row)).remove)
         run_once = stack.enter_context(reading(model, weighted, note))
         stack.enter_context(hooked(model, edits))
-        run_once(tokens.expand(len(layers) + 1, -1), None)
+        run_once(Inputs(tokens.expand(len(layers) + 1, -1)))
     pairs = []
     for row in range(len(layers)):
         change, expected = changes[row], (_SCALE - 1) * written[row]

@@ -152,9 +152,10 @@ def _hooks_of_the_user(module: Any, hooks: Mapping[int, Any]) -> set[int]:
 def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
     """Give a bridge's Hugging Face model without TransformerLens: the same weights, run by Hugging Face's own modules.
 
-    TransformerLens replaces Hugging Face's modules by its own components, each of which keeps the original inside. For
-    as long as the context lasts the originals are back in their places, so that no second copy has to be loaded.
-    Experts run one after the other, as Hugging Face's plainest code does it.
+    TransformerLens replaces Hugging Face's modules by its own components, each of which keeps the original inside, and
+    it gives some originals a `forward` of its own (T5, Falcon). For as long as the context lasts the originals are back
+    in their places with their own `forward`, so that no second copy has to be loaded. Experts
+    run one after the other, as Hugging Face's plainest code does it.
 
     Example:
         >>> with unwrapped(model) as hugging_face:
@@ -175,11 +176,21 @@ def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
     ]
     for parent, name, child in swapped:
         parent._modules[name] = child._modules["_original_component"]
+    patched = [
+        (module, forward)
+        for module in hugging_face.modules()
+        if (forward := vars(module).get("forward")) is not None
+        and str(getattr(forward, "__module__", "")).startswith("transformer_lens")
+    ]
+    for module, _ in patched:
+        del module.forward
     for config, _ in one_by_one.values():
         config._experts_implementation = "eager"
     try:
         yield hugging_face
     finally:
+        for module, forward in patched:
+            module.forward = forward
         for config, implementation in one_by_one.values():
             config._experts_implementation = implementation
         for parent, name, child in swapped:

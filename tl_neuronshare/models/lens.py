@@ -6,16 +6,19 @@ Face model inside.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
+
+Architecture = Literal["decoder", "encoder", "encoder-decoder"]
 
 
 @runtime_checkable
@@ -24,7 +27,6 @@ class LensModel(Protocol):
 
     cfg: Any
     tokenizer: Any
-    blocks: Any
 
     # Only for mypy: beartype would ask for it at each check, and TransformerLens 3's bridge then lists all its hooks.
     if TYPE_CHECKING:
@@ -65,13 +67,34 @@ def version_of_transformer_lens() -> str:
     return version("transformer_lens")
 
 
+@contextmanager
+def nothing_installed() -> Iterator[None]:
+    """Keep TransformerLens from installing packages for as long as the context lasts.
+
+    When a bridge of a model that also reads images is made, TransformerLens runs `pip install torchvision`, which may
+    replace the user's torch. Without torchvision such a bridge has no processor for images, and reads text as before.
+    """
+    check_call = subprocess.check_call
+
+    def refuse(command: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(command, list) and "install" in command:
+            raise OSError(f"{' '.join(command)}: not run")
+        return check_call(command, *args, **options)
+
+    subprocess.check_call = refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        subprocess.check_call = check_call
+
+
 def is_bridge(model: LensModel) -> bool:
     """Return whether the model is a TransformerBridge, which runs a Hugging Face model inside."""
     return hasattr(model, "original_model")
 
 
 def check_model(model: object) -> None:
-    """Refuse a value that is not a TransformerLens model, has no tokenizer, or is not a decoder.
+    """Refuse a value that is not a TransformerLens model, has no tokenizer, or is not a language model.
 
     Raises:
         NeuronShareError: one of the three is the case; the message says which one, and what to load instead.
@@ -81,24 +104,91 @@ def check_model(model: object) -> None:
             f"A {type(model).__name__} is not a TransformerLens model; load one with tl_neuronshare.load_model(name), "
             "HookedTransformer.from_pretrained_no_processing(name) or TransformerBridge.boot_transformers(name)."
         )
+    hugging_face = getattr(model, "original_model", None)
+    what_it_reads = getattr(hugging_face, "main_input_name", "input_ids")
+    if getattr(model, "tokenizer", None) is None and what_it_reads != "input_ids":
+        raise NeuronShareError(
+            f"{name_of(model)} ({type(hugging_face).__name__}) reads {what_it_reads.replace('_', ' ')} and no text; "
+            "use a language model."
+        )
     if getattr(model, "tokenizer", None) is None:
         raise NeuronShareError(f"{name_of(model)} has no tokenizer; give it one with model.set_tokenizer(...).")
-    hugging_face = getattr(model, "original_model", None)
-    is_decoder = (
-        getattr(model.cfg, "attention_dir", "causal") == "causal"  # type: ignore[attr-defined]
-        if hugging_face is None
-        else hugging_face.can_generate() and not getattr(hugging_face.config, "is_encoder_decoder", False)
-    )
-    if not is_decoder:
+    is_bidirectional = getattr(model.cfg, "attention_dir", "causal") != "causal"  # type: ignore[attr-defined]
+    if not hasattr(model, "original_model") and is_bidirectional:
         raise NeuronShareError(
-            f"{name_of(model)} ({type(hugging_face or model).__name__}) is not a decoder-only language model, "
-            "and the neurons of encoders are not read yet; use a decoder."
+            f"{name_of(model)} ({type(model).__name__}) is an encoder, which is read as a TransformerBridge only; load "
+            'it with load_model(name, backend="bridge").'
         )
+
+
+def architecture_of(model: LensModel) -> Architecture:
+    """Return whether the model is a decoder, an encoder, or an encoder with a decoder.
+
+    Example:
+        >>> architecture_of(model)
+        'decoder'
+    """
+    hugging_face = getattr(model, "original_model", None)
+    if hugging_face is None:
+        return "decoder"
+    config = hugging_face.config
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    # A BertLMHeadModel says that it can generate, but only `is_decoder` hides later tokens from earlier ones.
+    is_bert = config.model_type in ("bert", "roberta") and not config.is_decoder
+    return "encoder" if is_bert or not hugging_face.can_generate() else "decoder"
+
+
+def require_decoder(model: LensModel, what: str, *, also: Architecture = "decoder") -> None:
+    """Refuse an encoder or an encoder-decoder for something that it does not have.
+
+    Args:
+        model: the model.
+        what: what such a model does not have, as the end of a sentence.
+        also: an architecture besides the decoder that is not refused.
+
+    Raises:
+        NeuronShareError: the model is of a different architecture.
+    """
+    if (architecture := architecture_of(model)) not in ("decoder", also):
+        raise NeuronShareError(f"{name_of(model)} is an {architecture}: {what}.")
+
+
+def check_position(model: LensModel, position: object) -> None:
+    """Refuse the position `last` in an encoder: the token that it means elsewhere is the one that predicts the answer.
+
+    Raises:
+        NeuronShareError: the model is an encoder, and the position is `last`.
+    """
+    if isinstance(position, str) and position == "last" and architecture_of(model) == "encoder":
+        raise NeuronShareError(
+            f"{name_of(model)} is an encoder, in which no token predicts the answer, so that position='last' has no "
+            "meaning; say which token is read: any, all, or a negative index (-1 is the prompt's last token)."
+        )
+
+
+def stacks_of(model: LensModel) -> dict[str, Any]:
+    """Return the model's lists of blocks by their names, the encoder's before the decoder's.
+
+    Example:
+        >>> [(name, len(blocks)) for name, blocks in stacks_of(model).items()]
+        [('blocks', 4)]
+    """
+    names = ("blocks", "encoder_blocks", "decoder_blocks")
+    return {name: blocks for name in names if (blocks := nested(model, name)) is not None}
+
+
+def blocks_of(model: LensModel) -> Iterator[tuple[str, Any]]:
+    """Iterate over all blocks with their names, such as blocks.3, in the order of `stacks_of`."""
+    for stack, blocks in stacks_of(model).items():
+        for number, block in enumerate(blocks):
+            yield f"{stack}.{number}", block
 
 
 def block_of(model: LensModel, hook: str) -> Any:
     """Return the transformer block that contains a hook with a name such as blocks.3.hook_mlp_out."""
-    return model.blocks[int(hook.split(".")[1])]
+    stack, number, *_ = hook.split(".")
+    return stacks_of(model)[stack][int(number)]
 
 
 def nested(owner: Any, name: str) -> Any:
@@ -187,9 +277,9 @@ def left_as_found(model: LensModel | torch.nn.Module) -> Iterator[None]:
 
 
 def is_processed(model: LensModel) -> bool:
-    """Return whether norms are folded into the weights, or a bridge imitates a HookedTransformer."""
+    """Return whether norms are folded into the weights; a bridge's compatibility mode may or may not do that."""
     if is_bridge(model):
-        return bool(getattr(model, "compatibility_mode", False) or getattr(model, "_weights_processed", False))
+        return bool(getattr(model, "_weights_processed", False))
     return str(model.cfg.normalization_type).endswith("Pre")
 
 

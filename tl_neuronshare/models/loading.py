@@ -13,7 +13,13 @@ import torch
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import verification
-from tl_neuronshare.models.lens import LensModel, has_hooked_transformer, version_of_transformer_lens
+from tl_neuronshare.models.lens import (
+    LensModel,
+    architecture_of,
+    has_hooked_transformer,
+    nothing_installed,
+    version_of_transformer_lens,
+)
 
 Backend = Literal["auto", "hooked", "bridge"]
 
@@ -54,12 +60,7 @@ def load_model(
         >>> model.cfg.n_layers
         4
     """
-    if backend not in get_args(Backend):
-        raise NeuronShareError(f"backend={backend!r} is unknown; use one of {', '.join(get_args(Backend))}.")
-    if not isinstance(name_or_path, str | Path) or not str(name_or_path):
-        raise NeuronShareError(f"name_or_path={name_or_path!r}; give a name on the hub, a directory or a .gguf file.")
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise NeuronShareError(f"dtype={dtype!r} is unknown; give one of torch's, such as torch.bfloat16.")
+    _check(name_or_path, backend, dtype, trust_remote_code)
     path = Path(name_or_path).expanduser()
     is_file = path.suffix.lower() == ".gguf" and not path.is_dir()
     if is_file and not path.is_file():
@@ -87,14 +88,13 @@ def load_model(
     }
     source: Any = None  # the Hugging Face model that a HookedTransformer was made from
     try:
-        if is_file:
-            model = _from_gguf(path, **how)
-        elif is_hooked:
-            model, source = (_hooked_from_directory if path.is_dir() else _hooked_by_name)(name, **how)
-        else:
-            from transformer_lens.model_bridge import TransformerBridge
-
-            model = TransformerBridge.boot_transformers(name, **how)
+        with nothing_installed():
+            if is_file:
+                model = _from_gguf(path, **how)
+            elif is_hooked:
+                model, source = (_hooked_from_directory if path.is_dir() else _hooked_by_name)(name, **how)
+            else:
+                model = _boot(name, **how)
     except NeuronShareError:
         raise
     except Exception as error:  # Transformers and TransformerLens raise all kinds
@@ -106,6 +106,18 @@ def load_model(
     elif source is not None:
         verification.compare_with_its_source(model, source)
     return model
+
+
+def _check(name_or_path: Any, backend: Any, dtype: Any, trust_remote_code: Any) -> None:
+    """Refuse arguments of `load_model` that are not of the right kind."""
+    if backend not in get_args(Backend):
+        raise NeuronShareError(f"backend={backend!r} is unknown; use one of {', '.join(get_args(Backend))}.")
+    if not isinstance(name_or_path, str | Path) or not str(name_or_path):
+        raise NeuronShareError(f"name_or_path={name_or_path!r}; give a name on the hub, a directory or a .gguf file.")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise NeuronShareError(f"dtype={dtype!r} is unknown; give one of torch's, such as torch.bfloat16.")
+    if not isinstance(trust_remote_code, bool):
+        raise NeuronShareError(f"trust_remote_code={trust_remote_code!r}; give True or False.")
 
 
 def _known_name(name: str) -> bool:
@@ -240,6 +252,21 @@ def _generation_config(name: str) -> Any:
         return GenerationConfig.from_pretrained(get_official_model_name(name))
     except OSError:
         return None
+
+
+def _boot(name: str, *, device: str | torch.device | None, dtype: torch.dtype, trust_remote_code: bool) -> LensModel:
+    """Load a bridge; if it has an encoder, its tokenizer gets back the special tokens that TransformerLens replaces."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    model: LensModel = TransformerBridge.boot_transformers(
+        name, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    if architecture_of(model) != "decoder":
+        as_saved = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        if hasattr(as_saved, "backend_tokenizer"):  # only fast tokenizers have a post-processor
+            model.tokenizer.backend_tokenizer.post_processor = as_saved.backend_tokenizer.post_processor
+    return model
 
 
 def _from_gguf(

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models.lens import loaded, tensor_of
+from tl_neuronshare.results.routing import named
 
 Site = Literal["post", "gate", "up"]
+Stack = Literal["encoder", "decoder"]
 # A selection from [row, position]: a pair of index tensors or slices, or `...` for everything.
 Places = Any
 
@@ -118,11 +120,14 @@ class NeuronLayer:
             like a layer without being an MLP.
         experts: how many routed experts the layer has, and how many neurons each of them; None where it has none.
             Their neurons come first, expert by expert.
+        stack: whether the layer is in the encoder or in the decoder. In an encoder-decoder, the encoder's layers see
+            other tokens than the decoder's.
     """
 
     hooks: tuple[NeuronHook, ...]
     writers: tuple[Writer, ...] = ()
     experts: tuple[int, int] | None = None
+    stack: Stack = "decoder"
 
     @property
     def name(self) -> str:
@@ -211,22 +216,6 @@ class NeuronLayer:
         """
         places = neurons.numpy(force=True)
         return {"neuron": places} | ({} if self.experts is None else named(places, self.experts))
-
-
-def named(neurons: NDArray[np.int64], experts: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
-    """Return the expert of each neuron of a layer, and the neuron's index in it; expert -1 is what every token uses.
-
-    Example:
-        >>> import numpy as np
-        >>> named(np.array([0, 5, 9]), (2, 4))
-        {'expert': array([ 0,  1, -1]), 'index': array([0, 1, 1])}
-    """
-    n_experts, width = experts
-    is_routed = neurons < n_experts * width
-    return {
-        "expert": np.where(is_routed, neurons // width, -1),
-        "index": np.where(is_routed, neurons % width, neurons - n_experts * width),
-    }
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ in `model.hook_dict` like all others, so they work in `run_with_cache`, `run_wit
 `blocks.N.routed.hook_index` has the experts of each token [token, slot], `blocks.N.routed.hook_weights` their weights,
 and `blocks.N.routed.hook_post` the values of their neurons [token, slot, neuron of the expert]. Gated experts also have
 `hook_pre` (the gate before its activation) and `hook_pre_linear` (the up branch). Tokens are those of all rows, row by
-row. `blocks.N.shared.hook_post` is the input of a shared expert's down projection.
+row. `blocks.N.shared.hook_post` is the input of a shared expert's down projection, and
+`blocks.N.down.hook_post` that of an MLP's in a block that TransformerLens runs as a whole.
 
 As long as nothing is hooked there, the modules compute what they did before, in the same way.
 """
@@ -20,7 +21,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from tl_neuronshare.models.lens import LensModel, is_bridge, tensor_of
+from tl_neuronshare.models.lens import LensModel, blocks_of, is_bridge, tensor_of
 
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint
@@ -171,16 +172,32 @@ def install(model: LensModel) -> None:
     registry: dict[str, HookPoint] | None = getattr(model, "_hook_registry", None)
     if not is_bridge(model) or registry is None:
         return
-    for number, block in enumerate(model.blocks):
+    for name, block in blocks_of(model):
         experts = experts_of(block)
         if experts is None:
+            if not _has_mlp_hooks(block) and (mlp := mlp_of(block)) is not None:
+                _add(mlp[1], PointedLinear, f"{name}.down", registry)
             continue
-        _add(experts, _kind_of(experts), f"blocks.{number}.routed", registry)
+        _add(experts, _kind_of(experts), f"{name}.routed", registry)
         if isinstance(experts, PointedDenseExperts):
             experts.n_slots = next(module.top_k for module in block.modules() if experts in module.children())
         shared = shared_of(block)
         if shared is not None and "_original_component" not in (down := down_of(shared))._modules:
-            _add(down, PointedLinear, f"blocks.{number}.shared", registry)
+            _add(down, PointedLinear, f"{name}.shared", registry)
+
+
+def _has_mlp_hooks(block: nn.Module) -> bool:
+    """Return whether TransformerLens has a component of its own for the block's MLP."""
+    return any(isinstance(getattr(block, name, None), nn.Module) for name in ("mlp", "shared_mlp", "channel_mix"))
+
+
+def mlp_of(block: nn.Module) -> tuple[nn.Module, Any] | None:
+    """Return the MLP of a block that TransformerLens runs as a whole, and its down projection; None without one."""
+    for module in block.modules():
+        down = getattr(module, "down_proj", None)
+        if isinstance(down, nn.Linear) and any(hasattr(module, name) for name in ("up_proj", "gate_up_proj")):
+            return module, down
+    return None
 
 
 def experts_of(block: nn.Module) -> nn.Module | None:

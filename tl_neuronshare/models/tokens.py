@@ -2,48 +2,173 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import re
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models.lens import LensModel, name_of, nested, tensor_of
+from tl_neuronshare.models.lens import LensModel, architecture_of, name_of, nested, tensor_of
 
 
-def tokenise(model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None = None) -> list[list[int]]:
+def tokenise(
+    model: LensModel, texts: Sequence[str], *, prepend_bos: bool | None = None, language: str | None = None
+) -> list[list[int]]:
     """Return the token ids of each text, without padding and never truncated.
 
     Args:
         model: the model whose tokenizer is used.
         texts: the texts to tokenise.
         prepend_bos: whether each text begins with the BOS token; None is the model's `cfg.default_prepend_bos`. A text
-            that already begins with one, for example from a chat template, does not get a second.
+            that already begins with one, for example from a chat template, does not get a second. For an encoder or an
+            encoder-decoder it must be None: the tokenizer adds the special tokens that it was made to add.
+        language: the language of the texts, for tokenizers that mark it with a token; None leaves the tokenizer's.
 
     Raises:
-        NeuronShareError: BOS is asked for and the tokenizer has none, or the model does not have one of the tokens.
+        NeuronShareError: BOS is asked for and the tokenizer has none, or the model does not have one of the tokens; or
+            the tokenizer does not know the language that it must mark.
     """
     bos = resolve_prepend_bos(model, prepend_bos)
+    if bos is None:
+        _check_special_tokens(model)
+        with _speaking(model, language):
+            rows = [list(row) for row in model.tokenizer(list(texts)).input_ids]
+        return _known(model, rows, "Use the tokenizer that the model was trained with.")
     if bos and model.tokenizer.bos_token_id is None:
         raise NeuronShareError(f"The tokenizer of {name_of(model)} has no BOS token; use prepend_bos=False.")
     # BOS is put there by hand: which special tokens a tokenizer adds by itself differs between classes and versions.
     ids: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False).input_ids
     start = [model.tokenizer.bos_token_id]
     rows = [row if row[:1] == start else start + row for row in ids] if bos else ids
+    is_new = bos and start[0] >= vocabulary_size(model)
+    return _known(
+        model,
+        rows,
+        "TransformerLens adds special tokens to a tokenizer that has none; use prepend_bos=False."
+        if is_new
+        else "Use the tokenizer that the model was trained with.",
+    )
+
+
+def _check_special_tokens(model: LensModel) -> None:
+    """Refuse a tokenizer of no class of its own whose special tokens TransformerLens has replaced by a BOS.
+
+    TransformerLens sets `add_bos_token`, and a tokenizer of no class of its own then loses what it adds by itself. A
+    class such as T5Tokenizer keeps it.
+    """
+    tokenizer = model.tokenizer
+    has_no_class = type(tokenizer).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    first, *_, last = tokenizer("a a").input_ids
+    # Encoders are trained with a token at the end of a text, and not with one at its beginning only.
+    if has_no_class and first == tokenizer.bos_token_id and last not in tokenizer.all_special_ids:
+        raise NeuronShareError(
+            f"TransformerLens has replaced the special tokens of {name_of(model)}'s tokenizer by a BOS; load the "
+            "model with load_model, which keeps them."
+        )
+
+
+def _known(model: LensModel, rows: list[list[int]], advice: str) -> list[list[int]]:
+    """Return the rows, after checking that the model has each of their tokens."""
     last = max((max(row) for row in rows if row), default=0)
     if last >= vocabulary_size(model):
         token = model.tokenizer.convert_ids_to_tokens(last)
         raise NeuronShareError(
             f"The tokenizer of {name_of(model)} gives token {last} ({token!r}), but the model has only "
-            f"{vocabulary_size(model)} tokens. "
-            + (
-                "TransformerLens adds special tokens to a tokenizer that has none; use prepend_bos=False."
-                if bos and [last] == start
-                else "Use the tokenizer that the model was trained with."
-            )
+            f"{vocabulary_size(model)} tokens. {advice}"
         )
     return rows
+
+
+@contextmanager
+def _speaking(model: LensModel, language: str | None) -> Iterator[None]:
+    """Let a tokenizer that marks the source's language mark this one, for as long as the context lasts."""
+    tokenizer = model.tokenizer
+    if not hasattr(tokenizer, "src_lang"):
+        yield
+        return
+    before = tokenizer.src_lang, tokenizer.tgt_lang
+    if language is not None:
+        tokenizer.src_lang = _code_of(model, language)
+    try:
+        yield
+    finally:
+        # A tokenizer without a target language takes the source's while it tokenises a target, and keeps it.
+        tokenizer.src_lang, tokenizer.tgt_lang = before
+
+
+def _codes(tokenizer: Any) -> list[str]:
+    """Return the codes of the languages that a tokenizer marks with a token, such as de, de_DE or deu_Latn."""
+    known = getattr(tokenizer, "lang_code_to_id", None) or {}
+    special = map(str, tokenizer.all_special_tokens)
+    return list(known) or [token for token in special if re.fullmatch(r"[a-z]{2,3}_[A-Za-z]{2,4}", token)]
+
+
+def _code_of(model: LensModel, language: str) -> str:
+    """Return the tokenizer's code of a language, which may be called by its first part: de for de_DE."""
+    codes = _codes(model.tokenizer)
+    found = [code for code in codes if code == language] or [code for code in codes if code.split("_")[0] == language]
+    if len(found) != 1:
+        raise NeuronShareError(
+            f"Language {language!r}: the tokenizer of {name_of(model)} marks each text with its language, and has "
+            + (f"{' and '.join(found)} for it" if found else "none of this name")
+            + f"; call the language by one of the tokenizer's codes, such as {', '.join(codes[:3])}."
+        )
+    return found[0]
+
+
+def decoder_prompt(model: LensModel) -> list[int]:
+    """Return the tokens that the decoder of an encoder-decoder begins with.
+
+    They are its start token and, where there is one, the token that is forced to come first (the target language). Both
+    are settings of the model for generation. The target language can also be the tokenizer's `tgt_lang`; where there is
+    no start token, as in the first mBART, the decoder begins with the language.
+
+    Raises:
+        NeuronShareError: the model has no start token, or it translates into several languages and none is set.
+    """
+    hugging_face: Any = model.original_model  # type: ignore[attr-defined]
+
+    def setting(name: str) -> int | None:
+        owners = (getattr(hugging_face, "generation_config", None), hugging_face.config)
+        return next((value for owner in owners if (value := getattr(owner, name, None)) is not None), None)
+
+    start, forced = setting("decoder_start_token_id"), setting("forced_bos_token_id")
+    tokenizer = model.tokenizer
+    if forced is None and hasattr(tokenizer, "tgt_lang"):
+        ids = {code: _id_of(tokenizer, code) for code in _codes(tokenizer)}
+        if tokenizer.tgt_lang is not None:
+            forced = ids[_code_of(model, tokenizer.tgt_lang)]
+        elif start not in ids.values():
+            raise NeuronShareError(
+                f"{name_of(model)} writes several languages, and does not say which; set model.tokenizer.tgt_lang to "
+                f"one of its codes, such as {', '.join(list(ids)[:3])}."
+            )
+    if start is None and forced is None:
+        raise NeuronShareError(
+            f"{name_of(model)} does not say with which token its decoder begins; set "
+            "model.original_model.generation_config.decoder_start_token_id."
+        )
+    return [token for token in (start, forced) if token is not None]
+
+
+def _id_of(tokenizer: Any, code: str) -> int:
+    """Return the token that marks a language."""
+    token = tokenizer.get_lang_token(code) if hasattr(tokenizer, "get_lang_token") else code
+    return int(tokenizer.convert_tokens_to_ids(token))
+
+
+def answer_tokens(model: LensModel, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of texts that an encoder-decoder writes, without special tokens.
+
+    Nothing of a text comes before them, so that a space with which they begin is left out.
+    """
+    with _speaking(model, None):
+        rows = model.tokenizer(text_target=[text.lstrip() for text in texts], add_special_tokens=False).input_ids
+    return _known(model, [list(row) for row in rows], "Use the tokenizer that the model was trained with.")
 
 
 def vocabulary_size(model: LensModel) -> int:
@@ -58,9 +183,22 @@ def knows_bos(model: LensModel) -> bool:
     return bos is not None and bos < vocabulary_size(model)
 
 
-def resolve_prepend_bos(model: LensModel, prepend_bos: bool | None) -> bool:
-    """Return True or False for `prepend_bos`, in which None means the model's default."""
-    return bool(model.cfg.default_prepend_bos) if prepend_bos is None else prepend_bos
+def resolve_prepend_bos(model: LensModel, prepend_bos: bool | None) -> bool | None:
+    """Return True or False for `prepend_bos`, in which None means the model's default.
+
+    It stays None for an encoder or an encoder-decoder, whose tokenizer adds the special tokens.
+
+    Raises:
+        NeuronShareError: True or False is asked for, and the tokenizer decides.
+    """
+    if (architecture := architecture_of(model)) == "decoder":
+        return bool(model.cfg.default_prepend_bos) if prepend_bos is None else prepend_bos
+    if prepend_bos is not None:
+        raise NeuronShareError(
+            f"{name_of(model)} is an {architecture}, whose tokenizer adds its own special tokens; leave prepend_bos "
+            "out."
+        )
+    return None
 
 
 def special_tokens(model: LensModel) -> list[int]:
@@ -104,7 +242,7 @@ def tokenised(
     for example, text in zip(examples, texts, strict=True):
         if not isinstance(text, str):
             raise NeuronShareError(f"Language {language!r}, example {example!r}: {text!r} is not a text; give strings.")
-    rows = tokenise(model, texts, prepend_bos=prepend_bos)
+    rows = tokenise(model, texts, prepend_bos=prepend_bos, language=language)
     for example, tokens in zip(examples, rows, strict=True):
         where = f"Language {language!r}, example {example!r}"
         if not tokens:

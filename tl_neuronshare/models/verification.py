@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import decoding
-from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.models.forward import arguments_of
+from tl_neuronshare.models.inputs import Inputs, inputs_of
+from tl_neuronshare.models.lens import Architecture, LensModel, nothing_installed
 from tl_neuronshare.models.neurons import Site
 from tl_neuronshare.models.packing import Packing
-from tl_neuronshare.models.tokens import left_padded, padded_apart
 
 Check = Literal[
     "logits",
@@ -49,6 +50,13 @@ Check = Literal[
     "decoding",
     "generate",
 ]
+# Checks of what only some architectures have. An encoder-decoder is decoded without a cache.
+_OF_ARCHITECTURE: dict[str, tuple[Architecture, ...]] = {
+    "unembedding": ("decoder",),
+    "cache": ("decoder",),
+    "generate": ("decoder",),
+    "decoding": ("decoder", "encoder-decoder"),
+}
 # If these fail, the package works in a different way, so that they refuse nothing.
 ADVISORY = ("padding", "cache", "generate")
 # Texts of different lengths, in languages that most tokenizers know.
@@ -187,7 +195,7 @@ def packing(model: LensModel) -> Packing:
 
 def caches(model: LensModel) -> bool:
     """Return whether a check has shown that decoding with the key-value cache is right."""
-    return model not in _UNVERIFIED and _passes(model, "cache")
+    return model not in _UNVERIFIED and _applies(model, "cache") and _passes(model, "cache")
 
 
 def noise(model: LensModel) -> float:
@@ -245,7 +253,8 @@ def _state_of(model: LensModel) -> tuple[Any, ...]:
     """Return what the outcomes depend on: modules, dtype, device, whether weights are processed."""
     # Hook points compute nothing; those of experts are added when the neurons are first read.
     kinds = tuple(name for module in model.modules() if (name := type(module).__name__) != "HookPoint")
-    return hash(kinds), models.dtype_of(model), models.device_of(model), models.is_processed(model)
+    is_compatible = getattr(model, "compatibility_mode", False)
+    return hash(kinds), models.dtype_of(model), models.device_of(model), models.is_processed(model), is_compatible
 
 
 def _passes(model: LensModel, name: str) -> bool:
@@ -297,7 +306,9 @@ def _check_reference(reference: Any) -> None:
 
 
 def _applies(model: LensModel, name: str) -> bool:
-    """Return whether a check applies to the model: only gated MLPs have a gate and an up branch."""
+    """Return whether a check applies to the model: only gated MLPs have a gate, and only some models decode."""
+    if name in _OF_ARCHITECTURE:
+        return models.architecture_of(model) in _OF_ARCHITECTURE[name]
     return name.rsplit(maxsplit=1)[-1] not in ("gate", "up") or models.is_gated(model)
 
 
@@ -319,7 +330,10 @@ def _outcome(model: LensModel, name: str, record: _Record, reference: nn.Module 
             except Exception as error:
                 where = f"{models.name_of(model)}: the check {name!r} stopped with {type(error).__name__}: {error}"
                 if name not in ADVISORY:
-                    raise NeuronShareError(f"{where}. Try whether model(tokens) runs without this package.") from error
+                    raise NeuronShareError(
+                        f"{where}. Try whether model(tokens) runs without this package. If not, TransformerLens "
+                        f"cannot run this model ({_versions()}); try a different version of either."
+                    ) from error
                 record.outcomes[name] = Outcome.of(torch.inf, run.bound, where)
     return record.outcomes[name]
 
@@ -334,16 +348,27 @@ class _Run:
         self.n_new = min(_N_NEW, max(0, _most_tokens(model) - max(map(len, rows))))
         self.bound = _BOUNDS.get(models.dtype_of(model), max(_BOUNDS.values()))
 
-    def logits(self, row: Sequence[int]) -> Float[Tensor, "position vocabulary"]:
-        """Return the logits of a row that is run alone, at all its positions."""
-        return _on_cpu(models.last_logits(self.model, torch.tensor([row], device="cpu"), None, len(row))[0])
+    def alone(self, row: Sequence[int], new: Sequence[int] | None = None) -> Inputs:
+        """Return the inputs of a row that is run alone, with new tokens after it.
 
-    def expected(self, row: Sequence[int]) -> Float[Tensor, "position vocabulary"]:
+        In an encoder-decoder the row is the source. There the new tokens are by default some of the row, so that the
+        decoder runs more than its own prompt.
+        """
+        if models.architecture_of(self.model) == "encoder-decoder":
+            return inputs_of(self.model, [row], [_answer_to(row) if new is None else new])
+        return Inputs(torch.tensor([[*row, *(new or ())]], device="cpu"))
+
+    def logits(self, row: Sequence[int], new: Sequence[int] | None = None) -> Float[Tensor, "position vocabulary"]:
+        """Return the logits of a row that is run alone, at all its positions."""
+        inputs = self.alone(row, new)
+        return _on_cpu(models.last_logits(self.model, inputs, inputs.tokens.shape[1])[0])
+
+    def expected(self, row: Sequence[int], new: Sequence[int] | None = None) -> Float[Tensor, "position vocabulary"]:
         """Return the same logits without TransformerLens; the model's own if no Hugging Face model has its weights."""
         if not self.unwraps:
-            return self.logits(row)
+            return self.logits(row, new)
         with models.unwrapped(self.model) as hugging_face:
-            return _logits_of(hugging_face, row)
+            return _logits_of(hugging_face, self.alone(row, new))
 
     def values(self, row: Sequence[int], site: Site) -> list[Float[Tensor, "position neuron"]]:
         """Return the layers' values at all positions of a row that is run alone.
@@ -358,16 +383,23 @@ class _Run:
             if not any(tensors[-1] is seen[-1] for seen in passes[number]):  # a hook point with two names calls twice
                 passes[number].append(tensors)
 
+        inputs = self.alone(row)
         with models.reading(self.model, layers, keep) as run_once:
-            run_once(torch.tensor([row], device="cpu"), None)
+            run_once(inputs)
         for number, layer in enumerate(layers):
             if len(passes[number]) != 1:
                 raise NeuronShareError(
                     f"{layer.name} fired {len(passes[number])} times in a forward pass, so that the neurons of "
                     f"{models.name_of(self.model)} cannot be read there; is its MLP shared between layers?"
                 )
-            if layer.shape(passes[number][0]) != (1, len(row)):
-                raise NeuronShareError(layer.misfit(passes[number][0], (1, len(row))))
+            shape = (1, inputs.seen_by(layer.stack).tokens.shape[1])
+            if layer.shape(passes[number][0]) != shape:
+                given = tuple(passes[number][0][-1].shape)
+                raise NeuronShareError(
+                    f"{layer.name} of {models.name_of(self.model)} has a tensor of shape {given} where one of "
+                    f"{(*shape, layer.width)} (rows, positions, neurons) belongs, so that its neurons cannot be read; "
+                    "does the model pad texts by itself?"
+                )
         return [_on_cpu(layers[number].read(tensors, 0)) for number, (tensors,) in passes.items()]
 
 
@@ -381,10 +413,16 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _logits_of(hugging_face: nn.Module, row: Sequence[int]) -> Float[Tensor, "position vocabulary"]:
+def _answer_to(row: Sequence[int]) -> Sequence[int]:
+    """Return some tokens for the decoder of an encoder-decoder, which are fewer for shorter rows."""
+    return row[: (len(row) + 1) // 2]
+
+
+def _logits_of(hugging_face: nn.Module, inputs: Inputs) -> Float[Tensor, "position vocabulary"]:
     """Return a Hugging Face model's logits of a row that is run alone."""
     device = next(parameter.device for parameter in hugging_face.parameters() if not parameter.is_meta)
-    return _on_cpu(hugging_face(torch.tensor([row], device=device)).logits[0])
+    tokens, named = arguments_of(inputs, device)
+    return _on_cpu(hugging_face(tokens, **named).logits[0])
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
@@ -407,7 +445,7 @@ def _check_logits(run: _Run) -> Outcome:
         return Outcome(torch.nan, run.bound, note)
     if run.reference is not None:
         with models.left_as_found(run.reference):
-            pairs = [(run.logits(row), _logits_of(run.reference, row)) for row in run.rows]
+            pairs = [(run.logits(row), _logits_of(run.reference, run.alone(row))) for row in run.rows]
         if any(ours.shape != theirs.shape for ours, theirs in pairs):
             raise NeuronShareError(
                 f"reference is a different model: it has {pairs[0][1].shape[-1]} tokens, but "
@@ -417,13 +455,27 @@ def _check_logits(run: _Run) -> Outcome:
             return Outcome.of(torch.inf, run.bound, beyond)
     else:
         with models.unwrapped(run.model) as hugging_face:
-            expected = [_logits_of(hugging_face, row) for row in run.rows]
+            expected = [_logits_of(hugging_face, run.alone(row)) for row in run.rows]
         pairs = [(run.logits(row), theirs) for row, theirs in zip(run.rows, expected, strict=True)]
     value = _worst(_difference(_centred(ours), _centred(theirs)) for ours, theirs in pairs)
+    if value <= run.bound and (later := _difference_of_later_tokens(run)) > run.bound:
+        note = "what the decoder predicts depends on the tokens after it; is its start token taken for padding?"
+        return Outcome.of(later, run.bound, note)
     if run.reference is None and not value <= run.bound and not run.unwraps:
         note = "the logits of a small random model of this architecture differ from the Hugging Face model's"
         return Outcome.of(_difference_of_twin(run), run.bound, note)
     return Outcome.of(value, run.bound, "the logits differ from the Hugging Face model's")
+
+
+def _difference_of_later_tokens(run: _Run) -> float:
+    """Return how much the logits of an encoder-decoder's prompt change where an answer follows; 0 for other models."""
+    if models.architecture_of(run.model) != "encoder-decoder":
+        return 0.0
+    alone = [run.logits(row, ()) for row in run.rows]
+    return _worst(
+        _difference(_centred(run.logits(row)[: len(logits)]), _centred(logits))
+        for row, logits in zip(run.rows, alone, strict=True)
+    )
 
 
 def _beyond_the_rows(run: _Run) -> str | None:
@@ -450,7 +502,7 @@ def _difference_of_twin(run: _Run) -> float:
     """Return the largest difference between a small random bridge of this architecture and its Hugging Face model."""
     twin: Any
     twin, hugging_face = _small_twin(run.model)
-    expected = [_centred(_logits_of(hugging_face, row)) for row in run.rows]
+    expected = [_centred(_logits_of(hugging_face, run.alone(row))) for row in run.rows]
     if models.is_processed(run.model):
         twin.enable_compatibility_mode(disable_warnings=True)
     run = _Run(twin, run.rows, unwraps=False)
@@ -489,6 +541,7 @@ def _inside(run: _Run, row: Sequence[int], site: Site, masks: Sequence[Tensor] =
     With masks, these neurons are set to zero there, and the only tensor in the list is that of the logits.
     """
     layers = models.neuron_layers(run.model, site)
+    alone = run.alone(row)
     with models.unwrapped(run.model) as hugging_face, ExitStack() as stack:
         seen = [
             [
@@ -497,11 +550,12 @@ def _inside(run: _Run, row: Sequence[int], site: Site, masks: Sequence[Tensor] =
             ]
             for layer, mask in zip(layers, masks or repeat(None, len(layers)), strict=True)
         ]
-        logits = _logits_of(hugging_face, row)
+        logits = _logits_of(hugging_face, alone)
     if not all(len(values) == 1 for of_layer in seen for values in of_layer):
         return None
     values = [torch.cat([_on_cpu(tensor) for (tensor,) in of_layer], dim=-1) for of_layer in seen]
-    if any(tensor.shape != (len(row), layer.width) for tensor, layer in zip(values, layers, strict=True)):
+    expected = [(alone.seen_by(layer.stack).tokens.shape[1], layer.width) for layer in layers]
+    if [tuple(tensor.shape) for tensor in values] != expected:
         return None
     return [logits] if masks else values
 
@@ -522,7 +576,7 @@ def _difference_of_output(run: _Run, row: Sequence[int], hooks: models.Hooks) ->
             models.reading(run.model, layers, lambda number, read: values.update({number: layers[number].read(read)}))
         )
         written = [[stack.enter_context(writer.written()) for writer in layer.writers] for layer in layers]
-        run_once(torch.tensor([row], device="cpu"), None)
+        run_once(run.alone(row))
     differences = []
     for number, layer in enumerate(layers):
         parts = torch.split(values[number], [writer.width for writer in layer.writers], dim=-1)
@@ -600,7 +654,7 @@ def _check_unembedding(run: _Run) -> Outcome:
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         seen[module] = inputs[0], output if isinstance(output, Tensor) else output[0]
 
-    last = norm if isinstance(norm, nn.Module) else run.model.blocks[-1]
+    last = norm if isinstance(norm, nn.Module) else models.stacks_of(run.model)["blocks"][-1]
     row = max(run.rows, key=len)
     with ExitStack() as stack:
         for module in (last, unembed):
@@ -622,24 +676,32 @@ def _check_padding(run: _Run) -> Outcome:
     except NeuronShareError:  # answers can be compared even if the model's neurons cannot be read
         layers = []
     rows = run.rows
-    together = models.values_of(run.model, layers, *left_padded(rows), -1)
-    logits = models.last_logits(run.model, *left_padded(rows), 1)[:, -1]
-    halves = [(row[: (len(row) + 1) // 2], row[(len(row) + 1) // 2 :]) for row in rows]
-    tokens, mask = padded_apart([before for before, _ in halves], [after for _, after in halves])
-    padded_logits = models.last_logits(run.model, tokens, mask, tokens.shape[1])
-    end = max(len(before) for before, _ in halves)
+    together = models.values_of(run.model, layers, inputs_of(run.model, rows), -1)
     differences = []
     for number, row in enumerate(rows):
-        alone = models.values_of(run.model, layers, torch.tensor([row], device="cpu"), None, -1)
-        expected = run.logits(row)
-        ours = [logits[number], *(layer[number] for layer in together)]
-        differences.append(
-            _largest_difference(map(_on_cpu, ours), map(_on_cpu, [expected[-1], *(layer[0] for layer in alone)]))
-        )
-        n_before, n_after = (len(half) for half in halves[number])
-        differences.append(_difference(_on_cpu(padded_logits[number, end - n_before : end + n_after]), expected))
+        alone = models.values_of(run.model, layers, inputs_of(run.model, [row]), -1)
+        pairs = ((_on_cpu(layer[number]), _on_cpu(own[0])) for layer, own in zip(together, alone, strict=True))
+        differences += [_difference(ours, theirs) for ours, theirs in pairs]
+    for prompts, answers in _ways_to_pad(run):
+        inputs = inputs_of(run.model, prompts, answers)
+        logits = models.last_logits(run.model, inputs, inputs.tokens.shape[1])
+        for number, row in enumerate(rows):
+            shown = inputs.shown()[number]
+            expected = run.logits(row)
+            differences.append(_difference(_on_cpu(logits[number])[shown][: len(expected)], expected))
     note = "longer prompts in a batch change the shorter ones; batches are of one length"
     return Outcome.of(_worst(differences), run.bound, note)
+
+
+def _ways_to_pad(run: _Run) -> list[tuple[list[list[int]], list[list[int]] | None]]:
+    """Return prompts and answers that are the rows: a decoder's are padded on the left, and on both sides."""
+    halves = [(len(row) + 1) // 2 for row in run.rows]
+    answers = [row[:half] for half, row in zip(halves, run.rows, strict=True)]
+    if (architecture := models.architecture_of(run.model)) == "encoder-decoder":
+        return [(run.rows, answers)]
+    if architecture == "encoder":
+        return [(run.rows, None)]
+    return [(run.rows, None), (answers, [row[half:] for half, row in zip(halves, run.rows, strict=True)])]
 
 
 def _check_cache(run: _Run) -> Outcome:
@@ -648,7 +710,7 @@ def _check_cache(run: _Run) -> Outcome:
     forced = torch.tensor([run.rows[0][:1] * len(rows), run.rows[0][-1:] * len(rows)], device="cpu")
     steps: dict[bool, list[Tensor]] = {}
     for cached in (True, False):
-        with decoding.next_logits(run.model, *left_padded(rows), cached=cached) as step:
+        with decoding.next_logits(run.model, inputs_of(run.model, rows), cached=cached) as step:
             steps[cached] = [_on_cpu(step())]
             for token in forced:
                 step.append(token)
@@ -695,7 +757,7 @@ def _check_generate(run: _Run) -> Outcome:
 
 def _n_unlikely(run: _Run, row: Sequence[int], new: Sequence[int]) -> int:
     """Count the new tokens that are less likely than another one at their place, by more than rounding."""
-    logits = run.expected([*row, *new])[len(row) - 1 : -1]
+    logits = run.expected(row, new)[-len(new) - 1 : -1]
     chosen = logits.gather(-1, torch.tensor(new, device="cpu")[:, None])[:, 0]
     return int((logits.amax(-1) - chosen > run.bound * logits.abs().max()).sum())
 
@@ -725,9 +787,14 @@ def _small_twin(model: LensModel) -> tuple[LensModel, torch.nn.Module]:
         text.layer_types = text.layer_types[: text.num_hidden_layers]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        hugging_face = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+        hugging_face = AutoModelForCausalLM.from_config(
+            config,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            trust_remote_code=bool(getattr(model.cfg, "trust_remote_code", False)),
+        ).eval()
     alone = copy.deepcopy(hugging_face)
-    twin = TransformerBridge.boot_transformers(
-        str(config.name_or_path), hf_model=hugging_face, tokenizer=model.tokenizer, device="cpu", dtype=torch.float32
-    )
+    how: dict[str, Any] = {"tokenizer": model.tokenizer, "device": "cpu", "dtype": torch.float32}
+    with nothing_installed():
+        twin = TransformerBridge.boot_transformers(str(config.name_or_path), hf_model=hugging_face, **how)
     return twin, alone

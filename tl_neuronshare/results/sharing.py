@@ -463,7 +463,9 @@ class NeuronSharing:
 
         def made(tensors: dict[str, Tensor], header: dict[str, Any]) -> NeuronSharing:
             experts: Experts | None = header.pop("experts", None)
-            routing = None if experts is None else Routing(tensors["routed"], experts)
+            routing = (
+                None if experts is None else Routing(tensors["routed"], [each and tuple(each) for each in experts])
+            )
             return cls(tensors["packed"], routing=routing, **header)
 
         return read_tensors(path, made, kind=_KIND)

@@ -134,9 +134,8 @@ def categorise(
             nonlocal recorded
             numbers, examples = zip(*(divmod(row, len(prompts)) for row in batch.rows), strict=True)
             languages = [prompts.languages[number] for number in numbers]
-            shown = torch.ones_like(batch.tokens) if batch.mask is None else batch.mask
-            recorded = recorder.recorded_pass(languages, examples, shown, batch.tokens)
-            run_once(batch.tokens, batch.mask)
+            recorded = recorder.recorded_pass(languages, examples, batch)
+            run_once(batch)
 
         loop(plan, record)
     special = set(models.special_tokens(model))
@@ -218,7 +217,7 @@ def categorise_caches(
         n_tokens = sizes[language][1]
         mask = None if lengths is None else _mask(lengths[language], n_examples, n_tokens, padding_side, language)
         recorded = recorder.recorded_pass(
-            language, range(n_examples), mask, None if tokens is None else tokens[language]
+            language, range(n_examples), recorder.given(mask, None if tokens is None else tokens[language])
         )
         for layer, tensors in enumerate(tensors_of_layers):
             recorded.read(layer, tensors)

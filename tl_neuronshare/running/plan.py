@@ -9,15 +9,12 @@ from itertools import groupby
 from math import ceil, inf
 from typing import Any, Literal, NamedTuple
 
-from jaxtyping import Int
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_neuronshare import models
 from tl_neuronshare.checks import Options, is_count, option
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import LensModel, Packing, verification
-from tl_neuronshare.models.tokens import padded_apart
+from tl_neuronshare.models import Inputs, LensModel, Packing, verification
 
 BatchSize = Literal["auto"] | int
 # What "auto" puts in one batch, padding included: enough to keep a GPU busy, but little beside a model's weights.
@@ -65,25 +62,23 @@ class Running(Options):
         return replace(self, prepend_bos=models.resolve_prepend_bos(model, self.prepend_bos))
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows of a plan that share a forward pass, padded so that all their prompts end at the same place.
+@dataclass(frozen=True, kw_only=True)
+class Batch(Inputs):
+    """Rows of a plan that share a forward pass.
 
     Attributes:
         rows: the numbers of the plan's rows.
-        tokens: the tokens of these rows.
-        mask: 1 at tokens and 0 at padding; None if nothing is padded.
         end: how many tokens the padded prompts have. The tokens after these belong to answers.
     """
 
     rows: list[int]
-    tokens: Int[Tensor, "row position"]
-    mask: Int[Tensor, "row position"] | None
     end: int
 
 
 class Plan:
     """Which rows share a batch. A row is a prompt as tokens, and maybe an answer that is run after it.
+
+    In an encoder-decoder the prompt is the source, and the answer follows the decoder's own prompt.
 
     Args:
         model: the model that will run the rows.
@@ -112,7 +107,7 @@ class Plan:
         per_token: int = 0,
         packing: Packing | None = None,
     ) -> None:
-        self.prompts, self.answers = prompts, answers
+        self.model, self.prompts, self.answers = model, prompts, answers
         if answers is None:
             sizes: list[tuple[int, ...]] = [(len(prompt) + n_more,) for prompt in prompts]
         else:
@@ -131,9 +126,10 @@ class Plan:
     def batch(self, rows: list[int]) -> Batch:
         """The batch of these rows, padded."""
         prompts = [self.prompts[row] for row in rows]
-        answers = [()] * len(rows) if self.answers is None else [self.answers[row] for row in rows]
-        tokens, mask = padded_apart(prompts, answers)
-        return Batch(rows, tokens, mask, max(map(len, prompts)))
+        answers = None if self.answers is None else [self.answers[row] for row in rows]
+        inputs = models.inputs_of(self.model, prompts, answers)
+        end = inputs.tokens.shape[1] - max(map(len, answers or [()]))
+        return Batch(**vars(inputs), rows=rows, end=end)
 
 
 class Loop:

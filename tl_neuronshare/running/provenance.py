@@ -41,6 +41,12 @@ def describe(model: LensModel) -> dict[str, Any]:
     }
 
 
+def decoder_prompt_of(model: LensModel) -> dict[str, list[int]]:
+    """Give the tokens that an encoder-decoder's decoder begins with, for the metadata; nothing for other models."""
+    has_both = models.architecture_of(model) == "encoder-decoder"
+    return {"decoder_prompt": models.decoder_prompt(model)} if has_both else {}
+
+
 def of_run(
     model: LensModel, prompts: ParallelPrompts, sharing_or_masks: NeuronSharing | Mapping[str, Tensor]
 ) -> dict[str, Any]:
@@ -90,6 +96,12 @@ def require_match(
     if same_prompts:
         _require_same_prompts(prompts, sharing, advice)
     require_layers(model, sharing)
+    start, now = sharing.metadata.get("decoder_prompt"), decoder_prompt_of(model).get("decoder_prompt")
+    if same_prompts and start is not None and start != now:
+        raise NeuronShareError(
+            f"The types were measured with a decoder that begins with tokens {start}, and now with {now}; set "
+            "the same target language, or categorise anew."
+        )
     theirs = sharing.metadata.get("prepend_bos")
     if same_prompts and theirs is not None and theirs != models.resolve_prepend_bos(model, prepend_bos):
         raise NeuronShareError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 
 import torch
 from jaxtyping import Float, Int64
@@ -48,7 +48,7 @@ def activation_rates(
 
     Returns:
         Shares between 0 and 1, in the order of the languages. If a layer is narrower than the widest layer, the rest
-        of its row is NaN.
+        of its row is NaN. In an encoder-decoder the texts are given to the encoder, and the decoder's rows are NaN.
 
     Raises:
         NeuronShareError: the model or an option is unsuitable, a language has only special tokens, or activations are
@@ -63,11 +63,16 @@ def activation_rates(
     how = Running(batch_size, prepend_bos).on(model)
     texts_by_language("texts", texts, lists=False)
     threshold = as_threshold("threshold", threshold)
-    layers = models.neuron_layers(model, site)
+    every_layer = models.neuron_layers(model, site)
+    # The decoder of an encoder-decoder sees no free text, so that its layers are not measured.
+    n_measured = len(every_layer)
+    if models.architecture_of(model) == "encoder-decoder":
+        n_measured = sum(layer.stack == "encoder" for layer in every_layer)
+    layers = every_layer[:n_measured]
     verification.require(model, "logits", site)
-    widest = max(layer.width for layer in layers)
+    widest = max(layer.width for layer in every_layer)
     rates = torch.full(
-        (len(texts), len(layers), widest), torch.nan, dtype=torch.float64, device="cpu"
+        (len(texts), len(every_layer), widest), torch.nan, dtype=torch.float64, device="cpu"
     )  # counts may be large
     with running(model, "activation rates", progress=progress) as loop:
         for number, (language, of_language) in enumerate(texts.items()):
@@ -83,17 +88,25 @@ def activation_rates(
 
 
 def _pieces(model: LensModel, texts: Iterable[str], language: str, *, prepend_bos: bool | None) -> Iterator[list[int]]:
-    """The tokens of each text in pieces that fit the context. Each piece begins with the BOS if its text does."""
-    bos, remaining = model.tokenizer.bos_token_id, iter(texts)
+    """The tokens of each text in pieces that fit the context.
+
+    Each piece begins with the BOS if its text does, and with what else a tokenizer puts around a text by itself.
+    """
+    remaining = iter(texts)
+    bos, special = model.tokenizer.bos_token_id, set(models.special_tokens(model)).__contains__
     while batch := list(islice(remaining, _TEXTS)):
         for text in batch:
             if not isinstance(text, str):
                 raise NeuronShareError(f"Language {language!r}: {text!r} is not a text; give strings.")
-        for row in models.tokenise(model, batch, prepend_bos=prepend_bos):
-            start = row[:1] if row[:1] == [bos] else []
-            room = model.cfg.n_ctx - len(start)
-            for place in range(len(start), len(row), room):
-                yield start + row[place : place + room]
+        for row in models.tokenise(model, batch, prepend_bos=prepend_bos, language=language):
+            if prepend_bos is not None:
+                start, end = row[:1] if row[:1] == [bos] else [], []
+            else:
+                start, end = list(takewhile(special, row)), list(takewhile(special, reversed(row)))[::-1]
+            inner = row[len(start) : len(row) - len(end)]
+            room = model.cfg.n_ctx - len(start) - len(end)
+            for place in range(0, len(inner), room):
+                yield start + inner[place : place + room] + end
 
 
 class _Counter:
@@ -106,9 +119,8 @@ class _Counter:
 
     def count(self, batch: Batch) -> None:
         """Run a batch, and count its tokens that are not special."""
-        counted = models.is_text(self.model, batch.tokens)
-        if batch.mask is not None:
-            counted &= batch.mask.bool()
+        seen = batch.seen_by("encoder")
+        counted = models.is_text(self.model, seen.tokens) & seen.shown()
         if not counted.any():
             return
         places = counted.nonzero(as_tuple=True)
@@ -132,6 +144,6 @@ class _Counter:
                 counts_of_layers[layer] += (values > self.threshold).sum(0)
 
         with models.reading(self.model, self.layers, read) as run_once:
-            run_once(batch.tokens, batch.mask)
+            run_once(batch)
         self.counts = [counts + counts_of_layers[layer].cpu() for layer, counts in enumerate(self.counts)]
         self.n_tokens += int(counted.sum())

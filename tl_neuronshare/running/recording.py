@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from einops import rearrange
@@ -32,7 +32,7 @@ from tl_neuronshare.maths.activation import (
     packed_width,
     tokens_needed,
 )
-from tl_neuronshare.models import LensModel, Site, verification
+from tl_neuronshare.models import Inputs, LensModel, Site, Stack, verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of
 from tl_neuronshare.results.identity import fingerprint
@@ -135,6 +135,7 @@ class SharingRecorder:
         self.n_examples = count("n_examples", n_examples)
         self.reading = Reading(site, position, threshold)
         self.layers = models.neuron_layers(model, site)
+        models.check_position(model, position)
         verification.require(model, "logits", site)
         if site == "gate" and all(layer.is_editable for layer in self.layers):
             self.reading = replace(self.reading, site="post")  # a model without gates has only this site
@@ -142,6 +143,7 @@ class SharingRecorder:
         self.labels: Sequence[Hashable] = range(self.n_examples)
         self.special_tokens = models.special_tokens(model) if self.reading.leaves_special_tokens_out else []
         self._made_from = provenance.describe(model)
+        self._decoder_prompt = provenance.decoder_prompt_of(model)
         self._weights = fingerprint_of_weights(model)
         self._warned: set[str] = set()
         # Prompts are numbered example by example and, within an example, language by language.
@@ -183,7 +185,7 @@ class SharingRecorder:
             NeuronShareError: a language or example is unknown, the mask or the tokens have the wrong shape, or a
                 prompt has too few tokens for the position.
         """
-        recorded = self.recorded_pass(language, examples, attention_mask, tokens)
+        recorded = self.recorded_pass(language, examples, self.given(attention_mask, tokens))
         if attention_mask is None and tokens is None and recorded.n_prompts > 1:
             self.warn_once(
                 "Several prompts without attention_mask and tokens are taken to be unpadded. TransformerLens pads a "
@@ -219,6 +221,7 @@ class SharingRecorder:
             "site": self.reading.site,
             "position": self.reading.position,
             "prepend_bos": None,
+            **self._decoder_prompt,
             "special_tokens_left_out": self.special_tokens if self.bits.had_tokens.all() else [],
             "fingerprint": fingerprint(self._weights, hashes),
         }
@@ -277,19 +280,40 @@ class SharingRecorder:
                 f"{self.n_examples} in {', '.join(self.languages)} were recorded. Give the prompts that were run."
             )
 
-    def recorded_pass(
-        self,
-        language: str | Sequence[str],
-        examples: Sequence[int] | slice | Int[Tensor, " prompt"],
-        mask: Mask | None,
-        tokens: Int[Tensor, "prompt position"] | None,
-    ) -> RecordedPass:
-        """Check the rows of one forward pass, and return the pass that records them."""
+    def given(self, mask: Any, tokens: Any) -> Given:
+        """What a user says of a batch: its mask and its tokens, each a tensor, a list or None.
+
+        Raises:
+            NeuronShareError: the model is an encoder-decoder, which sees two texts at once.
+        """
+        if models.architecture_of(self.model) == "encoder-decoder":
+            raise NeuronShareError(
+                f"{models.name_of(self.model)} is an encoder-decoder, whose encoder and decoder see different tokens; "
+                "categorise reads both."
+            )
         mask, tokens = (
             given if given is None or isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
             for given in (mask, tokens)
         )
+        return Given(mask, tokens)
+
+    def recorded_pass(
+        self,
+        language: str | Sequence[str],
+        examples: Sequence[int] | slice | Int[Tensor, " prompt"],
+        run: Inputs | Given,
+    ) -> RecordedPass:
+        """Check the rows of one forward pass, and return the pass that records them.
+
+        Args:
+            language: the language of all rows, or one for each.
+            examples: which example each row is.
+            run: what is run, or what a user says of it.
+        """
         prompts = self._prompts_of(language, examples)
+        if isinstance(run, Inputs):
+            return RecordedPass(self, prompts, run)
+        mask, tokens = run.mask, run.tokens
         for name, tensor in (("attention_mask", mask), ("tokens", tokens)):
             if tensor is not None and (tensor.ndim != 2 or len(tensor) != len(prompts)):
                 raise NeuronShareError(
@@ -302,7 +326,7 @@ class SharingRecorder:
             )
         if mask is not None and not ((mask == 0) | (mask == 1)).all():
             raise NeuronShareError("attention_mask has values that are not 0 or 1; give 1 at tokens, 0 at padding.")
-        return RecordedPass(self, prompts, mask, tokens)
+        return RecordedPass(self, prompts, run)
 
     def _prompts_of(self, language: Any, examples: Any) -> Int[Tensor, " prompt"]:
         """The number of each row's prompt, which its example and language determine."""
@@ -379,21 +403,38 @@ class Bits:
         return self._packed, self._routed
 
 
+class Given(NamedTuple):
+    """What a user says of the batch that is run."""
+
+    mask: Mask | None
+    tokens: Int[Tensor, "prompt position"] | None
+
+
+@dataclass
+class _Where:
+    """Which tokens of a batch a stack of layers is read at. Everything is None until the first call tells the length.
+
+    Attributes:
+        length: how many tokens each row has, padding included.
+        reached: how many tokens the latest call had.
+        counted: which tokens to look at; None means all.
+        index: which token to read, if it is a single one.
+    """
+
+    length: int | None = None
+    reached: int = 0
+    counted: Bool[Tensor, "prompt position"] | None = None
+    index: Int[Tensor, " prompt"] | None = None
+
+
 class RecordedPass:
     """One forward pass of a recorder: the prompts of its rows, which tokens count, and what has been read so far."""
 
-    def __init__(
-        self,
-        recorder: SharingRecorder,
-        prompts: Int[Tensor, " prompt"],
-        mask: Mask | None,
-        tokens: Int[Tensor, "prompt position"] | None,
-    ) -> None:
+    def __init__(self, recorder: SharingRecorder, prompts: Int[Tensor, " prompt"], run: Inputs | Given) -> None:
         self.recorder, self.prompts = recorder, prompts
-        self._length: int | None = None
-        self._reached = 0  # how many tokens the latest call had
-        self._counted: Bool[Tensor, "prompt position"] | None = None  # None means all tokens
-        self._index: Int[Tensor, " prompt"] | None = None  # which token to read, if it is a single one
+        mask, tokens = run.mask, run.tokens
+        self._where: dict[Stack, _Where] = {"decoder": _Where()}
+        self._where["encoder"] = self._where["decoder"]
         self._borderline: dict[int, Int[Tensor, "threshold prompt"]] = {}  # counts of each layer that has been read
         self._held: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self._latest = -1
@@ -404,11 +445,23 @@ class RecordedPass:
                 "pass tokens= to leave them out.",
                 stacklevel=5,  # the line that called fwd_hooks or categorise_caches
             )
-        if mask is not None:
-            self._locate(mask.bool().cpu(), tokens)
+        if isinstance(run, Inputs):
+            self._locate_in(run)
+        elif mask is not None:
+            self._locate(self._where["decoder"], mask.bool().cpu(), tokens)
         elif tokens is not None:
             self._refuse_padding(tokens.cpu())
-            self._locate(torch.ones(tokens.shape, dtype=torch.bool, device="cpu"), tokens)
+            self._locate(self._where["decoder"], torch.ones(tokens.shape, dtype=torch.bool, device="cpu"), tokens)
+
+    def _locate_in(self, inputs: Inputs) -> None:
+        """Determine which tokens to read, where encoder and decoder may see different ones."""
+        if inputs.source is None:
+            self._locate(self._where["decoder"], inputs.shown(), inputs.tokens)
+            return
+        self._where["encoder"] = _Where()
+        self._locate(self._where["encoder"], inputs.source.shown(), inputs.source.tokens, "the source")
+        # The decoder's prompt has no text, so that its special tokens count.
+        self._locate(self._where["decoder"], inputs.shown(), None, "the decoder's prompt")
 
     def read(self, layer: int, tensors: Sequence[Tensor]) -> None:
         """Record one layer: reduce its values over the tokens, and keep one bit for each threshold and neuron."""
@@ -422,7 +475,8 @@ class RecordedPass:
             bits.recorded[self.prompts] = False
             bits.had_tokens[self.prompts] = self._has_tokens
         bits.recorded[self.prompts, layer] = False
-        n_tokens = self._length if self._index is None and self._length is not None else 1
+        where = self._where_of(layer)
+        n_tokens = where.length if where.index is None and where.length is not None else 1
         step = max(1, _CHUNK // (n_tokens * self.recorder.layers[layer].width))
         tensors = tuple(tensor.detach() for tensor in tensors)
         parts = [
@@ -443,15 +497,15 @@ class RecordedPass:
         UInt8[Tensor, "threshold row byte"], Int[Tensor, "threshold row"], Bool[Tensor, " row"]
     ]:  # fmt: skip
         """For these rows: which neurons are activated, how many values are borderline, and whether all are finite."""
-        reading, device = self.recorder.reading, tensors[-1].device
+        reading, device, where = self.recorder.reading, tensors[-1].device, self._where_of(layer)
         absent = min(0.0, *reading.thresholds)  # what is not computed is not activated
         values: Float[Tensor, "row position neuron"]
-        if self._index is None:
+        if where.index is None:
             values = self.recorder.layers[layer].read(tensors, rows, absent=absent)
         else:
-            places = (torch.arange(rows.start, rows.stop, device=device), self._index[rows].to(device))
+            places = (torch.arange(rows.start, rows.stop, device=device), where.index[rows].to(device))
             values = self.recorder.layers[layer].read(tensors, places, absent=absent).unsqueeze(1)
-        counted = None if self._counted is None else self._counted[rows].to(device)
+        counted = None if where.counted is None else where.counted[rows].to(device)
         # At one token the largest value is the value itself.
         quantifier: Literal["any", "all"] = "all" if reading.position == "all" else "any"
         chosen, scale = extreme(values, counted, quantifier)
@@ -459,14 +513,18 @@ class RecordedPass:
         borderline = count_borderline(chosen, reading.thresholds, scale, values.dtype)
         return bits, borderline, scale.isfinite().squeeze(-1)
 
+    def _where_of(self, layer: int) -> _Where:
+        """Which tokens a layer is read at."""
+        return self._where[self.recorder.layers[layer].stack]
+
     def _experts(self, layer: int, tensors: Sequence[Tensor]) -> UInt8[Tensor, "row expert_byte"]:
         """Which experts each row is routed to, at its token or over all its counted tokens, as bits."""
-        neurons, device = self.recorder.layers[layer], tensors[-1].device
-        if self._index is not None:
-            places = (torch.arange(self.n_prompts, device=device), self._index.to(device))
+        neurons, device, where = self.recorder.layers[layer], tensors[-1].device, self._where_of(layer)
+        if where.index is not None:
+            places = (torch.arange(self.n_prompts, device=device), where.index.to(device))
             routed = neurons.routed(tensors, places)
         elif (routed := neurons.routed(tensors)) is not None:
-            counted = None if self._counted is None else self._counted[..., None].to(device)
+            counted = None if where.counted is None else where.counted[..., None].to(device)
             if self.recorder.reading.position == "any":
                 routed = (routed if counted is None else routed & counted).any(1)
             else:
@@ -490,19 +548,19 @@ class RecordedPass:
 
         With a key-value cache a decoding step has one token; without a cache it has one more than the step before.
         """
-        neurons = self.recorder.layers[layer]
+        neurons, where = self.recorder.layers[layer], self._where_of(layer)
         n_rows, length = neurons.shape(tensors) or (0, 0)
         if n_rows == self.n_prompts:
-            if self._length is None:
-                self._locate(torch.ones(n_rows, length, dtype=torch.bool, device="cpu"), None)
-            if length == self._length and not (length == 1 and self.is_complete):
-                self._reached = length
+            if where.length is None:
+                self._locate(where, torch.ones(n_rows, length, dtype=torch.bool, device="cpu"), None)
+            if length == where.length and not (length == 1 and self.is_complete):
+                where.reached = length
                 return False
-            if self.is_complete and (length == 1 or length in (self._reached, self._reached + 1)):
-                self._reached = max(length, self._reached)
+            if self.is_complete and (length == 1 or length in (where.reached, where.reached + 1)):
+                where.reached = max(length, where.reached)
                 return True
         raise NeuronShareError(
-            f"{neurons.misfit(tensors, (self.n_prompts, self._length or 'any'))} These hooks are for one "
+            f"{neurons.misfit(tensors, (self.n_prompts, where.length or 'any'))} These hooks are for one "
             "batch only: call fwd_hooks again for the next one. Batches that are expanded (beams, several sequences "
             "for one prompt) cannot be recorded."
         )
@@ -518,10 +576,16 @@ class RecordedPass:
                     "give attention_mask, made from the lengths (for caches, give lengths)."
                 )
 
-    def _locate(self, shown: Bool[Tensor, "prompt position"], tokens: Int[Tensor, "prompt position"] | None) -> None:
+    def _locate(
+        self,
+        where: _Where,
+        shown: Bool[Tensor, "prompt position"],
+        tokens: Int[Tensor, "prompt position"] | None,
+        what: str = "the prompt",
+    ) -> None:
         """Determine which tokens to read, and check that every prompt has enough of them."""
         recorder = self.recorder
-        self._length = shown.shape[1]
+        where.length = shown.shape[1]
         counted = shown
         if tokens is not None and recorder.special_tokens:
             counted = shown & models.is_text(recorder.model, tokens)
@@ -531,14 +595,14 @@ class RecordedPass:
             row = int(too_short.int().argmax())
             note = "" if counted.equal(shown) else " without special ones"
             raise NeuronShareError(
-                f"{recorder.where(int(self.prompts[row]))}: the prompt has "
+                f"{recorder.where(int(self.prompts[row]))}: {what} has "
                 f"{int(counted[row].sum())} token(s){note}, but position={recorder.reading.position!r} needs "
                 f"{needed}; use another position, or drop that example in every language."
             )
         if recorder.reading.position in ("any", "all"):
-            self._counted = None if counted.all() else counted
+            where.counted = None if counted.all() else counted
         else:
-            self._index = nth_from_the_end(counted, needed)
+            where.index = nth_from_the_end(counted, needed)
 
     def _store(self) -> None:
         """Move the layers that have been read to the recorder."""
