@@ -187,7 +187,8 @@ def make(architecture: Architecture, directory: Path) -> None:
     model = getattr(transformers, architecture.class_name or architecture.architecture)(config)
     make_weights(model)
     if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
-        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 1  # it is not the padding
+        for settings in (model.config, model.generation_config):  # as published models have it; not the padding
+            settings.decoder_start_token_id = 1
     model.save_pretrained(directory)
     if config.model_type == "switch_transformers":  # TransformerLens looks for this file alone
         torch.save(model.state_dict(), directory / "pytorch_model.bin")

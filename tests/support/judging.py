@@ -319,6 +319,8 @@ class Reference:
         given = {"input_ids": torch.tensor([ids if self.has_source else ids + answer])}
         if self.has_source:
             given["decoder_input_ids"] = torch.tensor([[self.start, *answer]])
+        if self.facts.is_encoder:  # as the tokenizer gives it: without it, T5Gemma takes an end token for padding
+            given["attention_mask"] = torch.ones_like(given["input_ids"])
         if not self.is_encoder:
             given["use_cache"] = False
         with torch.no_grad():
@@ -328,6 +330,8 @@ class Reference:
     def through(self, model: Any, ids: list[int]) -> Tensor:
         """The same through TransformerLens, without an answer."""
         given = {"decoder_input": torch.tensor([[self.start]])} if self.has_source else {}
+        if self.facts.is_encoder:
+            given["attention_mask"] = torch.ones(1, len(ids), dtype=torch.long)
         with torch.no_grad():
             logits = model(torch.tensor([ids]), **given)[0]
         return logits if self.is_encoder or self.has_source else logits[-1:]
