@@ -344,11 +344,34 @@ def test_a_hooked_transformer_is_compared_with_the_directory_it_is_made_of(tmp_p
     """This BLOOM adds the norm's output to the residual stream, which a HookedTransformer ignores without a warning."""
     config = zoo.KINDS["bloom"].config | {"apply_residual_connection_post_layernorm": True}
     directory = zoo.save_model("bloom", config, tmp_path)
-    with pytest.raises(ns.NeuronShareError, match="fails the check 'logits'"):
+    with pytest.raises(ns.NeuronShareError, match=r"is a different model .*the logits differ.*use|Use backend"):
         ns.load_model(directory, backend="hooked", device="cpu")
     assert ns.load_model(directory, backend="hooked", device="cpu", verify=False) is not None
     table = ns.verify(ns.load_model(directory, backend="bridge", device="cpu"))
     assert table["passed"].all()
+
+
+DROPPED = {
+    "biases of attention and MLP": ("llama", {"attention_bias": True, "mlp_bias": True}, "the logits differ"),
+    "a window longer than the texts": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+        "has a sliding window of 64 tokens in some layers, which this model lacks",
+    ),
+    "RoPE that depends on the length": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
+        "dynamic RoPE depends on a text's length",
+    ),
+}
+
+
+@pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer")
+@pytest.mark.parametrize(("model_type", "config", "what"), DROPPED.values(), ids=DROPPED)
+def test_what_a_hooked_transformer_leaves_out_is_found(tmp_path, model_type, config, what):
+    directory = zoo.save_model(model_type, {**zoo._LLAMA, **config}, tmp_path)
+    with pytest.raises(ns.NeuronShareError, match=f"is a different model .*{what}.*Use backend=.bridge"):
+        ns.load_model(directory, backend="hooked", device="cpu")
 
 
 @pytest.mark.usefixtures("as_users_run_it")

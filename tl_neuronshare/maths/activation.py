@@ -20,6 +20,7 @@ from torch import Tensor
 from tl_neuronshare.errors import NeuronShareError
 
 Position = Literal["last", "any", "all"] | int
+_N_EPS, _N_EPS_HALF = 16, 0.5  # how near a value must be to a threshold to be borderline, in half precision too
 Number = float | int  # for beartype, which checks types under pytest, an integer is not a `float`
 
 
@@ -112,8 +113,11 @@ def count_borderline(
 ) -> Int[Tensor, "threshold prompt"]:
     """Count the values that are so near a threshold that rounding could move them across it.
 
-    A value is near if its distance is at most 16 eps of the dtype that the model computes in, times the root mean
-    square of that prompt's layer. Values equal to the threshold and values of 0 do not count.
+    A value is near if its distance is at most a number of eps of the dtype that the model computes in, times the root
+    mean square of that prompt's layer. The number is 16 in single and double precision, where so few values are near
+    that it may be cautious. In half precision it is 1/2, so that about as many values are near as really have another
+    sign in float32 (docs/categorise.md has the measurements). Values equal to the threshold and values of 0 do not
+    count.
 
     Example:
         >>> values, eps = torch.tensor([[1.0, -1.0, 3e-7, 0.0]]), torch.finfo(torch.float32).eps
@@ -122,7 +126,8 @@ def count_borderline(
                 [0],
                 [1]], dtype=torch.int32)
     """
-    reach = 16 * torch.finfo(dtype).eps * root_mean_square
+    n_eps = _N_EPS_HALF if torch.finfo(dtype).bits == 16 else _N_EPS
+    reach = n_eps * torch.finfo(dtype).eps * root_mean_square
     beyond = torch.nextafter(reach, torch.full_like(reach, torch.inf))  # a distance below this is at most the reach
     distance, near = torch.empty_like(values), torch.empty_like(values)
     counts = []

@@ -148,8 +148,11 @@ def activation_of(mlp: Any, name: str) -> Callable[[Tensor], Tensor]:
         for attribute in _ACTIVATION_NAMES:
             function = getattr(holder, attribute, None)
             if callable(function):
-                scale = getattr(holder, "gate_multiplier", 1.0)  # Falcon-H1 scales the gate before it is activated
-                return lambda gate: function(gate * scale)
+                # Falcon-H1 scales the gate before it is activated, and some layers of Gemma 3n keep only the largest.
+                scale = getattr(holder, "gate_multiplier", 1.0)
+                sparsity = nested(holder, "activation_sparsity")
+                cut: Any = nested(holder, "_gaussian_topk") if sparsity else lambda gate: gate
+                return lambda gate: function(cut(gate * scale))
     raise NeuronShareError(f'{name} does not say what its activation function is; use site="post".')
 
 

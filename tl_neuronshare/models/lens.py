@@ -277,9 +277,9 @@ def left_as_found(model: LensModel | torch.nn.Module) -> Iterator[None]:
 
 
 def is_processed(model: LensModel) -> bool:
-    """Return whether norms are folded into the weights, or a bridge imitates a HookedTransformer."""
+    """Return whether norms are folded into the weights; a bridge's compatibility mode may or may not do that."""
     if is_bridge(model):
-        return bool(getattr(model, "compatibility_mode", False) or getattr(model, "_weights_processed", False))
+        return bool(getattr(model, "_weights_processed", False))
     return str(model.cfg.normalization_type).endswith("Pre")
 
 

@@ -60,12 +60,7 @@ def load_model(
         >>> model.cfg.n_layers
         4
     """
-    if backend not in get_args(Backend):
-        raise NeuronShareError(f"backend={backend!r} is unknown; use one of {', '.join(get_args(Backend))}.")
-    if not isinstance(name_or_path, str | Path) or not str(name_or_path):
-        raise NeuronShareError(f"name_or_path={name_or_path!r}; give a name on the hub, a directory or a .gguf file.")
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise NeuronShareError(f"dtype={dtype!r} is unknown; give one of torch's, such as torch.bfloat16.")
+    _check(name_or_path, backend, dtype, trust_remote_code)
     path = Path(name_or_path).expanduser()
     is_file = path.suffix.lower() == ".gguf" and not path.is_dir()
     if is_file and not path.is_file():
@@ -111,6 +106,18 @@ def load_model(
     elif source is not None:
         verification.compare_with_its_source(model, source)
     return model
+
+
+def _check(name_or_path: Any, backend: Any, dtype: Any, trust_remote_code: Any) -> None:
+    """Refuse arguments of `load_model` that are not of the right kind."""
+    if backend not in get_args(Backend):
+        raise NeuronShareError(f"backend={backend!r} is unknown; use one of {', '.join(get_args(Backend))}.")
+    if not isinstance(name_or_path, str | Path) or not str(name_or_path):
+        raise NeuronShareError(f"name_or_path={name_or_path!r}; give a name on the hub, a directory or a .gguf file.")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise NeuronShareError(f"dtype={dtype!r} is unknown; give one of torch's, such as torch.bfloat16.")
+    if not isinstance(trust_remote_code, bool):
+        raise NeuronShareError(f"trust_remote_code={trust_remote_code!r}; give True or False.")
 
 
 def _known_name(name: str) -> bool:

@@ -253,7 +253,8 @@ def _state_of(model: LensModel) -> tuple[Any, ...]:
     """Return what the outcomes depend on: modules, dtype, device, whether weights are processed."""
     # Hook points compute nothing; those of experts are added when the neurons are first read.
     kinds = tuple(name for module in model.modules() if (name := type(module).__name__) != "HookPoint")
-    return hash(kinds), models.dtype_of(model), models.device_of(model), models.is_processed(model)
+    is_compatible = getattr(model, "compatibility_mode", False)
+    return hash(kinds), models.dtype_of(model), models.device_of(model), models.is_processed(model), is_compatible
 
 
 def _passes(model: LensModel, name: str) -> bool:
