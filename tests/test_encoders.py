@@ -211,6 +211,25 @@ def test_an_encoder_has_no_last_position_and_no_answers(pair):
     assert ns.ablation_hooks(model, mask, position=torch.ones(1, 4, dtype=torch.bool))
 
 
+def test_the_mask_token_is_a_position_of_encoders(pair):
+    model, reference = pair("bert")
+    masked = {language: [f"{text} <mask>." for text in texts] for language, texts in PROMPTS.prompts.items()}
+    sharing = ns.categorise(model, ns.ParallelPrompts(masked), position="mask")
+    for language, texts in masked.items():
+        for example, text in enumerate(texts):
+            run = reference.run(text)
+            place = run.ids.index(reference.tokenizer.mask_token_id)
+            expected = torch.stack([values[place] > 0 for values in run.values])
+            assert sharing.activated(language=language)[example, 0].equal(expected)
+    with pytest.raises(ns.NeuronShareError, match="Language 'en', example .*: the prompt has 0 mask tokens"):
+        ns.categorise(model, PROMPTS, position="mask")
+    recorder = ns.SharingRecorder(model, ["en", "de"], 1, position="mask")
+    with pytest.raises(ns.NeuronShareError, match="position='mask' without tokens cannot be found"):
+        recorder.fwd_hooks("en", [0], torch.ones(1, 4, dtype=torch.long))
+    with pytest.raises(ns.NeuronShareError, match="fills in no mask token"):
+        ns.categorise(pair("mbart")[0], PROMPTS, position="mask")
+
+
 def test_what_an_encoder_decoder_cannot_do_is_refused(pair):
     model, _ = pair("mbart")
     sharing = ns.categorise(model, QUIZ)

@@ -155,15 +155,23 @@ def require_decoder(model: LensModel, what: str, *, also: Architecture = "decode
 
 
 def check_position(model: LensModel, position: object) -> None:
-    """Refuse the position `last` in an encoder: the token that it means elsewhere is the one that predicts the answer.
+    """Refuse a position that the model does not have: `last` in an encoder, and `mask` in others.
+
+    Elsewhere `last` is the token that predicts the answer. In an encoder, this is the mask token.
 
     Raises:
-        NeuronShareError: the model is an encoder, and the position is `last`.
+        NeuronShareError: the model is an encoder, and the position is `last`; or the model has no mask token.
     """
+    is_mask = isinstance(position, str) and position == "mask"
+    if is_mask and (architecture_of(model) != "encoder" or model.tokenizer.mask_token_id is None):
+        raise NeuronShareError(
+            f"{name_of(model)} fills in no mask token, so that it has no position='mask'; use last, any, all, or a "
+            "negative index."
+        )
     if isinstance(position, str) and position == "last" and architecture_of(model) == "encoder":
         raise NeuronShareError(
             f"{name_of(model)} is an encoder, in which no token predicts the answer, so that position='last' has no "
-            "meaning; say which token is read: any, all, or a negative index (-1 is the prompt's last token)."
+            "meaning; say which token is read: mask, any, all, or a negative index (-1 is the prompt's last token)."
         )
 
 

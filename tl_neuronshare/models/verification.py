@@ -356,7 +356,7 @@ class _Run:
         """
         if models.architecture_of(self.model) == "encoder-decoder":
             return inputs_of(self.model, [row], [_answer_to(row) if new is None else new])
-        return Inputs(torch.tensor([[*row, *(new or ())]], device="cpu"))
+        return inputs_of(self.model, [[*row, *(new or ())]])
 
     def logits(self, row: Sequence[int], new: Sequence[int] | None = None) -> Float[Tensor, "position vocabulary"]:
         """Return the logits of a row that is run alone, at all its positions."""
