@@ -39,21 +39,19 @@ def random_mixture(directory: Path, *, d_model: int) -> Path:
 
 
 def times(model: Any, prompts: ns.ParallelPrompts, *, repeats: int) -> None:
-    """Time against the bare trunk, for each implementation of experts that Transformers has here."""
-    config = model.original_model.config
-    for implementation in ("grouped_mm", "batched_mm") if torch.cuda.is_available() else ("grouped_mm",):
-        config._experts_implementation = implementation
-        jobs = {
-            f"categorise, position {position}": lambda position=position: ns.categorise(
-                model, prompts, position=position, progress=False
-            )
-            for position in ("last", "any")
-        }
-        compare(
-            f"{LAYERS} layers x {EXPERTS} experts x {WIDTH}, {implementation}",
-            {"the bare trunk": lambda: bare_trunk(model, prompts), **jobs},
-            repeats=repeats,
+    """Time against the bare trunk."""
+    jobs = {
+        f"categorise, position {position}": lambda position=position: ns.categorise(
+            model, prompts, position=position, progress=False
         )
+        for position in ("last", "any")
+    }
+    implementation = model.original_model.config._experts_implementation
+    compare(
+        f"{LAYERS} layers x {EXPERTS} experts x {WIDTH}, {implementation}",
+        {"the bare trunk": lambda: bare_trunk(model, prompts), **jobs},
+        repeats=repeats,
+    )
 
 
 def memory(model: Any, prompts: ns.ParallelPrompts) -> None:
