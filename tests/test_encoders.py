@@ -191,6 +191,19 @@ def test_a_long_text_is_read_in_pieces_that_keep_their_special_tokens(pair, monk
     assert sorted(inner) == sorted(token for text in texts for token in reference.tokenizer(text).input_ids[1:-1])
 
 
+def test_a_text_may_be_as_long_as_the_context(pair):
+    """RoBERTa numbers positions from the padding's number on."""
+    model, _ = pair("roberta")
+    room = model.cfg.n_ctx
+    assert room == KINDS["roberta"].config["max_position_embeddings"] - 2
+    longest = " ".join(["1"] * room)
+    n_tokens = len(models.tokenise(model, [longest])[0])
+    texts = [longest[: -(n_tokens - room)] if n_tokens > room else longest] * 2
+    ns.categorise(model, ns.ParallelPrompts({"en": texts[:1], "de": texts[:1]}), position="any")
+    with pytest.raises(ns.NeuronShareError, match=f"tokens, but the model's context is {room}"):
+        ns.categorise(model, ns.ParallelPrompts({"en": [longest * 2], "de": texts[:1]}), position="any")
+
+
 def test_an_encoder_has_no_last_position_and_no_answers(pair):
     model, _ = pair("bert")
     for run in (lambda: ns.categorise(model, PROMPTS), lambda: ns.reference_values(model, PROMPTS)):

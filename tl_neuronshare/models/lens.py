@@ -114,7 +114,8 @@ def check_model(model: object) -> None:
     if getattr(model, "tokenizer", None) is None:
         raise NeuronShareError(f"{name_of(model)} has no tokenizer; give it one with model.set_tokenizer(...).")
     is_bidirectional = getattr(model.cfg, "attention_dir", "causal") != "causal"  # type: ignore[attr-defined]
-    if not hasattr(model, "original_model") and is_bidirectional:
+    is_hooked_encoder = type(model).__name__.startswith("HookedEncoder")
+    if is_hooked_encoder or (is_bidirectional and not hasattr(model, "original_model")):
         raise NeuronShareError(
             f"{name_of(model)} ({type(model).__name__}) is an encoder, which is read as a TransformerBridge only; load "
             'it with load_model(name, backend="bridge").'
