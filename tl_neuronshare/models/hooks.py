@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models.lens import LensModel, name_of
-from tl_neuronshare.models.points import PointedExperts
+from tl_neuronshare.models.points import plainly
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 # Hooks that these packages put on a model are part of the model.
@@ -154,8 +154,7 @@ def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
 
     TransformerLens replaces Hugging Face's modules by its own components, each of which keeps the original inside, and
     it gives some originals a `forward` of its own (T5, Falcon). For as long as the context lasts the originals are back
-    in their places with their own `forward`, so that no second copy has to be loaded. Experts
-    run one after the other, as Hugging Face's plainest code does it.
+    in their places with their own `forward`, so that no second copy has to be loaded. Experts run `plainly`.
 
     Example:
         >>> with unwrapped(model) as hugging_face:
@@ -163,11 +162,6 @@ def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
         'Linear'
     """
     hugging_face: torch.nn.Module = model.original_model  # type: ignore[attr-defined]
-    one_by_one = {
-        id(module.config): (module.config, module.config._experts_implementation)
-        for module in hugging_face.modules()
-        if isinstance(module, PointedExperts)
-    }
     swapped = [
         (parent, name, child)
         for parent in hugging_face.modules()
@@ -184,14 +178,11 @@ def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
     ]
     for module, _ in patched:
         del module.forward
-    for config, _ in one_by_one.values():
-        config._experts_implementation = "eager"
     try:
-        yield hugging_face
+        with plainly(hugging_face):
+            yield hugging_face
     finally:
         for module, forward in patched:
             module.forward = forward
-        for config, implementation in one_by_one.values():
-            config._experts_implementation = implementation
         for parent, name, child in swapped:
             parent._modules[name] = child

@@ -14,6 +14,8 @@ As long as nothing is hooked there, the modules compute what they did before, in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,6 +68,12 @@ class PointedExperts(_Pointed):
     order: Int[Tensor, " row"] | None  # which row of [token, slot] each computed row is; None: they are in this order
     is_running: bool = False  # whether hook points are to be called
 
+    @property
+    def hooked_implementation(self) -> str:
+        """How the experts run while something is hooked."""
+        chosen = self.config._experts_implementation
+        return "batched_mm" if chosen == "batched_mm" else "grouped_mm"
+
     def forward(self, *args: Any, **options: Any) -> Any:
         """Run the experts, and call the hook points if something is hooked there."""
         if not self.is_hooked():
@@ -76,7 +84,7 @@ class PointedExperts(_Pointed):
         index, weights = self.hook_index(index), self.hook_weights(weights)
         self.n_slots, self.order = index.shape[-1], None
         run = batched_mm_experts_forward
-        if self.config._experts_implementation != "batched_mm":
+        if self.hooked_implementation == "grouped_mm":
             # The same call as in `grouped_mm`, so that equal experts are in the same order.
             self.order, run = torch.sort(index.reshape(-1)).indices, grouped_mm_experts_forward
         self.is_running = True
@@ -184,6 +192,26 @@ def install(model: LensModel) -> None:
         shared = shared_of(block)
         if shared is not None and "_original_component" not in (down := down_of(shared))._modules:
             _add(down, PointedLinear, f"{name}.shared", registry)
+
+
+@contextmanager
+def plainly(hugging_face: nn.Module) -> Iterator[None]:
+    """Run experts one after the other, as Hugging Face's plainest code does, for as long as the context lasts.
+
+    In half precision they run as they do while something is hooked. Otherwise rounding would send some tokens to
+    different experts, and a comparison would find large differences where nothing is wrong.
+    """
+    before: dict[int, tuple[Any, str]] = {}
+    for module in hugging_face.modules():
+        if isinstance(module, PointedExperts) and id(module.config) not in before:
+            before[id(module.config)] = module.config, module.config._experts_implementation
+            is_half = next(module.parameters()).element_size() < torch.finfo(torch.float32).bits // 8
+            module.config._experts_implementation = module.hooked_implementation if is_half else "eager"
+    try:
+        yield
+    finally:
+        for config, implementation in before.values():
+            config._experts_implementation = implementation
 
 
 def _has_mlp_hooks(block: nn.Module) -> bool:
