@@ -235,8 +235,8 @@ PUBLIC = {
     "save_masks": "masks, path",
     "load_masks": "path",
     "load_lape_neurons": "path, *, d_mlp, languages",
-    "mask_to_frame": "mask",
-    "mask_from_frame": "frame, *, n_layers, d_mlp, n_examples",
+    "mask_to_frame": "mask, *, experts",
+    "mask_from_frame": "frame, *, n_layers, d_mlp, n_examples, experts",
     "ablation_hooks": "model, mask, *, mode, values, position, prompt_tokens, tokens, site",
     "reference_values": "model, prompts, *, each, position, site, batch_size, prepend_bos, progress",
     "evaluate": "model, prompts, *, scoring, fwd_hooks, length_normalised, max_new_tokens, stop, batch_size, "

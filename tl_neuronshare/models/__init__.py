@@ -34,7 +34,7 @@ from tl_neuronshare.models.lens import (
     stacks_of,
     version_of_transformer_lens,
 )
-from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Places, Site, Stack, named
+from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Places, Site, Stack
 from tl_neuronshare.models.packing import Packing, rope_boundary
 from tl_neuronshare.models.tokens import (
     answer_tokens,

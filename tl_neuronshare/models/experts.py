@@ -85,7 +85,7 @@ class RoutedHook(NeuronHook):
 
     def like(
         self, by_neuron: Shaped[Tensor, "#row #position #neuron"], tensors: Sequence[Tensor]
-    ) -> Shaped[Tensor, "#token #slot #neuron"]:
+    ) -> Shaped[Tensor, "#token #slot #expert_neuron"]:
         """Lay out entries for [row, position, neuron] as [token, slot, neuron of the expert]."""
         index = _by_place(tensors, tensors[1])
         n_rows, n_positions, _ = index.shape
@@ -235,7 +235,7 @@ class ExpertsWriter:
         return bool(getattr(self.experts, "is_transposed", True))  # Llama 4 does not say; it is
 
     def _expert_by_expert(
-        self, states: Float[Tensor, "token d_model"], index: Any = None, weights: Any = None
+        self, states: Float[Tensor, "row d_model"], index: Any = None, weights: Any = None
     ) -> Float[Tensor, "token neuron"]:
         """Compute the neurons of one expert after the other, token by token; 0 where a token is not routed there."""
         into = tensor_of(self.experts, "gate_up_proj")

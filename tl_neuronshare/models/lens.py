@@ -114,7 +114,8 @@ def check_model(model: object) -> None:
     if getattr(model, "tokenizer", None) is None:
         raise NeuronShareError(f"{name_of(model)} has no tokenizer; give it one with model.set_tokenizer(...).")
     is_bidirectional = getattr(model.cfg, "attention_dir", "causal") != "causal"  # type: ignore[attr-defined]
-    if not hasattr(model, "original_model") and is_bidirectional:
+    is_hooked_encoder = type(model).__name__.startswith("HookedEncoder")
+    if is_hooked_encoder or (is_bidirectional and not hasattr(model, "original_model")):
         raise NeuronShareError(
             f"{name_of(model)} ({type(model).__name__}) is an encoder, which is read as a TransformerBridge only; load "
             'it with load_model(name, backend="bridge").'
@@ -155,15 +156,23 @@ def require_decoder(model: LensModel, what: str, *, also: Architecture = "decode
 
 
 def check_position(model: LensModel, position: object) -> None:
-    """Refuse the position `last` in an encoder: the token that it means elsewhere is the one that predicts the answer.
+    """Refuse a position that the model does not have: `last` in an encoder, and `mask` in others.
+
+    Elsewhere `last` is the token that predicts the answer. In an encoder, this is the mask token.
 
     Raises:
-        NeuronShareError: the model is an encoder, and the position is `last`.
+        NeuronShareError: the model is an encoder, and the position is `last`; or the model has no mask token.
     """
+    is_mask = isinstance(position, str) and position == "mask"
+    if is_mask and (architecture_of(model) != "encoder" or model.tokenizer.mask_token_id is None):
+        raise NeuronShareError(
+            f"{name_of(model)} fills in no mask token, so that it has no position='mask'; use last, any, all, or a "
+            "negative index."
+        )
     if isinstance(position, str) and position == "last" and architecture_of(model) == "encoder":
         raise NeuronShareError(
             f"{name_of(model)} is an encoder, in which no token predicts the answer, so that position='last' has no "
-            "meaning; say which token is read: any, all, or a negative index (-1 is the prompt's last token)."
+            "meaning; say which token is read: mask, any, all, or a negative index (-1 is the prompt's last token)."
         )
 
 

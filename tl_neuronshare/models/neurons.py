@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models.lens import loaded, tensor_of
+from tl_neuronshare.results.routing import named
 
 Site = Literal["post", "gate", "up"]
 Stack = Literal["encoder", "decoder"]
@@ -215,22 +216,6 @@ class NeuronLayer:
         """
         places = neurons.numpy(force=True)
         return {"neuron": places} | ({} if self.experts is None else named(places, self.experts))
-
-
-def named(neurons: NDArray[np.int64], experts: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
-    """Return the expert of each neuron of a layer, and the neuron's index in it; expert -1 is what every token uses.
-
-    Example:
-        >>> import numpy as np
-        >>> named(np.array([0, 5, 9]), (2, 4))
-        {'expert': array([ 0,  1, -1]), 'index': array([0, 1, 1])}
-    """
-    n_experts, width = experts
-    is_routed = neurons < n_experts * width
-    return {
-        "expert": np.where(is_routed, neurons // width, -1),
-        "index": np.where(is_routed, neurons % width, neurons - n_experts * width),
-    }
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,9 @@ def _check_special_tokens(model: LensModel) -> None:
     """
     tokenizer = model.tokenizer
     has_no_class = type(tokenizer).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    # Encoders are trained with a token at the end of a text.
-    if has_no_class and tokenizer("a").input_ids[-1] not in tokenizer.all_special_ids:
+    first, *_, last = tokenizer("a a").input_ids
+    # Encoders are trained with a token at the end of a text, and not with one at its beginning only.
+    if has_no_class and first == tokenizer.bos_token_id and last not in tokenizer.all_special_ids:
         raise NeuronShareError(
             f"TransformerLens has replaced the special tokens of {name_of(model)}'s tokenizer by a BOS; load the "
             "model with load_model, which keeps them."

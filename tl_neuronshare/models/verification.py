@@ -369,7 +369,7 @@ class _Run:
         """
         if models.architecture_of(self.model) == "encoder-decoder":
             return inputs_of(self.model, [row], [_answer_to(row) if new is None else new])
-        return Inputs(torch.tensor([[*row, *(new or ())]], device="cpu"))
+        return inputs_of(self.model, [[*row, *(new or ())]])
 
     def logits(self, row: Sequence[int], new: Sequence[int] | None = None) -> Float[Tensor, "position vocabulary"]:
         """Return the logits of a row that is run alone, at all its positions."""
@@ -407,7 +407,12 @@ class _Run:
                 )
             shape = (1, inputs.seen_by(layer.stack).tokens.shape[1])
             if layer.shape(passes[number][0]) != shape:
-                raise NeuronShareError(layer.misfit(passes[number][0], shape))
+                given = tuple(passes[number][0][-1].shape)
+                raise NeuronShareError(
+                    f"{layer.name} of {models.name_of(self.model)} has a tensor of shape {given} where one of "
+                    f"{(*shape, layer.width)} (rows, positions, neurons) belongs, so that its neurons cannot be read; "
+                    "does the model pad texts by itself?"
+                )
         return [_on_cpu(layers[number].read(tensors, 0)) for number, (tensors,) in passes.items()]
 
 
@@ -466,10 +471,24 @@ def _check_logits(run: _Run) -> Outcome:
             expected = [_logits_of(hugging_face, run.alone(row)) for row in run.rows]
         pairs = [(run.logits(row), theirs) for row, theirs in zip(run.rows, expected, strict=True)]
     value = _worst(_difference(_centred(ours), _centred(theirs)) for ours, theirs in pairs)
+    if value <= run.bound and (later := _difference_of_later_tokens(run)) > run.bound:
+        note = "what the decoder predicts depends on the tokens after it; is its start token taken for padding?"
+        return Outcome.of(later, run.bound, note)
     if run.reference is None and not value <= run.bound and not run.unwraps:
         note = "the logits of a small random model of this architecture differ from the Hugging Face model's"
         return Outcome.of(_difference_of_twin(run), run.bound, note)
     return Outcome.of(value, run.bound, "the logits differ from the Hugging Face model's")
+
+
+def _difference_of_later_tokens(run: _Run) -> float:
+    """Return how much the logits of an encoder-decoder's prompt change where an answer follows; 0 for other models."""
+    if models.architecture_of(run.model) != "encoder-decoder":
+        return 0.0
+    alone = [run.logits(row, ()) for row in run.rows]
+    return _worst(
+        _difference(_centred(run.logits(row)[: len(logits)]), _centred(logits))
+        for row, logits in zip(run.rows, alone, strict=True)
+    )
 
 
 def _beyond_the_rows(run: _Run) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +20,7 @@ from torch import Tensor
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.draws import NEAR, drawn, matched
 from tl_neuronshare.results.files import read_tensors, write_tensors
+from tl_neuronshare.results.routing import Experts, named
 
 _KIND = "tl_neuronshare.masks/1"
 # The order of the languages in the files of LAPE's authors.
@@ -148,24 +150,60 @@ def load_masks(path: str | Path) -> dict[str, Bool[Tensor, "*batch layer neuron"
     return read_tensors(path, lambda masks, header: masks, kind=_KIND)
 
 
-def mask_to_frame(mask: Bool[Tensor, "*batch layer neuron"]) -> pd.DataFrame:
+def mask_to_frame(mask: Bool[Tensor, "*batch layer neuron"], *, experts: Experts | None = None) -> pd.DataFrame:
     """List a mask's neurons in a table: layer, neuron, and before them example where the mask has that axis.
+
+    Args:
+        mask: the mask.
+        experts: in a mixture of experts, `sharing.routing.experts`. The table then has two more columns, which name a
+            neuron by its expert: `expert` and `index`, the neuron's place in it. The expert is -1 where every token
+            uses the neuron: in a shared expert, whose index is counted from its first neuron, or in a dense layer.
+
+    Raises:
+        NeuronShareError: the mask is not one, or `experts` is for a different number of layers.
 
     Example:
         >>> print(mask_to_frame(torch.tensor([[False, True], [True, False]])).to_string(index=False))
          layer  neuron
              0       1
              1       0
+        >>> print(mask_to_frame(torch.tensor([[False, False, True, True]]), experts=[(2, 2)]).to_string(index=False))
+         layer  neuron  expert  index
+             0       2       1      0
+             0       3       1      1
     """
     check_mask(mask)
     names = ("example", "layer", "neuron")[-mask.ndim :]
-    return pd.DataFrame(mask.nonzero().numpy(force=True), columns=list(names))
+    frame = pd.DataFrame(mask.nonzero().numpy(force=True), columns=list(names))
+    if experts is not None:
+        _check_experts(experts, mask.shape[-2])
+        for layer, of_layer in enumerate(experts):
+            rows = frame["layer"] == layer
+            parts = named(frame.loc[rows, "neuron"].to_numpy(), of_layer or (0, 0))
+            frame.loc[rows, ["expert", "index"]] = np.stack([*parts.values()], axis=1)
+        frame = frame.astype({"expert": "int64", "index": "int64"})
+    return frame
+
+
+def _check_experts(experts: Experts, n_layers: int) -> None:
+    if len(experts) != n_layers:
+        raise NeuronShareError(
+            f"experts is for {len(experts)} layers, but there are {n_layers}; give sharing.routing.experts."
+        )
 
 
 def mask_from_frame(
-    frame: pd.DataFrame, *, n_layers: int, d_mlp: int, n_examples: int | None = None
+    frame: pd.DataFrame,
+    *,
+    n_layers: int,
+    d_mlp: int,
+    n_examples: int | None = None,
+    experts: Experts | None = None,
 ) -> Bool[Tensor, "*batch layer neuron"]:
     """Make a mask from a table with the columns layer and neuron; with `n_examples`, also example.
+
+    With `experts` (`sharing.routing.experts`), the columns expert and index can take the place of neuron, as in the
+    table of `mask_to_frame`.
 
     Raises:
         NeuronShareError: a column is missing, or a number is beyond the shape.
@@ -176,6 +214,14 @@ def mask_from_frame(
                 [ True, False]])
     """
     columns = {"layer": n_layers, "neuron": d_mlp}
+    if experts is not None and "neuron" not in frame and {"layer", "expert", "index"} <= set(frame):
+        _check_experts(experts, n_layers)
+        sizes = [experts[layer] or (0, 0) for layer in frame["layer"]]
+        starts = [
+            (n_experts if expert < 0 else expert) * size
+            for (n_experts, size), expert in zip(sizes, frame["expert"], strict=True)
+        ]
+        frame = frame.assign(neuron=np.array(starts, dtype="int64") + frame["index"])
     if n_examples is not None:
         columns = {"example": n_examples, **columns}
     elif "example" in frame:

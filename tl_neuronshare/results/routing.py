@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from einops import repeat
 from jaxtyping import Bool, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
@@ -44,13 +46,12 @@ class Routing:
     experts: Experts
 
     def __post_init__(self) -> None:
-        """Make `experts` a tuple of pairs, and check that the bits fit it."""
-        layers = tuple(None if layer is None else (int(layer[0]), int(layer[1])) for layer in self.experts)
-        object.__setattr__(self, "experts", layers)
-        expected = (len(layers), packed_width(self.n_experts))
+        """Check that the bits fit the experts."""
+        object.__setattr__(self, "experts", tuple(self.experts))
+        expected = (len(self.experts), packed_width(self.n_experts))
         if self.packed.dtype != torch.uint8 or self.packed.ndim != 4 or tuple(self.packed.shape[2:]) != expected:
             raise NeuronShareError(
-                f"The routing is {self.packed.dtype} of shape {tuple(self.packed.shape)}; {len(layers)} layers of at "
+                f"The routing is {self.packed.dtype} of shape {tuple(self.packed.shape)}; {expected[0]} layers of at "
                 f"most {self.n_experts} experts need torch.uint8 of shape (examples, languages, {expected[0]}, "
                 f"{expected[1]})."
             )
@@ -122,3 +123,19 @@ def most_used(routing: Routing) -> list[list[tuple[int, ...]]]:
         ]
         for layer in range(len(routing.experts))
     ]
+
+
+def named(neurons: NDArray[np.int64], experts: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
+    """Return the expert of each neuron of a layer, and the neuron's index in it; expert -1 is what every token uses.
+
+    Example:
+        >>> import numpy as np
+        >>> named(np.array([0, 5, 9]), (2, 4))
+        {'expert': array([ 0,  1, -1]), 'index': array([0, 1, 1])}
+    """
+    n_experts, width = experts
+    is_routed = neurons < n_experts * width
+    return {
+        "expert": np.where(is_routed, neurons // max(1, width), -1),
+        "index": np.where(is_routed, neurons % max(1, width), neurons - n_experts * width),
+    }

@@ -463,7 +463,8 @@ class NeuronSharing:
 
         def made(tensors: dict[str, Tensor], header: dict[str, Any]) -> NeuronSharing:
             experts: Experts | None = header.pop("experts", None)
-            routing = None if experts is None else Routing(tensors["routed"], experts)
+            pairs = [None if each is None else (each[0], each[1]) for each in experts or ()]
+            routing = None if experts is None else Routing(tensors["routed"], pairs)
             return cls(tensors["packed"], routing=routing, **header)
 
         return read_tensors(path, made, kind=_KIND)
