@@ -13,7 +13,7 @@ from support import reference, zoo
 from support.prompts import PROMPTS, QUIZ, quiz_for
 from tl_neuronshare import models
 from tl_neuronshare.attribution import impacts as impacts_module
-from tl_neuronshare.models import layers, lens
+from tl_neuronshare.models import dense
 from tl_neuronshare.running.plan import Running
 
 
@@ -206,9 +206,9 @@ def test_models_without_the_weights_that_are_needed(animals, ready, as_users_run
     monkeypatch.delitem(model._modules, "unembed")
     with pytest.raises(ns.NeuronShareError, match="has no unembedding W_U"):
         ns.attribute(model, prompts, sharing)
-    monkeypatch.setattr(layers, "nested", lambda owner, name: None)
-    monkeypatch.setattr(lens, "nested", lambda owner, name: None)
-    with pytest.raises(ns.NeuronShareError, match=r"The MLP of blocks\.0\.mlp\.hook_post has no W_out with one row"):
+    monkeypatch.setattr(dense, "_readable", lambda mlp: None)
+    monkeypatch.setattr(dense, "dequantised", lambda linear: None)
+    with pytest.raises(ns.NeuronShareError, match="has no W_out with one row for each neuron"):
         ns.attribute(model, prompts, sharing)
 
 

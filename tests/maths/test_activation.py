@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tl_neuronshare as ns
+from support import zoo
 from tl_neuronshare.maths.activation import (
     as_position,
     count_borderline,
@@ -88,6 +89,28 @@ def test_borderline_values_are_counted_by_hand():
     ones = torch.ones(2, 1)
     # The two small values are near 0 and near eps; exact hits of 1, and the value 0, do not count.
     assert count_borderline(values, [0.0, 1.0, EPS], ones, torch.float32).tolist() == [[0, 2], [0, 0], [0, 2]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_half_an_eps_is_near(dtype):
+    eps = torch.finfo(dtype).eps
+    values = torch.tensor([[0.4 * eps, -0.5 * eps, 0.6 * eps, 0.0, 1.0]])
+    assert count_borderline(values, [0.0], torch.ones(1, 1), dtype).tolist() == [[2]]
+    assert count_borderline(values, [0.0], torch.ones(1, 1), torch.float32).tolist() == [[0]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "site"), [(torch.bfloat16, "post"), (torch.bfloat16, "gate"), (torch.float16, "post")]
+)
+def test_about_as_many_are_borderline_as_differ_from_single_precision(animals, dtype, site):
+    prompts = ns.ParallelPrompts(zoo.LONGER)
+    directory = animals.directory("llama")
+    single, half = (
+        ns.categorise(ns.load_model(directory, backend="bridge", device="cpu", dtype=each), prompts, site=site)
+        for each in (torch.float32, dtype)
+    )
+    differ = (single.activated() != half.activated()).float().mean().item()
+    assert 0.25 * differ <= half.metadata["borderline_fraction"] <= 5 * differ
 
 
 values_near_zero = st.sampled_from([0.0, EPS, -EPS, 15.9 * EPS, -16 * EPS, 16 * EPS, 17 * EPS, 1.0, 0.5, 0.5 + EPS])

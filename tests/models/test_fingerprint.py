@@ -149,6 +149,50 @@ def test_it_differs_when_one_prompt_does_and_not_with_the_order_of_languages(blo
     ]
 
 
+OF_THEIR_OWN = {
+    "heads that differ between layers": (
+        "gemma4_text",
+        {
+            **zoo._LLAMA,
+            "num_hidden_layers": 4,
+            "sliding_window": 64,
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        "model.layers.1.self_attn.q_proj",
+    ),
+    "latent attention": (
+        "youtu",
+        {
+            **zoo._SIZES,
+            "num_hidden_layers": 2,
+            "intermediate_size": 96,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 12,
+        },
+        "model.layers.1.self_attn.kv_b_proj",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model_type", "config", "name"), OF_THEIR_OWN.values(), ids=OF_THEIR_OWN)
+def test_attention_that_has_no_heads_of_one_size_is_read_too(model_type, config, name, tmp_path, prompts):
+    directory = zoo.save_model(model_type, config, tmp_path)
+    model, again = (ns.load_model(directory, backend="bridge", device="cpu") for _ in range(2))
+    weights = fingerprint_of_weights(model)
+    assert weights == fingerprint_of_weights(again)
+    assert ns.categorise(model, prompts).metadata["fingerprint"].startswith(weights)
+    with torch.no_grad():
+        model.original_model.get_submodule(name).weight[0, 0] += 1
+    assert fingerprint_of_weights(model) != weights
+
+
 class LowRank(torch.nn.Module):
     """A linear map with an adapter beside it, as in LoRA."""
 

@@ -8,6 +8,7 @@ import torch
 import tl_neuronshare as ns
 from support import zoo
 from tl_neuronshare import models
+from tl_neuronshare.models import dense
 
 
 @pytest.mark.parametrize("name", zoo.DENSE)
@@ -74,3 +75,22 @@ def test_a_mixture_of_experts_is_refused_on_hooked_transformer_too(prompts):
     model.tokenizer = zoo.make_tokenizer()
     with pytest.raises(ns.NeuronShareError, match=r"blocks\.0\.mlp is a mixture of experts"):
         ns.categorise(model, prompts)
+
+
+def test_a_gate_of_which_only_the_largest_are_kept():
+    """Gemma 3n sets most of a layer's gates to zero; its bridge needs a package for images, so the MLP stands alone."""
+    from transformers.models.gemma3n.configuration_gemma3n import Gemma3nTextConfig
+    from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextMLP
+
+    config = Gemma3nTextConfig(
+        hidden_size=16, intermediate_size=[64] * 2, num_hidden_layers=2, activation_sparsity_pattern=[0.9, 0.0]
+    )
+    for number in range(2):
+        mlp, seen = Gemma3nTextMLP(config, number), []
+        mlp.act_fn.register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output))
+        states = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            mlp(states)
+            ours = dense.activation_of(mlp, "blocks.0.mlp")(mlp.gate_proj(states))
+        assert torch.equal(ours, seen[0])
+        assert ((ours > 0).float().mean() < 0.2) == (number == 0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tl_neuronshare as ns
+from tl_neuronshare.models import lens
 from tl_neuronshare.models.lens import has_hooked_transformer
 
 
@@ -24,3 +25,22 @@ def test_an_encoder_is_read_as_a_bridge_only(animals, prompts):
         patch.setattr(model.cfg, "attention_dir", "bidirectional")
         with pytest.raises(ns.NeuronShareError, match="is an encoder, which is read as a TransformerBridge only"):
             ns.categorise(model, prompts)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_a_model_of_images(animals, prompts, monkeypatch):
+    model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
+    monkeypatch.setattr(model, "tokenizer", None)
+    with pytest.raises(ns.NeuronShareError, match="has no tokenizer; give it one"):
+        ns.categorise(model, prompts)
+    monkeypatch.setattr(type(model.original_model), "main_input_name", "pixel_values")
+    with pytest.raises(
+        ns.NeuronShareError, match=r"\(BloomForCausalLM\) reads pixel values and no text; use a language"
+    ):
+        ns.categorise(model, prompts)
+
+
+def test_a_tensor_that_was_replaced_after_the_bridge_was_made(animals):
+    norm = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu").blocks[0].ln1
+    norm.original_component.weight = torch.nn.Parameter(torch.ones(32))
+    assert torch.equal(lens.tensor_of(norm, "w"), torch.ones(32))

@@ -58,3 +58,13 @@ def test_a_processed_bridge_is_known(animals):
     assert provenance.describe(model)["weights"] == "not folded"
     model.enable_compatibility_mode(disable_warnings=True)
     assert provenance.describe(model)["weights"] == "folded"
+
+
+def test_compatibility_mode_without_processing_keeps_raw_weights(animals, prompts):
+    model = ns.load_model(animals.directory("llama"), backend="bridge", device="cpu")
+    expected = ns.categorise(model, prompts)
+    model.enable_compatibility_mode(no_processing=True, disable_warnings=True)
+    found = ns.categorise(model, prompts)
+    assert found.metadata["weights"] == "not folded"
+    assert found.metadata["fingerprint"] == expected.metadata["fingerprint"]
+    assert found == expected

@@ -72,7 +72,7 @@ def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
                     found = dict(_tensors(model, part))
                     has_experts = names == ("mlp",) and points.experts_of(owner) is not None
                     if not has_experts and not set(found) >= _NEEDED.get(names[0], set()):
-                        found |= _as_kept(part)
+                        found = _as_kept(part) or found  # which heads a bridge can show may change after a run
                     yield from ((f"{place}.{names[0]}.{name}", tensor) for name, tensor in found.items())
 
 
