@@ -30,6 +30,7 @@ def beside_sources(tmp_path, monkeypatch):
     sources.mzsre(tmp_path / "MzsRE")
     sources.mgsm(tmp_path / "mgsm")
     sources.xnli(tmp_path / "xnli.test.tsv")
+    sources.translations(tmp_path / "devtest")
 
 
 @pytest.mark.parametrize("name", MODULES)

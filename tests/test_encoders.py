@@ -191,6 +191,19 @@ def test_a_long_text_is_read_in_pieces_that_keep_their_special_tokens(pair, monk
     assert sorted(inner) == sorted(token for text in texts for token in reference.tokenizer(text).input_ids[1:-1])
 
 
+def test_a_text_may_be_as_long_as_the_context(pair):
+    """RoBERTa numbers positions from the padding's number on."""
+    model, _ = pair("roberta")
+    room = model.cfg.n_ctx
+    assert room == KINDS["roberta"].config["max_position_embeddings"] - 2
+    longest = " ".join(["1"] * room)
+    n_tokens = len(models.tokenise(model, [longest])[0])
+    texts = [longest[: -(n_tokens - room)] if n_tokens > room else longest] * 2
+    ns.categorise(model, ns.ParallelPrompts({"en": texts[:1], "de": texts[:1]}), position="any")
+    with pytest.raises(ns.NeuronShareError, match=f"tokens, but the model's context is {room}"):
+        ns.categorise(model, ns.ParallelPrompts({"en": [longest * 2], "de": texts[:1]}), position="any")
+
+
 def test_an_encoder_has_no_last_position_and_no_answers(pair):
     model, _ = pair("bert")
     for run in (lambda: ns.categorise(model, PROMPTS), lambda: ns.reference_values(model, PROMPTS)):
@@ -209,6 +222,25 @@ def test_an_encoder_has_no_last_position_and_no_answers(pair):
     with pytest.raises(ns.NeuronShareError, match=r"padded on the right, .* booleans \[batch, position\]"):
         ns.ablation_hooks(model, mask, position=-1)
     assert ns.ablation_hooks(model, mask, position=torch.ones(1, 4, dtype=torch.bool))
+
+
+def test_the_mask_token_is_a_position_of_encoders(pair):
+    model, reference = pair("bert")
+    masked = {language: [f"{text} <mask>." for text in texts] for language, texts in PROMPTS.prompts.items()}
+    sharing = ns.categorise(model, ns.ParallelPrompts(masked), position="mask")
+    for language, texts in masked.items():
+        for example, text in enumerate(texts):
+            run = reference.run(text)
+            place = run.ids.index(reference.tokenizer.mask_token_id)
+            expected = torch.stack([values[place] > 0 for values in run.values])
+            assert sharing.activated(language=language)[example, 0].equal(expected)
+    with pytest.raises(ns.NeuronShareError, match="Language 'en', example .*: the prompt has 0 mask tokens"):
+        ns.categorise(model, PROMPTS, position="mask")
+    recorder = ns.SharingRecorder(model, ["en", "de"], 1, position="mask")
+    with pytest.raises(ns.NeuronShareError, match="position='mask' without tokens cannot be found"):
+        recorder.fwd_hooks("en", [0], torch.ones(1, 4, dtype=torch.long))
+    with pytest.raises(ns.NeuronShareError, match="fills in no mask token"):
+        ns.categorise(pair("mbart")[0], PROMPTS, position="mask")
 
 
 def test_what_an_encoder_decoder_cannot_do_is_refused(pair):

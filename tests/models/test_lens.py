@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM
 
 import tl_neuronshare as ns
-from support import zoo
+from tl_neuronshare.models.lens import has_hooked_transformer
 
 
 @pytest.mark.usefixtures("as_users_run_it")
@@ -17,17 +16,11 @@ def test_not_a_model(animals, prompts):
             ns.categorise(thing, prompts)
 
 
+@pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer")
 @pytest.mark.usefixtures("as_users_run_it")
-def test_an_encoder_is_refused(tmp_path, prompts):
-    config = {
-        "vocab_size": 400,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-    }
-    model = ns.load_model(
-        zoo.save_model("bert", config, tmp_path, auto=AutoModelForMaskedLM), backend="bridge", device="cpu"
-    )
-    with pytest.raises(ns.NeuronShareError, match="is not a decoder-only language model"):
-        ns.categorise(model, prompts)
+def test_an_encoder_is_read_as_a_bridge_only(animals, prompts):
+    model = animals.lens("llama", "hooked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.cfg, "attention_dir", "bidirectional")
+        with pytest.raises(ns.NeuronShareError, match="is an encoder, which is read as a TransformerBridge only"):
+            ns.categorise(model, prompts)

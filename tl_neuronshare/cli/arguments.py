@@ -72,6 +72,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="auto", choices=get_args(Backend), help="TransformerLens's model class")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights (default: float32)")
+    parser.add_argument(
+        "--target-language",
+        metavar="CODE",
+        help="what an encoder-decoder of several languages writes, such as deu_Latn",
+    )
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:

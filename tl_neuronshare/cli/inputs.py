@@ -29,7 +29,17 @@ def load_model(args: argparse.Namespace, **others: Any) -> LensModel:
         if args.dtype != "float32":
             raise ns.NeuronShareError(f"--dtype {args.dtype}: the built-in model is computed in float32 only.")
         return ns.demo.load_model(backend=args.backend, device=args.device)  # type: ignore[no-any-return]
-    return ns.load_model(args.model, backend=args.backend, device=args.device, dtype=getattr(torch, args.dtype))
+    model: LensModel = ns.load_model(
+        args.model, backend=args.backend, device=args.device, dtype=getattr(torch, args.dtype)
+    )
+    if args.target_language is not None:
+        if not hasattr(model.tokenizer, "tgt_lang"):
+            raise ns.NeuronShareError(
+                f"--target-language {args.target_language}: the tokenizer of {args.model} marks no languages; leave it "
+                "out."
+            )
+        model.tokenizer.tgt_lang = args.target_language
+    return model
 
 
 def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 
-Position = Literal["last", "any", "all"] | int
+Position = Literal["last", "any", "all", "mask"] | int
 _N_EPS, _N_EPS_HALF = 16, 0.5  # how near a value must be to a threshold to be borderline, in half precision too
 Number = float | int  # for beartype, which checks types under pytest, an integer is not a `float`
 
@@ -34,13 +34,13 @@ def as_position(position: Any) -> Position:
         >>> as_position(-1), as_position(-2), as_position("any")
         ('last', -2, 'any')
     """
-    if isinstance(position, str) and position in ("last", "any", "all"):
+    if isinstance(position, str) and position in ("last", "any", "all", "mask"):
         return position  # type: ignore[return-value]  # mypy does not narrow a string to the literals
     if isinstance(position, Integral) and not isinstance(position, bool) and position < 0:
         return "last" if position == -1 else int(position)
     raise NeuronShareError(
         f"position={position!r} is unknown; use one of last, any, all, or a negative index, which counts from the "
-        "prompt's end (-1 is the last token)."
+        "prompt's end (-1 is the last token); an encoder also has mask, the token to be filled in."
     )
 
 

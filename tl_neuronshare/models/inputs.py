@@ -50,7 +50,8 @@ def inputs_of(
     """Return the inputs for prompts, and for the answers that follow them, padded in the way that is right.
 
     A decoder's prompts are padded on the left and its answers on the right. An encoder's prompts are padded on the
-    right: its positions count from the first place, whatever the mask says. In an encoder-decoder the prompts are the
+    right: its positions count from the first place, whatever the mask says. It always gets the mask, without which some
+    take an end token for padding. In an encoder-decoder the prompts are the
     source; the decoder sees its own prompt, which is the same in all rows, and then the answer. So its padding comes
     after everything, and needs no mask.
 
@@ -65,7 +66,8 @@ def inputs_of(
     architecture = architecture_of(model)
     if architecture == "decoder":
         return Inputs(*padded_apart(prompts, none if answers is None else answers))
-    source = Inputs(*padded_apart(none, prompts))
+    tokens, mask = padded_apart(none, prompts)
+    source = Inputs(tokens, torch.ones_like(tokens) if mask is None else mask)
     if architecture == "encoder":
         return source
     tokens, _ = padded_apart([decoder_prompt(model)] * len(prompts), none if answers is None else answers)

@@ -114,7 +114,8 @@ def check_model(model: object) -> None:
     if getattr(model, "tokenizer", None) is None:
         raise NeuronShareError(f"{name_of(model)} has no tokenizer; give it one with model.set_tokenizer(...).")
     is_bidirectional = getattr(model.cfg, "attention_dir", "causal") != "causal"  # type: ignore[attr-defined]
-    if not hasattr(model, "original_model") and is_bidirectional:
+    is_hooked_encoder = type(model).__name__.startswith("HookedEncoder")
+    if is_hooked_encoder or (is_bidirectional and not hasattr(model, "original_model")):
         raise NeuronShareError(
             f"{name_of(model)} ({type(model).__name__}) is an encoder, which is read as a TransformerBridge only; load "
             'it with load_model(name, backend="bridge").'
@@ -155,15 +156,23 @@ def require_decoder(model: LensModel, what: str, *, also: Architecture = "decode
 
 
 def check_position(model: LensModel, position: object) -> None:
-    """Refuse the position `last` in an encoder: the token that it means elsewhere is the one that predicts the answer.
+    """Refuse a position that the model does not have: `last` in an encoder, and `mask` in others.
+
+    Elsewhere `last` is the token that predicts the answer. In an encoder, this is the mask token.
 
     Raises:
-        NeuronShareError: the model is an encoder, and the position is `last`.
+        NeuronShareError: the model is an encoder, and the position is `last`; or the model has no mask token.
     """
+    is_mask = isinstance(position, str) and position == "mask"
+    if is_mask and (architecture_of(model) != "encoder" or model.tokenizer.mask_token_id is None):
+        raise NeuronShareError(
+            f"{name_of(model)} fills in no mask token, so that it has no position='mask'; use last, any, all, or a "
+            "negative index."
+        )
     if isinstance(position, str) and position == "last" and architecture_of(model) == "encoder":
         raise NeuronShareError(
             f"{name_of(model)} is an encoder, in which no token predicts the answer, so that position='last' has no "
-            "meaning; say which token is read: any, all, or a negative index (-1 is the prompt's last token)."
+            "meaning; say which token is read: mask, any, all, or a negative index (-1 is the prompt's last token)."
         )
 
 
@@ -210,17 +219,46 @@ def tensor_of(module: Any, name: str) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def dequantised(linear: torch.nn.Module) -> Tensor | None:
-    """Return the weights of a quantised linear map as floating-point numbers, [input, output]; None if nobody can."""
-    weight: Any = linear.weight
-    if type(weight).__module__.startswith("bitsandbytes"):
-        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+def dequantised(linear: Any) -> Tensor | None:
+    """Return the weights of a quantised linear map as floating-point numbers, [input, output]; None if nobody can.
 
-        return dequantize_bnb_weight(weight, state=getattr(linear, "state", None)).T  # type: ignore[no-any-return]
+    They are those that the module computes with. A package's own function is only believed where some rows of its
+    result are what the module gives for these inputs: bitsandbytes repacks weights that it later reads wrongly.
+    """
+    n_inputs = nested(linear, "in_features")
+    if not isinstance(n_inputs, int):
+        return None
+    weights = _unpacked(linear)
+    some = torch.arange(0, n_inputs, max(1, n_inputs // 8), device="cpu")
+    expected = _rows_of(linear, some)
+    if weights is not None and (weights[some].float() - expected).abs().max() <= 0.01 * expected.abs().max():
+        return weights
+    return torch.cat([_rows_of(linear, part) for part in torch.split(torch.arange(n_inputs, device="cpu"), 512)])
+
+
+def _unpacked(linear: Any) -> Tensor | None:
+    """Return the weights as the package that quantised them gives them, [input, output]."""
     try:
-        return weight.dequantize().T  # type: ignore[no-any-return]
+        if type(linear.weight).__module__.startswith("bitsandbytes"):
+            from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+            weights: Tensor = dequantize_bnb_weight(linear.weight, state=getattr(linear, "state", None)).T
+        else:
+            weights = linear.weight.dequantize().T
     except (AttributeError, NotImplementedError, RuntimeError):
         return None
+    return weights if weights.shape == (linear.in_features, linear.out_features) else None
+
+
+def _rows_of(linear: Any, inputs: Tensor) -> Tensor:
+    """Return what a linear map adds to its output for one unit of each of these inputs."""
+    is_float = linear.weight.is_floating_point()
+    dtype = linear.weight.dtype if is_float else getattr(linear, "compute_dtype", None) or torch.float32
+    ones = torch.zeros(len(inputs) + 1, linear.in_features, dtype=dtype, device=linear.weight.device)
+    ones[torch.arange(len(inputs), device="cpu"), inputs] = 1
+    with torch.no_grad():
+        outputs: Tensor = linear.forward(ones).float()  # not by a call, which would run the user's hooks
+    return outputs[:-1] - outputs[-1]
 
 
 def quantisation_of(model: LensModel) -> str | None:

@@ -83,7 +83,8 @@ def categorise(
         position: which token is read. `last` is the last token of the prompt, which predicts the first token of the
             answer. A negative index counts from the end (-1 is `last`). With `any`, a neuron must be active at one
             token of the prompt or more; with `all`, it must be active at every token. Both ignore special tokens
-            (BOS ...). In `ablation_hooks`, `all` means something else: every token is edited.
+            (BOS ...). In an encoder `last` is refused, and there is `mask`, the mask token, of
+            which each prompt must have one. In `ablation_hooks`, `all` means something else: every token is edited.
         threshold: a neuron is activated if its value is above this number. A sequence of numbers gives
             {threshold: result}, from one pass over the prompts.
         batch_size: how many prompts share a forward pass; `auto` chooses it by their lengths. Prompts of similar

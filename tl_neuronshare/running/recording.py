@@ -76,7 +76,8 @@ class Reading(Options):
     position: Position = option(
         "last",
         lambda name, value: as_position(value),
-        help="which token is read: last, any, all, or a negative index from the prompt's end (default: last)",
+        help="which token is read: last, any, all, a negative index from the prompt's end, or an encoder's mask "
+        "(default: last)",
         type=_position_argument,
     )
     threshold: Number | Sequence[Number] = option(
@@ -587,6 +588,9 @@ class RecordedPass:
         recorder = self.recorder
         where.length = shown.shape[1]
         counted = shown
+        if recorder.reading.position == "mask":
+            where.index = self._mask_tokens(shown, tokens)
+            return
         if tokens is not None and recorder.special_tokens:
             counted = shown & models.is_text(recorder.model, tokens)
         needed = tokens_needed(recorder.reading.position)
@@ -603,6 +607,24 @@ class RecordedPass:
             where.counted = None if counted.all() else counted
         else:
             where.index = nth_from_the_end(counted, needed)
+
+    def _mask_tokens(
+        self, shown: Bool[Tensor, "prompt position"], tokens: Int[Tensor, "prompt position"] | None
+    ) -> Int[Tensor, " prompt"]:
+        """Where the mask token of each prompt is, which must have exactly one."""
+        tokenizer = self.recorder.model.tokenizer
+        if tokens is None:
+            raise NeuronShareError("position='mask' without tokens cannot be found; give tokens.")
+        is_mask = shown & (tokens.cpu() == tokenizer.mask_token_id)
+        wrong = is_mask.sum(1) != 1
+        if wrong.any():
+            row = int(wrong.int().argmax())
+            raise NeuronShareError(
+                f"{self.recorder.where(int(self.prompts[row]))}: the prompt has {int(is_mask[row].sum())} mask tokens, "
+                f"but position='mask' needs one; write {tokenizer.mask_token} once, where a word is to be filled in."
+            )
+        index: Int[Tensor, " prompt"] = is_mask.int().argmax(1)
+        return index
 
     def _store(self) -> None:
         """Move the layers that have been read to the recorder."""

@@ -73,7 +73,7 @@ def translation(
     Example:
         >>> prompts = translation("devtest", languages=["deu_Latn", "zho_Hans"], limit=1)
         >>> print(prompts.prompts["deu_Latn"][0] + " ->" + prompts.answers["deu_Latn"][0])
-        Das Buch ist neu. -> The book is new.
+        Es regnet. -> It rains.
     """
     reading.check_task(limit=limit, seed=seed)
     report = Report()
