@@ -99,7 +99,8 @@ A model is as good as its worst column:
   (apart from values within rounding of 0). With three in ten neurons set to zero, the logits are within 1e-4 of the
   largest and the probabilities of answers within 1e-3. Both scores of every neuron equal the reference's, and
   `attribute` warns where a norm or a factor follows the MLPs. Greedy answers are those of a loop that runs the whole
-  text for every token. A model that is right except that `gate` or `up` is refused with the reason counts as right.
+  text for every token. A model also counts as right where `gate` or `up` is refused with the reason; an
+  encoder-decoder where `attribute` is, and an encoder where decoding is too.
 * **refused with the reason**: a `NeuronShareError`, before any result, whose message says what is true of the model.
 * **refused, misleading**: a `NeuronShareError` with another message.
 * **raw error**: any other exception.
@@ -108,7 +109,9 @@ A model is as good as its worst column:
 * **not judged**: no tiny model or no reference could be made; the notes say why.
 
 A tiny model shows that the code of an architecture is right. It does not show that a real model of it has enough
-memory, or that its tokenizer is what you expect: `tl_neuronshare.verify` makes its checks on your own model.
+memory, or that its tokenizer is what you expect: `tl_neuronshare.verify` makes its checks on your own model. Packages
+that are only needed for pictures and sound (torchvision, timm) are not installed where this is run, so that models
+that need them do not boot, or are not judged.
 """
 
 
