@@ -43,6 +43,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts"), 2),
     **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size"), 16),
     **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), 24),
+    "moe_shared_expert_intermediate_size": 24,
     **dict.fromkeys(("n_group", "topk_group"), 1),
     **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 1),
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), 1),
@@ -187,8 +188,8 @@ def make(architecture: Architecture, directory: Path) -> None:
     model = getattr(transformers, architecture.class_name or architecture.architecture)(config)
     make_weights(model)
     if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
-        for settings in (model.config, model.generation_config):  # as published models have it; not the padding
-            settings.decoder_start_token_id = 1
+        # It is not the padding.
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 1
     model.save_pretrained(directory)
     if config.model_type == "switch_transformers":  # TransformerLens looks for this file alone
         torch.save(model.state_dict(), directory / "pytorch_model.bin")

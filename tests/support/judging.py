@@ -64,11 +64,13 @@ REASONS: tuple[tuple[str, Callable[[Facts], bool | None]], ...] = (
     ("has no MLP", lambda facts: not facts.layers),
     ("fails the check 'logits'", lambda facts: facts.logits_differ is not False),
     ("different from the Hugging Face model", lambda facts: facts.logits_differ is not False),
+    ("makes of .* is a different model", lambda facts: facts.logits_differ is not False),
     ("fails the check", lambda facts: True),  # numbers, which verify has taken from the model itself
     ("times in a forward pass", lambda facts: facts.repeats),
     ("stopped with", lambda facts: facts.runs is False),
+    ("The shared expert of .* has no hook for", lambda facts: facts.has_experts and facts.gated),
+    ("has no gate|have no gate", lambda facts: facts.gated is False),
     ("does not keep its layers in model.blocks", lambda facts: True),
-    ("has no gate", lambda facts: facts.gated is False),
     ("has a gate, but no hook for it", lambda facts: facts.gated),
     ("The gate of the experts of .* cannot be read", lambda facts: facts.has_experts and facts.gated),
     ("does not say what its activation function is", lambda facts: facts.gated),
@@ -211,14 +213,13 @@ def _loaded(row: Row, reference: Reference) -> Any:
         model: Any = ns.load_model(row.directory, backend=row.backend, device="cpu")
     except ns.NeuronShareError as error:
         row.notes.append(f"load_model: {row.plain(str(error))}")
-        unverified = None
         try:
-            unverified = ns.load_model(row.directory, backend=row.backend, device="cpu", verify=False)
+            unverified = _booted(row)
         except Exception:
             row.found |= {"boots": "no", "verdict": NO_BOOT}
-        if unverified is not None:  # TransformerLens loads it, and this package does not accept it
+        else:  # TransformerLens loads it, and this package does not accept it
             reference.compare_logits(unverified)
-            row.found |= {"boots": "yes", "verdict": reason(str(error), row.facts)}
+            row.found |= {"boots": "yes", "verdict": reason(str(error), reference.facts)}
         return None
     except Exception as error:
         row.found["boots"] = "no"
@@ -226,6 +227,15 @@ def _loaded(row: Row, reference: Reference) -> Any:
         return None
     row.found["boots"] = "yes"
     return model
+
+
+def _booted(row: Row) -> Any:
+    """Load the model without this package's checks; a bridge without this package."""
+    if row.backend == "hooked":
+        return ns.load_model(row.directory, backend="hooked", device="cpu", verify=False)
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(str(row.directory), device="cpu", dtype=torch.float32)
 
 
 def _verified(row: Row, model: Any) -> None:
@@ -316,11 +326,11 @@ class Reference:
 
     def logits(self, ids: list[int], answer: list[int]) -> Tensor:
         """The logits [token, vocabulary] from the prompt's last token on; of an encoder, those of all tokens."""
-        given = {"input_ids": torch.tensor([ids if self.has_source else ids + answer])}
+        given: dict[str, Any] = {"input_ids": torch.tensor([ids if self.has_source else ids + answer])}
+        if self.facts.is_encoder:  # some would make a mask of their own, without the tokens that are also the padding
+            given["attention_mask"] = torch.ones_like(given["input_ids"])
         if self.has_source:
             given["decoder_input_ids"] = torch.tensor([[self.start, *answer]])
-        if self.facts.is_encoder:  # as the tokenizer gives it: without it, T5Gemma takes an end token for padding
-            given["attention_mask"] = torch.ones_like(given["input_ids"])
         if not self.is_encoder:
             given["use_cache"] = False
         with torch.no_grad():
@@ -329,11 +339,12 @@ class Reference:
 
     def through(self, model: Any, ids: list[int]) -> Tensor:
         """The same through TransformerLens, without an answer."""
-        given = {"decoder_input": torch.tensor([[self.start]])} if self.has_source else {}
-        if self.facts.is_encoder:
-            given["attention_mask"] = torch.ones(1, len(ids), dtype=torch.long)
+        tokens = torch.tensor([ids])
+        given = {"attention_mask": torch.ones_like(tokens)} if self.facts.is_encoder else {}
+        if self.has_source:
+            given["decoder_input"] = torch.tensor([[self.start]])
         with torch.no_grad():
-            logits = model(torch.tensor([ids]), **given)[0]
+            logits = model(tokens, **given)[0]
         return logits if self.is_encoder or self.has_source else logits[-1:]
 
     def read(self, ids: list[int]) -> list[list[literal.Read]]:

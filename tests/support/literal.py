@@ -32,6 +32,7 @@ _DOWN = (
 )
 _NOT_MLP = re.compile(r"attn|attention|temporal_block|mamba|\bconv\b|vision|visual|audio|image|tower|vqmodel|projector")
 _ACTIVATIONS = ("act_fn", "activation_fn", "activation", "act", "hidden_act", "intermediate_act_fn")
+_ACTED = "what the activation function gives"
 _UP = ("up_proj", "wi_1", "w3", "fc3")
 _SAME = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -74,6 +75,9 @@ class Dense:
     def hook(self) -> Iterator[Any]:
         yield self.down.register_forward_pre_hook(self._read)
         yield self.down.register_forward_hook(self._nudge)
+        for name in _ACTIVATIONS:
+            if isinstance(act := getattr(self.parent, name, None), nn.Module):
+                yield act.register_forward_hook(lambda _m, _i, out: self._branches.update({_ACTED: out}))
         for name, module in self.parent.named_children():
             if module is not self.down and isinstance(module, nn.Linear | Conv1D):
                 yield module.register_forward_hook(lambda _m, _i, out, name=name: self._branches.update({name: out}))
@@ -97,7 +101,7 @@ class Dense:
         act = next(
             (getattr(self.parent, name) for name in _ACTIVATIONS if callable(getattr(self.parent, name, None))), None
         )
-        wide = [out for out in branches.values() if out.shape == post.shape]
+        wide = [out for name, out in branches.items() if name != _ACTED and out.shape == post.shape]
         double = [out for out in branches.values() if out.shape == (len(post), 2 * self.width)]
         pairs = [tuple(wide), tuple(wide[::-1])] if len(wide) == 2 else []
         for out in double:
@@ -110,7 +114,10 @@ class Dense:
         if pairs and named:  # something else happens to the gate's branch: it is what is left
             return Read(post, torch.where(named[0] == 0, 0, post / named[0]), named[0])
         if pairs:
-            return Read(post, is_known=False)
+            acted = branches.get(_ACTED)  # something is added to the gate's branch before the activation function
+            if acted is None or acted.shape != post.shape:
+                return Read(post, is_known=False)
+            return Read(post, acted, torch.where(acted == 0, 0, post / acted))
         return Read(post)
 
 

@@ -79,9 +79,21 @@ def _named_alike(model: LensModel) -> Iterator[tuple[str, Tensor]]:
 def _as_kept(part: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a bridge's Hugging Face module, numbered; none for other modules."""
     original = models.nested(part, "original_component")
-    parameters = original.parameters() if isinstance(original, nn.Module) else ()
-    plain = (tensor for parameter in parameters for tensor in _plain(parameter))
-    return {f"parameter {number}": tensor for number, tensor in enumerate(plain)}
+    modules = original.modules() if isinstance(original, nn.Module) else ()
+    tensors = [tensor for module in modules for tensor in _of_module(module)]
+    return {f"parameter {number}": tensor for number, tensor in enumerate(tensors)}
+
+
+def _of_module(module: Any) -> Iterator[Tensor]:
+    """Iterate over a module's own weights, as plain tensors."""
+    if type(getattr(module, "weight", None)).__module__.startswith("bitsandbytes"):
+        # The first run repacks the weights and puts their scales elsewhere; this is one.
+        device = module.weight.device
+        module.forward(torch.zeros((1, module.in_features), dtype=torch.float32, device=device))
+        scales = (models.nested(module, name) for name in ("weight.quant_state.absmax", "state.SCB"))
+        yield from (scale for scale in scales if isinstance(scale, Tensor))
+    for parameter in module.parameters(recurse=False):
+        yield from _plain(parameter)
 
 
 def _plain(tensor: Any) -> Iterator[Tensor]:
@@ -89,11 +101,8 @@ def _plain(tensor: Any) -> Iterator[Tensor]:
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
             yield from _plain(getattr(tensor, name))
-        return
-    yield tensor.detach().as_subclass(Tensor)
-    for scales in (getattr(tensor, "SCB", None), models.nested(tensor, "quant_state.absmax")):  # of bitsandbytes
-        if isinstance(scales, Tensor):
-            yield scales
+    else:
+        yield tensor.detach().as_subclass(Tensor)
 
 
 def _named_by_hugging_face(model: LensModel) -> Iterator[tuple[str, Tensor]]:
@@ -101,8 +110,7 @@ def _named_by_hugging_face(model: LensModel) -> Iterator[tuple[str, Tensor]]:
     with models.unwrapped(model) as hugging_face:
         for place, module in hugging_face.named_modules():
             with models.loaded(module):
-                for name, parameter in module.named_parameters(recurse=False):
-                    yield from ((f"{place}.{name}", tensor) for tensor in _plain(parameter))
+                yield from ((f"{place}.{number}", tensor) for number, tensor in enumerate(_of_module(module)))
 
 
 def _experts(model: LensModel) -> Iterator[tuple[str, Tensor]]:

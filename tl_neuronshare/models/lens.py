@@ -219,17 +219,46 @@ def tensor_of(module: Any, name: str) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def dequantised(linear: torch.nn.Module) -> Tensor | None:
-    """Return the weights of a quantised linear map as floating-point numbers, [input, output]; None if nobody can."""
-    weight: Any = linear.weight
-    if type(weight).__module__.startswith("bitsandbytes"):
-        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+def dequantised(linear: Any) -> Tensor | None:
+    """Return the weights of a quantised linear map as floating-point numbers, [input, output]; None if nobody can.
 
-        return dequantize_bnb_weight(weight, state=getattr(linear, "state", None)).T  # type: ignore[no-any-return]
+    They are those that the module computes with. A package's own function is only believed where some rows of its
+    result are what the module gives for these inputs: bitsandbytes repacks weights that it later reads wrongly.
+    """
+    n_inputs = nested(linear, "in_features")
+    if not isinstance(n_inputs, int):
+        return None
+    weights = _unpacked(linear)
+    some = torch.arange(0, n_inputs, max(1, n_inputs // 8), device="cpu")
+    expected = _rows_of(linear, some)
+    if weights is not None and (weights[some].float() - expected).abs().max() <= 0.01 * expected.abs().max():
+        return weights
+    return torch.cat([_rows_of(linear, part) for part in torch.split(torch.arange(n_inputs, device="cpu"), 512)])
+
+
+def _unpacked(linear: Any) -> Tensor | None:
+    """Return the weights as the package that quantised them gives them, [input, output]."""
     try:
-        return weight.dequantize().T  # type: ignore[no-any-return]
+        if type(linear.weight).__module__.startswith("bitsandbytes"):
+            from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+            weights: Tensor = dequantize_bnb_weight(linear.weight, state=getattr(linear, "state", None)).T
+        else:
+            weights = linear.weight.dequantize().T
     except (AttributeError, NotImplementedError, RuntimeError):
         return None
+    return weights if weights.shape == (linear.in_features, linear.out_features) else None
+
+
+def _rows_of(linear: Any, inputs: Tensor) -> Tensor:
+    """Return what a linear map adds to its output for one unit of each of these inputs."""
+    is_float = linear.weight.is_floating_point()
+    dtype = linear.weight.dtype if is_float else getattr(linear, "compute_dtype", None) or torch.float32
+    ones = torch.zeros(len(inputs) + 1, linear.in_features, dtype=dtype, device=linear.weight.device)
+    ones[torch.arange(len(inputs), device="cpu"), inputs] = 1
+    with torch.no_grad():
+        outputs: Tensor = linear.forward(ones).float()  # not by a call, which would run the user's hooks
+    return outputs[:-1] - outputs[-1]
 
 
 def quantisation_of(model: LensModel) -> str | None:

@@ -16,11 +16,13 @@ class Packing:
         boundary: the number of tokens above which the model computes a text, and its whole batch, differently; texts
             on different sides of it never share a batch. None where the model has no such boundary.
         tokens_a_pass: the fixed cost of a forward pass, as a number of tokens; it is added to the pass's own tokens.
+        shares: whether prompts may share a batch at all.
     """
 
     pads: bool = True
     boundary: int | None = None
     tokens_a_pass: int = 128
+    shares: bool = True
 
     def counting(self, n_more: int) -> Packing:
         """Return the same packing for sizes that include `n_more` tokens which the model does not run."""

@@ -116,9 +116,9 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         a run without cache and padding (value: how many are not). `generate`: the same for the model's own `generate`,
         which nothing here uses.
 
-        If `padding` fails, only prompts of equal length share a batch. If `cache` fails, decoding runs the whole text
-        for every token. A failure of `generate` has no effect. If any other check fails, the functions that depend on
-        it refuse the model.
+        If `padding` fails, only prompts of equal length share a batch; none do if these change one another too. If
+        `cache` fails, decoding runs the whole text for every token. A failure of `generate` has no effect. If any other
+        check fails, the functions that depend on it refuse the model.
 
     Raises:
         NeuronShareError: the model is not a TransformerLens model, or its neurons cannot be read at all; or the texts
@@ -190,7 +190,19 @@ def packing(model: LensModel) -> Packing:
     """Return which prompts may share a batch without changing one another, and what a forward pass costs."""
     pads = model in _UNVERIFIED or _passes(model, "padding")
     # On a GPU, a pass with one token takes about as long as one with thousands.
-    return Packing(pads, models.rope_boundary(model), 128 if models.device_of(model).type == "cpu" else 4096)
+    tokens_a_pass = 128 if models.device_of(model).type == "cpu" else 4096
+    return Packing(pads, models.rope_boundary(model), tokens_a_pass, shares=pads or _shares(model))
+
+
+def _shares(model: LensModel) -> bool:
+    """Return whether rows of one length do not change one another; a quantisation may look at a whole batch."""
+    record = _record_of(model)
+    if record.shares is None:
+        longest = max(map(len, record.rows))
+        rows = [(row * longest)[:longest] for row in record.rows]
+        with models.left_as_found(model), models.without_hooks(model):
+            record.shares = _check_padding(_Run(model, rows, unwraps=False)).passed is True
+    return record.shares
 
 
 def caches(model: LensModel) -> bool:
@@ -233,6 +245,7 @@ class _Record:
     rows: list[list[int]]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     has_reference: bool = False  # whether the logits were compared with a model that the user gave
+    shares: bool | None = None  # whether rows of one length may share a batch; None: not known yet
     unwraps: bool | None = None  # whether the Hugging Face model inside has the same weights; None: not known yet
 
 
@@ -638,7 +651,9 @@ def _check_edit(run: _Run, *, site: Site) -> Outcome:
 def _check_output(run: _Run) -> Outcome:
     """Compare what each MLP writes with its neurons' values times W_out."""
     value = _difference_of_output(run, run.rows[0], [])
-    return Outcome.of(value, run.bound, "what the MLPs write is not their neurons' values times W_out")
+    # Kernels for quantised weights may also round the values that they multiply.
+    bound = run.bound if models.quantisation_of(run.model) is None else max(run.bound, _BOUNDS[torch.float16])
+    return Outcome.of(value, bound, "what the MLPs write is not their neurons' values times W_out")
 
 
 def _check_unembedding(run: _Run) -> Outcome:

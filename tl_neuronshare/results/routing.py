@@ -47,6 +47,7 @@ class Routing:
 
     def __post_init__(self) -> None:
         """Check that the bits fit the experts."""
+        object.__setattr__(self, "experts", tuple(self.experts))
         expected = (len(self.experts), packed_width(self.n_experts))
         if self.packed.dtype != torch.uint8 or self.packed.ndim != 4 or tuple(self.packed.shape[2:]) != expected:
             raise NeuronShareError(

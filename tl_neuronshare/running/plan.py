@@ -187,6 +187,8 @@ def plan_batches(
         >>> plan_batches([(5,), (3,), (5,), (4,)], 2, packing=Packing())
         [[1, 3], [0, 2]]
     """
+    if not packing.shares:
+        batch_size = 1
     order = sorted(range(len(sizes)), key=lambda row: sizes[row][::-1])
     alike = [(size, list(rows)) for size, rows in groupby(order, key=sizes.__getitem__)]
     cheapest = _cheapest(alike, packing, n_ctx, per_token) if batch_size == "auto" else None
