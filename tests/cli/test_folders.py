@@ -26,6 +26,7 @@ VALUES = {
     "backend": (["hooked"], ["bridge"]),
     "device": (["cpu"], ["cuda"], ["cuda:0"]),
     "dtype": (["bfloat16"], ["float16"]),
+    "target_language": (["deu_Latn"], ["eng_Latn"]),
     "task": (["world_facts"], ["xnli"], ["mgsm"]),
     "source": (
         ["None"],
