@@ -76,7 +76,7 @@ REASONS: tuple[tuple[str, Callable[[Facts], bool | None]], ...] = (
     ("does not say what its activation function is", lambda facts: facts.gated),
     ("its unembedding reads", lambda facts: facts.head_is_apart),
     ("is not gated", lambda facts: facts.gated is False),
-    ("reads no text|not a language model", lambda facts: not facts.reads_text),
+    ("reads no text|and no text|not a language model", lambda facts: not facts.reads_text),
 )
 
 

@@ -262,7 +262,7 @@ def _boot(name: str, *, device: str | torch.device | None, dtype: torch.dtype, t
     model: LensModel = TransformerBridge.boot_transformers(
         name, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
-    if architecture_of(model) != "decoder":
+    if model.tokenizer is not None and architecture_of(model) != "decoder":
         as_saved = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         if hasattr(as_saved, "backend_tokenizer"):  # only fast tokenizers have a post-processor
             model.tokenizer.backend_tokenizer.post_processor = as_saved.backend_tokenizer.post_processor
