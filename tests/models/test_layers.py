@@ -8,7 +8,6 @@ import torch
 import tl_neuronshare as ns
 from support import zoo
 from tl_neuronshare import models
-from tl_neuronshare.models import dense
 
 
 @pytest.mark.parametrize("name", zoo.DENSE)
@@ -49,48 +48,3 @@ def test_an_attention_only_model(prompts):
     model.tokenizer = zoo.make_tokenizer()
     with pytest.raises(ns.NeuronShareError, match="has no MLP"):
         ns.categorise(model, prompts)
-
-
-@pytest.mark.usefixtures("as_users_run_it")
-def test_a_mixture_of_experts_is_refused_by_name(tmp_path, prompts):
-    config = {
-        **{name: size for name, size in zoo.KINDS["llama"].config.items() if name != "head_dim"},
-        "num_local_experts": 4,
-    }
-    model = ns.load_model(zoo.save_model("mixtral", config, tmp_path), backend="bridge", device="cpu")
-    with pytest.raises(ns.NeuronShareError, match=r"blocks\.0\.mlp is a mixture of experts.*dense model"):
-        ns.categorise(model, prompts)
-
-
-@pytest.mark.usefixtures("as_users_run_it")
-@pytest.mark.skipif(not models.has_hooked_transformer(), reason="TransformerLens 4 has no HookedTransformer")
-def test_a_mixture_of_experts_is_refused_on_hooked_transformer_too(prompts):
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    config = HookedTransformerConfig(
-        n_layers=2, d_model=32, n_ctx=64, d_head=8, d_mlp=64, act_fn="silu", d_vocab=400, device="cpu",
-        num_experts=4, experts_per_token=2, gated_mlp=True,
-    )  # fmt: skip
-    model = HookedTransformer(config)
-    model.tokenizer = zoo.make_tokenizer()
-    with pytest.raises(ns.NeuronShareError, match=r"blocks\.0\.mlp is a mixture of experts"):
-        ns.categorise(model, prompts)
-
-
-def test_a_gate_of_which_only_the_largest_are_kept():
-    """Gemma 3n sets most of a layer's gates to zero; its bridge needs a package for images, so the MLP stands alone."""
-    from transformers.models.gemma3n.configuration_gemma3n import Gemma3nTextConfig
-    from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextMLP
-
-    config = Gemma3nTextConfig(
-        hidden_size=16, intermediate_size=[64] * 2, num_hidden_layers=2, activation_sparsity_pattern=[0.9, 0.0]
-    )
-    for number in range(2):
-        mlp, seen = Gemma3nTextMLP(config, number), []
-        mlp.act_fn.register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output))
-        states = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            mlp(states)
-            ours = dense.activation_of(mlp, "blocks.0.mlp")(mlp.gate_proj(states))
-        assert torch.equal(ours, seen[0])
-        assert ((ours > 0).float().mean() < 0.2) == (number == 0)

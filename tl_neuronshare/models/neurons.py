@@ -162,7 +162,8 @@ class NeuronLayer:
         Neurons of experts that a token is not routed to have the value `absent`.
 
         Example:
-            >>> layer = models.neuron_layers(model, "post")[0]
+            >>> from tl_neuronshare.models import neuron_layers
+            >>> layer = neuron_layers(model, "post")[0]
             >>> _, cache = model.run_with_cache("Country code of Peru →")
             >>> layer.read([cache[name] for name in layer.names], (0, slice(-2, None))).shape
             torch.Size([2, 512])

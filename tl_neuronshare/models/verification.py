@@ -129,7 +129,7 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         >>> bool(table["passed"].all())
         True
         >>> list(table["check"])[:4]  # this model has no gate, and so no checks of it
-        ['logits', 'post', 'edit post', 'unembedding']
+        ['logits', 'post', 'edit post', 'output']
     """
     models.check_model(model)
     _check_reference(reference)
