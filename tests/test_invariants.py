@@ -303,7 +303,7 @@ def test_invariant_6_a_tensor_of_the_wrong_width_is_an_error(bloom, prompts, mon
     layers = models.neuron_layers(bloom, "post")
     layers[2] = replace(layers[2], hooks=(replace(layers[2].hooks[0], width=96),))
     monkeypatch.setattr(models, "neuron_layers", lambda model, site: layers)
-    message = r"blocks\.2\.mlp\.hook_post gave a tensor of shape \(1, \d+, 128\), not \(1, \d+, 96\)"
+    message = r"blocks\.2\.mlp\.hook_post of .* has a tensor of shape \(1, \d+, 128\) where one of \(1, \d+, 96\)"
     with pytest.raises(ns.NeuronShareError, match=message):
         ns.categorise(bloom, prompts[3:4], batch_size=1)
 

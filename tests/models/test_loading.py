@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_names_whose_code_transformer_lens_would_run_unasked(monkeypatch):
     made = []
     monkeypatch.setattr(
         "transformer_lens.model_bridge.TransformerBridge.boot_transformers",
-        lambda name, **how: made.append((name, how["trust_remote_code"])) or object(),
+        lambda name, **how: made.append((name, how["trust_remote_code"])) or SimpleNamespace(tokenizer=None),
     )
     monkeypatch.setattr(verification, "do_not_verify", lambda model: None)
     ns.load_model("Qwen/Qwen3-0.6B", verify=False)
