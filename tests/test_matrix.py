@@ -16,6 +16,20 @@ RIGHT_ONES = (
     "GPTBigCodeForCausalLM", "GraniteForCausalLM (multipliers)", "LlamaForCausalLM (MLP bias)", "MptForCausalLM",
     "Olmo2ForCausalLM", "Phi3ForCausalLM", "StableLmForCausalLM (parallel residual)",
 )  # fmt: skip
+# Mixtures of experts; their gates of a kind of their own may be refused.
+MIXTURES = (
+    "DeepseekV3ForCausalLM", "GptOssForCausalLM", "GraniteMoeForCausalLM", "Llama4ForCausalLM", "MixtralForCausalLM",
+    "OlmoeForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM (a dense layer)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_that_are_right(name, tmp_path):
+    """Types, ablated logits, both scores and answers are those of a reading that goes expert by expert."""
+    row = judge(CASES[name], tmp_path / "model", "bridge")
+    assert row["verdict"] == RIGHT, row["notes"]
+    assert {row[column] for column in ("post", "ablation", "attribution", "decoding")} == {RIGHT}
+    assert {row[column] for column in ("gate", "up")} <= {RIGHT, REFUSED}
 
 
 @pytest.mark.parametrize("name", RIGHT_ONES)
