@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -28,13 +29,14 @@ ANSWERED = ns.ParallelPrompts(
 )
 # DeepSeek has a dense layer and a shared expert, Qwen2 a shared expert behind a gate, NemotronH experts without a gate.
 SHARED = ("DeepseekV3ForCausalLM", "Qwen2MoeForCausalLM")
-KINDS = ("MixtralForCausalLM", *SHARED, "GptOssForCausalLM", "Llama4ForCausalLM")
+UNGATED = "NemotronHForCausalLM (experts)"
+KINDS = ("MixtralForCausalLM", *SHARED, "GptOssForCausalLM", "Llama4ForCausalLM", UNGATED)
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """Where a tiny model of an architecture is saved, made when it is first asked for."""
-    known, root = architectures(KINDS), tmp_path_factory.mktemp("experts")
+    known, root = architectures([name.split(" ")[0] for name in KINDS]), tmp_path_factory.mktemp("experts")
 
     def of(name):
         if not (root / name).exists():
@@ -115,7 +117,7 @@ def test_every_way_to_run_experts_gives_the_same(loaded, implementation):
 
 def test_the_hook_points_hold_what_the_experts_compute(loaded, directory):
     """In the order of the tokens, whatever the order in which experts are run."""
-    model, row = loaded("MixtralForCausalLM"), None
+    model = loaded("MixtralForCausalLM")
     row = tokens_of(model, "Two and three make")
     models.neuron_layers(model, "post")
     _, cache = model.run_with_cache(torch.tensor([row]), names_filter=lambda name: ".routed." in name)
@@ -207,7 +209,7 @@ def test_edits_of_a_padded_batch_are_those_of_each_row_alone(loaded, name, how):
 
 def test_means_are_put_where_experts_are_used(loaded, directory):
     """Against edits of Hugging Face's weights: the mean of a neuron is a bias of its expert."""
-    model, row = loaded("MixtralForCausalLM"), None
+    model = loaded("MixtralForCausalLM")
     row = tokens_of(model, "The sky is")
     layers = models.neuron_layers(model, "post")
     mask = torch.zeros(len(layers), layers[0].width, dtype=torch.bool)
@@ -219,7 +221,7 @@ def test_means_are_put_where_experts_are_used(loaded, directory):
     hugging_face = AutoModelForCausalLM.from_pretrained(
         directory("MixtralForCausalLM"), attn_implementation="eager", experts_implementation="eager"
     ).eval()
-    block, down = literal.blocks(hugging_face)[1].parts[0], None
+    block = literal.blocks(hugging_face)[1].parts[0]
     down = block.module.down_proj
     kept = down.detach().clone()
     n_experts, _, width = down.shape
@@ -378,7 +380,73 @@ def test_neurons_are_named_by_their_expert(loaded):
         ns.mask_to_frame(mask, experts=experts[:1])
 
 
-def test_random_controls_draw_as_many_of_the_neurons_that_are_computed(loaded):
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((0, 2, 0), "neuron 0 of expert 2 in layer 0, which has 2 experts of 3 neurons"),
+        ((0, 0, 3), "neuron 3 of expert 0"),
+        ((0, 1, -1), "neuron -1 of expert 1"),
+        ((0, -2, 0), "neuron 0 of expert -2"),
+        ((0, -1, 2), "neuron 2 of expert -1"),
+        ((2, 0, 0), "The table has layer 2; there are 2"),
+        ((1, 0, 0), "neuron 0 of expert 0 in layer 1, which has 0 experts"),
+    ],
+)
+def test_rows_that_name_no_neuron_are_refused(row, message):
+    """Two experts of three neurons and a shared one of two; and a dense layer."""
+    frame = pd.DataFrame([row], columns=["layer", "expert", "index"])
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.mask_from_frame(frame, n_layers=2, d_mlp=8, experts=[(2, 3), None])
+    good = pd.DataFrame([(0, 1, 2), (0, -1, 1), (1, -1, 7)], columns=["layer", "expert", "index"])
+    mask = ns.mask_from_frame(good, n_layers=2, d_mlp=8, experts=[(2, 3), None])
+    assert mask.nonzero().tolist() == [[0, 5], [0, 7], [1, 7]]
+
+
+def test_hooks_of_some_names_only_are_refused(loaded):
+    model = loaded("MixtralForCausalLM")
+    hooks = ns.ablation_hooks(model, ns.categorise(model, PROMPTS).mask("specific")[0])
+    some = [hook for hook in hooks if hook[0].endswith("hook_post")]
+    with pytest.raises(ns.NeuronShareError, match="cannot be edited without the tensor of .*install all hooks"):
+        model.run_with_hooks("The sky is", fwd_hooks=some)
+    model.run_with_hooks("The sky is", fwd_hooks=hooks)
+    assert not any(hook._kept for _, hook in hooks)  # nothing of the run is held
+
+
+def test_borderline_values_are_near_for_the_neurons_that_are_computed(loaded, monkeypatch):
+    """Against a count over the values of one prompt, whose scale is that of the neurons that have values."""
+    model = loaded("MixtralForCausalLM")
+    monkeypatch.setattr("tl_neuronshare.maths.activation._N_EPS", 1e6)
+    sharing = ns.categorise(model, PROMPTS[:1].select(["en", "de"]), threshold=0.05)
+    near = 0
+    for language in ("en", "de"):
+        row = tokens_of(model, PROMPTS.prompts[language][0])
+        values = models.values_of(model, models.neuron_layers(model, "post"), models.Inputs(torch.tensor([row])), -1)
+        for of_layer in values:
+            computed = of_layer[0][of_layer[0] != 0]
+            reach = 1e6 * torch.finfo(torch.float32).eps * computed.square().mean().sqrt()
+            near += int(((computed - 0.05).abs() <= reach).sum())
+    assert near > 100
+    total = 2 * sum(sharing.widths)
+    assert sharing.metadata["borderline_fraction"] == pytest.approx(near / total, rel=0.01)
+
+
+def test_experts_whose_forward_accelerate_has_wrapped(directory):
+    """A model that is spread over devices is called through accelerate, which keeps the method that it found."""
+    from accelerate import dispatch_model
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    path = directory("Qwen2MoeForCausalLM")
+    hugging_face = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
+    dispatch_model(hugging_face, {"model": "cpu", "lm_head": "cpu"}, force_hooks=True)
+    spread = TransformerBridge.boot_transformers(
+        str(path), hf_model=hugging_face, tokenizer=AutoTokenizer.from_pretrained(path), device="cpu"
+    )
+    whole = ns.load_model(path, backend="bridge", device="cpu")
+    assert torch.equal(ns.categorise(spread, PROMPTS).types, ns.categorise(whole, PROMPTS).types)
+
+
+def test_random_controls_draw_as_many_of_the_neurons_that_are_computed(loaded, monkeypatch):
     from tl_neuronshare.ablation.controls import CONTROLS, Draw
 
     model = loaded("MixtralForCausalLM")
@@ -388,21 +456,13 @@ def test_random_controls_draw_as_many_of_the_neurons_that_are_computed(loaded):
 
     def keep(draw: Draw):
         result = seen(draw)
-        number = LANGUAGES.index(draw.language)
-        drawn.append(
-            (
-                (draw.mask & computed[draw.examples, number]).sum(-1),
-                (result.mask & computed[draw.examples, number]).sum(-1),
-            )
-        )
+        of_these = computed[draw.examples, LANGUAGES.index(draw.language)]
+        drawn.append(((draw.mask & of_these).sum(-1), (result.mask & of_these).sum(-1)))
         assert torch.equal(result.mask.sum(-1), draw.mask.sum(-1))
         return result
 
-    CONTROLS["random"].draw = keep
-    try:
-        ns.ablation_study(model, ANSWERED, sharing, types=["specific"], controls=["random"], seeds=[0], scoring="exact")
-    finally:
-        del CONTROLS["random"].draw
+    monkeypatch.setattr(CONTROLS["random"], "draw", keep)
+    ns.ablation_study(model, ANSWERED, sharing, types=["specific"], controls=["random"], seeds=[0], scoring="exact")
     assert drawn
     assert all(torch.equal(ours, theirs) for ours, theirs in drawn)
 

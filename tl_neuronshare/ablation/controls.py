@@ -188,8 +188,9 @@ def where_enough(enough: Bool[Tensor, "example layer"], why_not: str) -> Drawabl
 class Random(Control):
     """As many neurons as the mask has in each layer and example, drawn from all neurons.
 
-    In a mixture of experts, as many are drawn from those that are computed for the example in the language as the mask
-    has of them, since others have no effect.
+    In a mixture of experts, neurons that are not computed have no effect. So as many are drawn as the mask has among
+    the neurons that are computed for the example in the language, at the token at which the types were measured, and as
+    many as it has among the others. Without types the routing is not known, and all neurons are alike.
     """
 
     name = "random"
@@ -200,7 +201,10 @@ class Random(Control):
         if active is None or active.routing is None:
             return Drawn(drawn(noise, draw.mask.sum(-1), neurons))
         number = active.languages.index(draw.language)
-        of_each = [active.routing.neurons(active.widths, slice(each, each + 1))[0, number] for each in draw.examples]
+        of_each = [
+            active.routing.neurons(active.widths, slice(each, each + 1), languages=slice(number, number + 1))[0, 0]
+            for each in draw.examples
+        ]
         computed = torch.stack(of_each)
         parts = [drawn(noise, (draw.mask & part).sum(-1), neurons & part) for part in (computed, ~computed)]
         return Drawn(parts[0] | parts[1])

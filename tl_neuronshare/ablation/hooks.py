@@ -6,7 +6,6 @@ the new values where mask and position say. It makes a new tensor, so a tensor t
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral, Real
@@ -161,9 +160,7 @@ def hooks_at(
         references = [None] * len(masks) if reference is None else layer.split(reference[..., number, :])
         for neurons, mask_of_hook, reference_of_hook in zip(layer.hooks, masks, references, strict=True):
             edit = _edit(mode, values) if reference_of_hook is None else _Put(reference_of_hook)
-            ablation = _Ablation(neurons, mask_of_hook, edit, places)
-            hooks += models.keeping(neurons.context, ablation.kept)
-            hooks.append((neurons.name, ablation))
+            hooks += _Ablation(neurons, mask_of_hook, edit, places).hooks
     return hooks
 
 
@@ -243,15 +240,15 @@ class _Put:
     """Puts reference values at every position."""
 
     def __init__(self, values: Float[Tensor, "*batch neuron"]) -> None:
-        self.values = values if values.ndim == 1 else rearrange(values, "batch neuron -> batch 1 neuron")
+        self.values = rearrange(values, "... neuron -> (...) 1 neuron")
+        self.has_rows = values.ndim == 2
 
     def __call__(self, neurons: NeuronHook, tensors: Sequence[Tensor]) -> Tensor:
         tensor, (n_rows, _) = tensors[-1], neurons.shape(tensors) or (0, 0)
         self.values = self.values.to(tensor.device)
-        if self.values.ndim == 3 and len(self.values) != n_rows:
+        if self.has_rows and len(self.values) != n_rows:
             raise NeuronShareError(f"The values are for {len(self.values)} rows, but the batch has {n_rows}.")
-        values = self.values if self.values.ndim == 3 else self.values[None, None]
-        return neurons.like(values.to(tensor.dtype), tensors)
+        return neurons.like(self.values.to(tensor.dtype), tensors)
 
 
 class _Apply:
@@ -370,53 +367,45 @@ def _other_batch(hook: str, n_rows: int, what: str, n_expected: int) -> str:
     )
 
 
-class _Ablation:
+class _Ablation(models.Editing):
     """The function of one hook, which puts new values where mask and position say."""
 
     def __init__(
-        self, neurons: NeuronHook, mask: Bool[Tensor, "*batch neuron"], edit: _NewValues, places: _Places
+        self, neurons: NeuronHook, mask: Bool[Tensor, "*batch neuron"], new: _NewValues, places: _Places
     ) -> None:
-        self.neurons, self.edit, self.places = neurons, edit, places
-        self.kept: dict[str, Tensor] = {}  # the tensors of the hook's context
-        self.mask = mask if mask.ndim == 1 else rearrange(mask, "batch neuron -> batch 1 neuron")
+        super().__init__(neurons.names, self._edited)
+        self.neurons, self.new, self.places = neurons, new, places
+        self.mask = rearrange(mask, "... neuron -> (...) 1 neuron")
+        self.has_rows = mask.ndim == 2
         self.is_empty = not mask.any()
         self._has_seen_prompt = False
-        self._returned: Callable[[], Tensor | None] = lambda: None
-        self._called_as: str | None = None
 
     @property
     def is_local(self) -> bool:
         """Whether the edit of a token depends on that token alone. For a user's own function this is not known."""
-        return not isinstance(self.edit, _Apply)
+        return not isinstance(self.new, _Apply)
 
     def ends_at(self, prompt_tokens: int) -> bool:
         """Whether this hook assumes that the prompt has this many tokens, or does not need to know."""
         places = self.places
         return places.end == prompt_tokens or (places.end is None and places.position is None)
 
-    def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None:
-        # A bridge's compatibility mode calls a function once for each name of its hook point.
-        called_as = getattr(hook, "name", None)
-        if tensor is self._returned() and called_as != self._called_as:
-            return None
-        tensors = [*(self.kept[name] for name in self.neurons.context), tensor]
+    def _edited(self, tensors: list[Tensor]) -> Tensor | None:
+        tensor = tensors[-1]
         n_rows, length = self._size(tensors)
         chosen = self.places.chosen(n_rows, length, is_later=self._has_seen_prompt, hook=self.neurons.name)
         self._has_seen_prompt = True
         if chosen is None or self.is_empty:
             return None
         self.mask = self.mask.to(tensor.device)
-        mask = self.mask if self.mask.ndim == 3 else self.mask[None, None]
-        where = self.neurons.like(mask, tensors) & self.neurons.like(chosen.to(tensor.device), tensors)
-        edited = torch.where(where, self.edit(self.neurons, tensors), tensor)
-        self._returned, self._called_as = weakref.ref(edited), called_as
-        return edited
+        where = self.neurons.like(self.mask, tensors) & self.neurons.like(chosen.to(tensor.device), tensors)
+        return torch.where(where, self.new(self.neurons, tensors), tensor)
 
     def _size(self, tensors: Sequence[Tensor]) -> tuple[int, int]:
         """How many rows and tokens the call has. The rows must be as many as the mask's."""
         shape = self.neurons.shape(tensors)
         if shape is None:
             raise NeuronShareError(NeuronLayer((self.neurons,)).misfit(tensors, ("any", "any")))
-        if self.mask.ndim == 3 and len(self.mask) != shape[0]:
+        if self.has_rows and len(self.mask) != shape[0]:
             raise NeuronShareError(_other_batch(self.neurons.name, shape[0], "the masks", len(self.mask)))
         return shape

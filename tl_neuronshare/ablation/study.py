@@ -29,7 +29,7 @@ from tl_neuronshare.evaluation.evaluating import Evaluation, Scoring, ScoringNam
 from tl_neuronshare.maths.activation import Number
 from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.maths.impact import generation_impact
-from tl_neuronshare.models import Hooks, LensModel, Site
+from tl_neuronshare.models import Hooks, LensModel, Site, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.types import TYPES, NeuronType, as_type
@@ -149,6 +149,8 @@ def ablation_study(
     evaluation = Evaluation(model, prompts, Scoring(scoring, length_normalised, max_new_tokens, stop), how)
     record = provenance.of_run(model, prompts, _source(sharing_or_masks, targets))
     record |= {} if active is None else {"active": dict(active.metadata)}
+    if any(kind.uses_weights for kind in kinds):
+        verification.require(model, "output")
     for warning in _warnings(model, sharing_or_masks if active is None else active, kinds, record["weights"]):
         warnings.warn(warning, stacklevel=2)
     study = _Study(model, evaluation, targets, Replacing(model, evaluation, targets, replacement))

@@ -28,6 +28,10 @@ def load_model(args: argparse.Namespace, **others: Any) -> LensModel:
     if args.model == DEMO:
         if args.dtype != "float32":
             raise ns.NeuronShareError(f"--dtype {args.dtype}: the built-in model is computed in float32 only.")
+        if args.target_language is not None:
+            raise ns.NeuronShareError(
+                f"--target-language {args.target_language}: the built-in model marks no languages; leave it out."
+            )
         return ns.demo.load_model(backend=args.backend, device=args.device)  # type: ignore[no-any-return]
     model: LensModel = ns.load_model(
         args.model, backend=args.backend, device=args.device, dtype=getattr(torch, args.dtype)

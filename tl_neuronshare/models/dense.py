@@ -21,10 +21,8 @@ from tl_neuronshare.models.neurons import (
     no_output_weights,
     watched_module,
 )
-from tl_neuronshare.models.points import mlp_of
+from tl_neuronshare.models.points import MLPS, mlp_of
 
-# The names that TransformerLens gives to a block's MLP.
-MLPS = ("mlp", "shared_mlp", "channel_mix")
 # The names that gated MLPs in Hugging Face and in TransformerLens give to their activation function.
 _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 

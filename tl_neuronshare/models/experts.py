@@ -103,6 +103,10 @@ class RoutedHook(NeuronHook):
         experts = index.new_zeros((*index.shape[:-1], self.n_experts), dtype=torch.bool)
         return experts.scatter(-1, index, value=True)
 
+    def n_computed(self, tensors: Sequence[Tensor]) -> int:
+        """Return how many neurons the experts of one token have together."""
+        return tensors[-1].shape[1] * tensors[-1].shape[2]
+
     def weighted(self) -> NeuronHook:
         """Return the hook that reads values times routing weights."""
         return replace(self, is_weighted=True)
@@ -178,9 +182,10 @@ class ExpertsWriter:
         """Return the output weights of all experts, one below the other."""
         with loaded(self.experts):
             weights = tensor_of(self.experts, "down_proj")
-            if weights is None or weights.is_meta or getattr(self.experts, "has_post_expert_norm", False):
+            is_plain = weights is not None and weights.is_floating_point() and not weights.is_meta
+            if weights is None or not is_plain or getattr(self.experts, "has_post_expert_norm", False):
                 raise NeuronShareError(no_output_weights(type(self.experts).__name__))
-            by_expert = (weights if self._is_transposed else weights.mT).detach()
+            by_expert = (weights if is_transposed(self.experts) else weights.mT).detach()
             return rearrange(by_expert, "expert neuron d_model -> (expert neuron) d_model")
 
     @contextmanager
@@ -192,18 +197,24 @@ class ExpertsWriter:
         seen: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            seen.append(self._expert_by_expert(*inputs))
+            with loaded(module):
+                seen.append(self._expert_by_expert(*inputs))
 
         weights = tensor_of(self.experts, "down_proj")
         if weights is None or (zeroed is None and not self.is_watched):
             yield seen
             return
+        if zeroed is not None and weights.is_meta:
+            raise NeuronShareError(
+                "The weights of the experts are on disk or offloaded to the CPU, where an edit cannot be compared with "
+                "Hugging Face's; load the model without offloading its experts, or with verify=False."
+            )
         kept = weights.detach().clone() if zeroed is not None else None
         try:
             if zeroed is not None:
                 by_expert = rearrange(zeroed.to(weights.device), "(e n) -> e n 1", e=len(weights))
                 with torch.no_grad():
-                    weights.masked_fill_(by_expert if self._is_transposed else by_expert.mT, 0)
+                    weights.masked_fill_(by_expert if is_transposed(self.experts) else by_expert.mT, 0)
             with hooked_module(self.experts, keep):
                 yield seen
         finally:
@@ -217,10 +228,11 @@ class ExpertsWriter:
         seen: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            bias = tensor_of(module, "down_proj_bias")
-            if bias is not None:
-                _, index, weights = inputs
-                output = output - (bias[index] * weights[..., None]).sum(1)
+            with loaded(module):
+                bias = tensor_of(module, "down_proj_bias")
+                if bias is not None:
+                    _, index, weights = inputs
+                    output = output - (bias[index] * weights[..., None]).sum(1)
             if len(inputs) == 1:  # Llama 4 gives what each expert writes
                 n_experts = self.experts.num_experts
                 output = rearrange(output, "(expert token) d_model -> expert token d_model", expert=n_experts).sum(0)
@@ -229,11 +241,6 @@ class ExpertsWriter:
         with hooked_module(self.experts, keep):
             yield seen
 
-    @property
-    def _is_transposed(self) -> bool:
-        """Whether an expert's weights are kept as [input, output]."""
-        return bool(getattr(self.experts, "is_transposed", True))  # Llama 4 does not say; it is
-
     def _expert_by_expert(
         self, states: Float[Tensor, "row d_model"], index: Any = None, weights: Any = None
     ) -> Float[Tensor, "token neuron"]:
@@ -241,7 +248,8 @@ class ExpertsWriter:
         into = tensor_of(self.experts, "gate_up_proj")
         into = tensor_of(self.experts, "up_proj") if into is None else into
         bias = tensor_of(self.experts, "gate_up_proj_bias")
-        assert into is not None
+        if into is None:
+            raise NeuronShareError(f"The experts ({type(self.experts).__name__}) have no input weights that are known.")
         gate = getattr(self.experts, "_apply_gate", None) if getattr(self.experts, "has_gate", False) else None
         if index is None:  # Llama 4: the input of each expert in turn, which is zero for other tokens
             by_expert = rearrange(states, "(expert token) d_model -> expert token d_model", expert=len(into))
@@ -250,7 +258,7 @@ class ExpertsWriter:
             return rearrange(of_each, "expert token neuron -> token (expert neuron)")
         values = states.new_zeros(len(states), len(into), self.width // len(into))
         for token, expert in ((token, int(e)) for token, row in enumerate(index) for e in row):
-            one = states[token] @ (into[expert] if self._is_transposed else into[expert].T)
+            one = states[token] @ (into[expert] if is_transposed(self.experts) else into[expert].T)
             if bias is not None:
                 one = one + bias[expert]
             values[token, expert] = self.experts.act_fn(one) if gate is None else gate(one[None])[0]
@@ -303,9 +311,7 @@ def mixture(block: nn.Module, name: str, site: Site, hooks: Mapping[str, Any]) -
         site = "post"
     if f"{name}.routed.{_HOOKS[site]}" not in hooks:
         raise hidden_gate(f"{name}.routed")
-    weights = tensor_of(experts, "down_proj")
-    assert weights is not None
-    n_experts, width = len(weights), weights.shape[1 if getattr(experts, "is_transposed", True) else 2]
+    n_experts, width = len(experts.down_proj), experts.down_proj.shape[1 if is_transposed(experts) else 2]
     writer = ExpertsWriter(experts, n_experts * width, is_watched=site == "post")
     # Some blocks keep several residual streams, so that the input of the mixture says better what rows there are.
     before = next(point for point in (f"{name}.mlp.hook_in", f"{name}.hook_in") if point in hooks)
@@ -341,7 +347,13 @@ def _refuse_other_mixtures(block: Any, name: str, hooks: Mapping[str, Any]) -> N
         )
 
 
+def is_transposed(experts: Any) -> bool:
+    """Return whether an expert's weights are kept as [input, output]."""
+    return bool(getattr(experts, "is_transposed", True))  # Llama 4 does not say; it is
+
+
 def _is_inside(module: nn.Module, owner: Any) -> bool:
+    """Return whether a module is a part of another, at any depth."""
     return isinstance(owner, nn.Module) and any(part is module for part in owner.modules())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.impact import FinalNorm
 from tl_neuronshare.models.forward import reading
-from tl_neuronshare.models.hooks import hooked, keeping, without_hooks
+from tl_neuronshare.models.hooks import Editing, hooked, without_hooks
 from tl_neuronshare.models.inputs import Inputs
 from tl_neuronshare.models.layers import neuron_layers
 from tl_neuronshare.models.lens import (
@@ -28,7 +28,7 @@ from tl_neuronshare.models.lens import (
     name_of,
     tensor_of,
 )
-from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer
+from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, hooked_module
 from tl_neuronshare.models.tokens import vocabulary_size
 
 _N_TOKENS = 8
@@ -91,8 +91,8 @@ def changes_mlp_output(model: LensModel) -> str | None:
             factors += _factors(model, layers[start : start + _ROWS], tokens)
     for layer, (factor, rest) in enumerate(factors):
         if not (isfinite(factor) and isfinite(rest)):
-            return f"may change what its MLPs write: layer {layer} overflows, which hides it"
-        if rest > _NEAR or abs(factor) < _NEAR:  # after a norm, eight times as much is the same
+            return f"may change what its MLPs write: layer {layer} overflows in this dtype, which hides it"
+        if rest > _NEAR or abs(factor) < _NEAR:  # after a norm, a multiple is the same
             return f"normalises what its MLPs write (layer {layer}), before or after it is added to the residual stream"
         if abs(factor - 1) > _NEAR:
             return f"multiplies what its MLPs write (layer {layer}: by {factor:.3g})"
@@ -114,26 +114,24 @@ def _factors(
         values = weighted[row].read(tensors, slice(-1, None))[0]
         written[row] = (values.float() @ layers[row].W_out().to(values.device, torch.float32)).double().cpu()
 
-    def scale(tensor: Tensor, hook: Any, *, row: int, neurons: NeuronHook, kept: dict[str, Tensor]) -> Tensor:
-        where = torch.zeros(len(layers) + 1, 1, 1, dtype=torch.bool, device=tensor.device)
+    def scale(tensors: list[Tensor], *, row: int, neurons: NeuronHook) -> Tensor:
+        where = torch.zeros(len(layers) + 1, 1, 1, dtype=torch.bool, device=tensors[-1].device)
         where[row] = True
-        scaled = neurons.like(where, [*(kept[name] for name in neurons.context), tensor])
-        return torch.where(scaled, _SCALE * tensor, tensor)
+        return torch.where(neurons.like(where, tensors), _SCALE * tensors[-1], tensors[-1])
 
     def keep(block: torch.nn.Module, inputs: Any, output: Any, *, row: int) -> None:
         after = output if isinstance(output, Tensor) else output[0]
         changes[row] = (after[row].double() - after[-1].double()).cpu()
 
-    edits: list[tuple[str, Any]] = []
-    for row, layer in enumerate(layers):
-        for neurons in layer.hooks:
-            kept: dict[str, Tensor] = {}
-            edits += keeping(neurons.context, kept)
-            edits.append((neurons.name, partial(scale, row=row, neurons=neurons, kept=kept)))
+    edits = [
+        hook
+        for row, layer in enumerate(layers)
+        for neurons in layer.hooks
+        for hook in Editing(neurons.names, partial(scale, row=row, neurons=neurons)).hooks
+    ]
     with ExitStack() as stack:
         for row, layer in enumerate(layers):
-            block = block_of(model, layer.hooks[0].name)
-            stack.callback(block.register_forward_hook(partial(keep, row=row)).remove)
+            stack.enter_context(hooked_module(block_of(model, layer.hooks[0].name), partial(keep, row=row)))
         run_once = stack.enter_context(reading(model, weighted, note))
         stack.enter_context(hooked(model, edits))
         run_once(Inputs(tokens.expand(len(layers) + 1, -1)))

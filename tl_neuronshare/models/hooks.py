@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -32,13 +32,44 @@ class Edit(Protocol):
         ...
 
 
-def keeping(names: Sequence[str], kept: dict[str, Tensor]) -> list[tuple[str, Callable[..., None]]]:
-    """Return hooks that keep the tensors of hook points which fire before an edit, and edit nothing."""
-    return [(name, _Keep(name, kept)) for name in names]
+class Editing:
+    """A hook that edits the last of several hook points, with the tensors of all of them.
+
+    The others fire before it in a forward pass; their tensors are kept until then, and no longer.
+
+    Args:
+        names: the hook points, as in `NeuronHook.names`.
+        edit: gets their tensors, and returns the new one of the last, or None to leave it.
+    """
+
+    def __init__(self, names: Sequence[str], edit: Callable[[list[Tensor]], Tensor | None]) -> None:
+        self.names, self.edit = tuple(names), edit
+        self._kept: dict[str, Tensor] = {}
+        self._called_as: str | None = None
+
+    @property
+    def hooks(self) -> list[tuple[str, Callable[..., Any]]]:
+        """One hook for each of the points."""
+        return [*((name, _Keep(name, self._kept)) for name in self.names[:-1]), (self.names[-1], self)]
+
+    def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None:
+        """Edit the tensor; called by TransformerLens."""
+        # A bridge's compatibility mode calls a hook once for each name of its hook point; only the first one counts.
+        called_as = getattr(hook, "name", None)
+        self._called_as = self._called_as or called_as
+        if called_as != self._called_as:
+            return None
+        missing = [name for name in self.names[:-1] if name not in self._kept]
+        if missing:
+            raise NeuronShareError(
+                f"{self.names[-1]} cannot be edited without the tensor of {missing[0]}; install all hooks of the list, "
+                "and not only those of some names."
+            )
+        return self.edit([*(self._kept.pop(name) for name in self.names[:-1]), tensor])
 
 
 class _Keep:
-    """The hook of one point."""
+    """A hook that keeps a tensor for a later edit, and edits nothing."""
 
     is_local = True
 
@@ -162,27 +193,20 @@ def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
         'Linear'
     """
     hugging_face: torch.nn.Module = model.original_model  # type: ignore[attr-defined]
-    swapped = [
-        (parent, name, child)
-        for parent in hugging_face.modules()
-        for name, child in parent._modules.items()
-        if child is not None and "_original_component" in child._modules
-    ]
-    for parent, name, child in swapped:
-        parent._modules[name] = child._modules["_original_component"]
-    patched = [
-        (module, forward)
-        for module in hugging_face.modules()
-        if (forward := vars(module).get("forward")) is not None
-        and str(getattr(forward, "__module__", "")).startswith("transformer_lens")
-    ]
-    for module, _ in patched:
-        del module.forward
-    try:
-        with plainly(hugging_face):
-            yield hugging_face
-    finally:
-        for module, forward in patched:
-            module.forward = forward
+    with ExitStack() as stack:
+        swapped = [
+            (owner, name, child)
+            for owner in hugging_face.modules()
+            for name, child in owner._modules.items()
+            if child is not None and "_original_component" in child._modules
+        ]
         for parent, name, child in swapped:
-            parent._modules[name] = child
+            stack.callback(parent._modules.__setitem__, name, child)
+            parent._modules[name] = child._modules["_original_component"]
+        for module in list(hugging_face.modules()):
+            forward = vars(module).get("forward")
+            if str(getattr(forward, "__module__", "")).startswith("transformer_lens"):
+                stack.callback(setattr, module, "forward", forward)
+                del module.forward
+        stack.enter_context(plainly(hugging_face))
+        yield hugging_face

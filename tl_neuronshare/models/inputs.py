@@ -51,9 +51,8 @@ def inputs_of(
 
     A decoder's prompts are padded on the left and its answers on the right. An encoder's prompts are padded on the
     right: its positions count from the first place, whatever the mask says. It always gets the mask, without which some
-    take an end token for padding. In an encoder-decoder the prompts are the
-    source; the decoder sees its own prompt, which is the same in all rows, and then the answer. So its padding comes
-    after everything, and needs no mask.
+    encoders take an end token for padding. In an encoder-decoder the prompts are the source; the decoder sees its own
+    prompt, which is the same in all rows, and then the answer. Its padding comes after everything and needs no mask.
 
     Example:
         >>> inputs = inputs_of(model, [[5, 6, 7], [8]])

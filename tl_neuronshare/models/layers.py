@@ -10,10 +10,11 @@ from typing import Any, get_args
 from tl_neuronshare.checks import one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import points
-from tl_neuronshare.models.dense import MLPS, dense, pointed
+from tl_neuronshare.models.dense import dense, pointed
 from tl_neuronshare.models.experts import mixture
 from tl_neuronshare.models.lens import LensModel, architecture_of, block_of, check_model, name_of, stacks_of
 from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Site
+from tl_neuronshare.models.points import MLPS
 
 # (the block's module, its name such as "blocks.3", the site, the model's hook points by name) -> the block's neurons
 Kind = Callable[[Any, str, Site, Mapping[str, Any]], NeuronLayer | None]

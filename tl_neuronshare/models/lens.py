@@ -97,7 +97,7 @@ def check_model(model: object) -> None:
     """Refuse a value that is not a TransformerLens model, has no tokenizer, or is not a language model.
 
     Raises:
-        NeuronShareError: one of the three is the case; the message says which one, and what to load instead.
+        NeuronShareError: one of these is the case; the message says which one, and what to load instead.
     """
     if not all(hasattr(model, name) for name in ("cfg", "hooks", "run_with_hooks")):
         raise NeuronShareError(
@@ -172,7 +172,7 @@ def check_position(model: LensModel, position: object) -> None:
     if isinstance(position, str) and position == "last" and architecture_of(model) == "encoder":
         raise NeuronShareError(
             f"{name_of(model)} is an encoder, in which no token predicts the answer, so that position='last' has no "
-            "meaning; say which token is read: mask, any, all, or a negative index (-1 is the prompt's last token)."
+            "meaning; say which token is meant, such as by a negative index (-1 is the prompt's last token)."
         )
 
 

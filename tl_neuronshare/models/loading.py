@@ -144,7 +144,7 @@ def _explained(error: Exception, name: str, *, is_hooked: bool) -> tuple[str, st
     """Return why a model could not be loaded, in one short paragraph, and what to do."""
     said = str(error)
     lens = f"TransformerLens {version_of_transformer_lens()}"
-    if "trust_remote_code" in said:
+    if "trust_remote_code=True" in said:  # as an advice of Transformers
         return (
             "it comes with Python code of its own, which runs only if you trust it.",
             "Read that code, and load the model with load_model(..., trust_remote_code=True).",

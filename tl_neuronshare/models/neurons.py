@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models.lens import loaded, tensor_of
+from tl_neuronshare.models.lens import dequantised, loaded, tensor_of
 from tl_neuronshare.results.routing import named
 
 Site = Literal["post", "gate", "up"]
 Stack = Literal["encoder", "decoder"]
-# A selection from [row, position]: a pair of index tensors or slices, or `...` for everything.
+# A selection from [row, position]: a slice of rows, a pair of index tensors or slices, or `...` for everything.
 Places = Any
 
 
@@ -77,6 +77,10 @@ class NeuronHook:
     def routed(self, tensors: Sequence[Tensor], places: Places = ...) -> Bool[Tensor, "*places expert"] | None:
         """Return which experts compute their neurons at the selected places; None where there are no experts."""
         return None
+
+    def n_computed(self, tensors: Sequence[Tensor]) -> int:
+        """Return how many of the neurons are computed for each token."""
+        return self.width
 
     def weighted(self) -> NeuronHook:
         """Return the hook that reads each value times the weight with which the model uses it, if it has one."""
@@ -176,6 +180,10 @@ class NeuronLayer:
         routed = (hook.routed(own, places) for hook, own in self._each(tensors))
         return next((experts for experts in routed if experts is not None), None)
 
+    def n_computed(self, tensors: Sequence[Tensor]) -> int:
+        """Return how many of the layer's neurons are computed for each token; with routed experts, not all."""
+        return sum(hook.n_computed(own) for hook, own in self._each(tensors))
+
     def weighted(self) -> NeuronLayer:
         """Return the layer whose values are multiplied by routing weights: times W_out, they are what is written."""
         return replace(self, hooks=tuple(hook.weighted() for hook in self.hooks))
@@ -234,12 +242,17 @@ class LinearWriter:
     is_watched: bool = True
 
     def W_out(self) -> Float[Tensor, "neuron d_model"]:  # noqa: N802
-        """Return the output weights; a Conv1D keeps them as they are needed, and a Linear transposed."""
+        """Return the output weights; quantised ones are dequantised."""
         with loaded(self.linear):
             weights = tensor_of(self.linear, "weight")
-            if weights is None or weights.ndim != 2:
+            if weights is None:
                 raise NeuronShareError(no_output_weights(type(self.linear).__name__))
-            return (weights if type(self.linear).__name__ == "Conv1D" else weights.T).detach()
+            if weights.ndim == 2 and weights.is_floating_point():
+                return weights.T.detach()
+            unpacked = dequantised(self.linear)
+            if unpacked is None:
+                raise NeuronShareError(no_output_weights(type(self.linear).__name__))
+            return unpacked.detach()
 
     @contextmanager
     def watched(self, zeroed: Bool[Tensor, " neuron"] | None) -> Iterator[list[Tensor]]:

@@ -15,7 +15,8 @@ As long as nothing is hooked there, the modules compute what they did before, in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint
 
 _POINTS = ("hook_index", "hook_weights", "hook_pre", "hook_pre_linear", "hook_post")
+# The names that TransformerLens gives to a block's MLP.
+MLPS = ("mlp", "shared_mlp", "channel_mix")
 # The names that mixtures give to the expert that every token uses, and those of its down projection.
 SHARED = ("shared_experts", "shared_expert", "shared_mlp")
 _DOWN = ("down_proj", "output_linear", "w2")
@@ -172,6 +175,7 @@ class PointedDenseExperts(_Pointed):
 
 
 def _has_hooks(point: Any) -> bool:
+    """Return whether anybody hooks a point."""
     return bool(point._forward_hooks or point._forward_pre_hooks or point._backward_hooks)
 
 
@@ -182,13 +186,15 @@ def install(model: LensModel) -> None:
         return
     for name, block in blocks_of(model):
         experts = experts_of(block)
-        if experts is None:
+        kind = None if experts is None else _kind_of(experts)
+        if experts is None or kind is None:
             if not _has_mlp_hooks(block) and (mlp := mlp_of(block)) is not None:
                 _add(mlp[1], PointedLinear, f"{name}.down", registry)
             continue
-        _add(experts, _kind_of(experts), f"{name}.routed", registry)
+        _add(experts, kind, f"{name}.routed", registry)
         if isinstance(experts, PointedDenseExperts):
-            experts.n_slots = next(module.top_k for module in block.modules() if experts in module.children())
+            owner: Any = next(module for module in block.modules() if experts in module.children())
+            experts.n_slots = owner.top_k
         shared = shared_of(block)
         if shared is not None and "_original_component" not in (down := down_of(shared))._modules:
             _add(down, PointedLinear, f"{name}.shared", registry)
@@ -201,22 +207,21 @@ def plainly(hugging_face: nn.Module) -> Iterator[None]:
     In half precision they run as they do while something is hooked. Otherwise rounding would send some tokens to
     different experts, and a comparison would find large differences where nothing is wrong.
     """
-    before: dict[int, tuple[Any, str]] = {}
-    for module in hugging_face.modules():
-        if isinstance(module, PointedExperts) and id(module.config) not in before:
-            before[id(module.config)] = module.config, module.config._experts_implementation
-            is_half = next(module.parameters()).element_size() < torch.finfo(torch.float32).bits // 8
-            module.config._experts_implementation = module.hooked_implementation if is_half else "eager"
-    try:
+    seen: set[int] = set()
+    with ExitStack() as stack:
+        for module in hugging_face.modules():
+            if isinstance(module, PointedExperts) and id(module.config) not in seen:
+                seen.add(id(module.config))
+                implementation = module.config._experts_implementation
+                stack.callback(setattr, module.config, "_experts_implementation", implementation)
+                is_half = any(parameter.element_size() < 4 for parameter in module.parameters())
+                module.config._experts_implementation = module.hooked_implementation if is_half else "eager"
         yield
-    finally:
-        for config, implementation in before.values():
-            config._experts_implementation = implementation
 
 
 def _has_mlp_hooks(block: nn.Module) -> bool:
     """Return whether TransformerLens has a component of its own for the block's MLP."""
-    return any(isinstance(getattr(block, name, None), nn.Module) for name in ("mlp", "shared_mlp", "channel_mix"))
+    return any(isinstance(getattr(block, name, None), nn.Module) for name in MLPS)
 
 
 def mlp_of(block: nn.Module) -> tuple[nn.Module, Any] | None:
@@ -255,6 +260,8 @@ def original(module: nn.Module) -> nn.Module:
 
 def _kind_of(module: nn.Module) -> type[_Pointed] | None:
     """Return which of the classes above a module of experts needs; None for other modules."""
+    if isinstance(module, PointedLinear):
+        return None
     if isinstance(module, _Pointed):
         return next(base for base in type(module).__mro__ if base.__module__ == __name__)
     weights = tensor_of(module, "down_proj")
@@ -265,17 +272,18 @@ def _kind_of(module: nn.Module) -> type[_Pointed] | None:
     return PointedDenseExperts if type(module).__name__ == "Llama4TextExperts" else None
 
 
-def _add(module: nn.Module, kind: type[_Pointed] | None, prefix: str, registry: dict[str, HookPoint]) -> None:
+def _add(module: nn.Module, kind: type[_Pointed], prefix: str, registry: dict[str, HookPoint]) -> None:
     """Derive the module's class from `kind` too, and register its hook points under their names."""
     from transformer_lens.hook_points import HookPoint
 
-    assert kind is not None
     own = type(module)
     if not isinstance(module, kind):
         for name in _names(module, kind):
             module.add_module(name, HookPoint())
         # It keeps its name and package, since it is still that class for whoever looks at the model.
         module.__class__ = type(own.__name__, (kind, own), {"__module__": own.__module__, "__doc__": own.__doc__})
+        if "_old_forward" in vars(module):  # accelerate calls the method that it found, and not the class's
+            vars(module)["_old_forward"] = MethodType(type(module).forward, module)
     for name in _POINTS:
         point: Any = module._modules.get(name)
         if point is not None:

@@ -55,16 +55,17 @@ def tokenise(
 
 
 def _check_special_tokens(model: LensModel) -> None:
-    """Refuse a tokenizer of no class of its own whose special tokens TransformerLens has replaced by a BOS.
+    """Refuse a tokenizer of a generic class whose special tokens TransformerLens has replaced by a BOS.
 
-    TransformerLens sets `add_bos_token`, and a tokenizer of no class of its own then loses what it adds by itself. A
-    class such as T5Tokenizer keeps it.
+    TransformerLens sets `add_bos_token`, and a tokenizer of a generic class (PreTrainedTokenizerFast) then loses what
+    it adds by itself. A class such as T5Tokenizer keeps it.
     """
     tokenizer = model.tokenizer
-    has_no_class = type(tokenizer).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    first, *_, last = tokenizer("a a").input_ids
+    is_generic = type(tokenizer).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    ids = tokenizer("a a").input_ids or [None]
+    first, last = ids[0], ids[-1]
     # Encoders are trained with a token at the end of a text, and not with one at its beginning only.
-    if has_no_class and first == tokenizer.bos_token_id and last not in tokenizer.all_special_ids:
+    if is_generic and first == tokenizer.bos_token_id and last not in tokenizer.all_special_ids:
         raise NeuronShareError(
             f"TransformerLens has replaced the special tokens of {name_of(model)}'s tokenizer by a BOS; load the "
             "model with load_model, which keeps them."

@@ -495,7 +495,8 @@ def _beyond_the_rows(run: _Run) -> str | None:
     """Return what a HookedTransformer computes differently for texts that are longer than the rows; None if nothing."""
     if models.is_bridge(run.model):
         return None
-    theirs = models.nested(run.reference, "config.get_text_config")()
+    config = models.nested(run.reference, "config")
+    theirs = config.get_text_config() if hasattr(config, "get_text_config") else config
     window = getattr(theirs, "sliding_window", None)
     kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * theirs.num_hidden_layers
     local = [kind == "sliding_attention" and window is not None for kind in kinds]
@@ -615,16 +616,15 @@ def _check_edit(run: _Run, *, site: Site) -> Outcome:
     generator = torch.Generator().manual_seed(0)
     masks = [torch.rand(layer.width, generator=generator, dtype=torch.float32, device="cpu") < 0.5 for layer in layers]
 
-    def zero(tensor: Tensor, hook: Any, *, neurons: models.NeuronHook, mask: Tensor, kept: dict[str, Tensor]) -> Tensor:
-        tensors = [*(kept[name] for name in neurons.context), tensor]
-        return tensor.masked_fill(neurons.like(mask.to(tensor.device)[None, None], tensors), 0)
+    def zero(tensors: list[Tensor], *, neurons: models.NeuronHook, mask: Tensor) -> Tensor:
+        return tensors[-1].masked_fill(neurons.like(mask.to(tensors[-1].device)[None, None], tensors), 0)
 
-    hooks: list[Any] = []
-    for layer, mask in zip(layers, masks, strict=True):
-        for neurons, part in zip(layer.hooks, layer.split(mask), strict=True):
-            kept: dict[str, Tensor] = {}
-            hooks += models.keeping(neurons.context, kept)
-            hooks.append((neurons.name, partial(zero, neurons=neurons, mask=part, kept=kept)))
+    hooks = [
+        hook
+        for layer, mask in zip(layers, masks, strict=True)
+        for neurons, part in zip(layer.hooks, layer.split(mask), strict=True)
+        for hook in models.Editing(neurons.names, partial(zero, neurons=neurons, mask=part)).hooks
+    ]
     row = run.rows[0]
     if not run.unwraps:
         if site == "gate":

@@ -186,10 +186,26 @@ def mask_to_frame(mask: Bool[Tensor, "*batch layer neuron"], *, experts: Experts
 
 
 def _check_experts(experts: Experts, n_layers: int) -> None:
+    """Refuse experts of a different number of layers."""
     if len(experts) != n_layers:
         raise NeuronShareError(
             f"experts is for {len(experts)} layers, but there are {n_layers}; give sharing.routing.experts."
         )
+
+
+def _place(row: Mapping[Any, Any], experts: Experts, d_mlp: int) -> int:
+    """Return the place in its layer of a neuron that is named by its expert."""
+    layer, expert, index = row["layer"], row["expert"], row["index"]
+    if layer not in range(len(experts)):
+        raise NeuronShareError(f"The table has layer {layer}; there are {len(experts)}, counted from 0.")
+    n_experts, size = experts[layer] or (0, 0)
+    beyond = n_experts * size  # where the neurons begin that every token uses
+    if expert not in range(-1, n_experts) or index not in range(size if expert >= 0 else d_mlp - beyond):
+        raise NeuronShareError(
+            f"The table has neuron {index} of expert {expert} in layer {layer}, which has {n_experts} experts of "
+            f"{size} neurons, counted from 0; expert -1 is for the neurons that every token uses."
+        )
+    return int(index + (beyond if expert < 0 else expert * size))
 
 
 def mask_from_frame(
@@ -216,12 +232,7 @@ def mask_from_frame(
     columns = {"layer": n_layers, "neuron": d_mlp}
     if experts is not None and "neuron" not in frame and {"layer", "expert", "index"} <= set(frame):
         _check_experts(experts, n_layers)
-        sizes = [experts[layer] or (0, 0) for layer in frame["layer"]]
-        starts = [
-            (n_experts if expert < 0 else expert) * size
-            for (n_experts, size), expert in zip(sizes, frame["expert"], strict=True)
-        ]
-        frame = frame.assign(neuron=np.array(starts, dtype="int64") + frame["index"])
+        frame = frame.assign(neuron=[_place(row, experts, d_mlp) for row in frame.to_dict("records")])
     if n_examples is not None:
         columns = {"example": n_examples, **columns}
     elif "example" in frame:

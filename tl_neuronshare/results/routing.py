@@ -75,9 +75,11 @@ class Routing:
         """Unpack which experts each example is routed to; False beyond the experts of a layer."""
         return unpack(self.packed[examples], self.n_experts)
 
-    def neurons(self, widths: Sequence[int], examples: slice) -> Bool[Tensor, "example language layer neuron"]:
+    def neurons(
+        self, widths: Sequence[int], examples: slice, *, languages: slice = slice(None)
+    ) -> Bool[Tensor, "example language layer neuron"]:
         """Say which neurons are computed: those of routed experts, and all that do not belong to a routed expert."""
-        routed = self.routed(examples)
+        routed = self.routed(examples)[:, languages]
         computed = torch.zeros(*routed.shape[:3], max(widths), dtype=torch.bool, device="cpu")
         for layer, (experts, width) in enumerate(zip(self.experts, widths, strict=True)):
             computed[:, :, layer, :width] = True

@@ -104,7 +104,7 @@ def _pieces(model: LensModel, texts: Iterable[str], language: str, *, prepend_bo
             else:
                 start, end = list(takewhile(special, row)), list(takewhile(special, reversed(row)))[::-1]
             inner = row[len(start) : len(row) - len(end)]
-            room = model.cfg.n_ctx - len(start) - len(end)
+            room = max(1, model.cfg.n_ctx - len(start) - len(end))
             for place in range(0, len(inner), room):
                 yield start + inner[place : place + room] + end
 

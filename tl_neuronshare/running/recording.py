@@ -511,7 +511,10 @@ class RecordedPass:
         quantifier: Literal["any", "all"] = "all" if reading.position == "all" else "any"
         chosen, scale = extreme(values, counted, quantifier)
         bits = torch.stack([pack_above(chosen, threshold) for threshold in reading.thresholds])
-        borderline = count_borderline(chosen, reading.thresholds, scale, values.dtype)
+        # The root mean square of the neurons that are computed: others have no values.
+        neurons = self.recorder.layers[layer]
+        computed = scale * (neurons.width / neurons.n_computed(tensors)) ** 0.5
+        borderline = count_borderline(chosen, reading.thresholds, computed, values.dtype)
         return bits, borderline, scale.isfinite().squeeze(-1)
 
     def _where_of(self, layer: int) -> _Where:

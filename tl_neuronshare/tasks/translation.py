@@ -81,8 +81,9 @@ def translation(
     if path and path.is_file():
         raise NeuronShareError(f"translation: {str(path)!r} is one language's file; give the folder. {HOW_TO_GET}")
     files = _files(path) if path else {}
-    present = list(files) or _configurations(path) or list(FLORES.values())
-    if target not in present:
+    listed = list(files) or _configurations(path)
+    present = listed or list(FLORES.values())  # a data set on the hub may have others
+    if listed and target not in listed:
         raise NeuronShareError(f"translation has no target {target!r} in this source; it has {', '.join(present)}.")
     others = [language for language in present if language != target]
     paper = [language for language in FLORES.values() if language in others]
