@@ -402,6 +402,59 @@ def test_rows_that_name_no_neuron_are_refused(row, message):
     assert mask.nonzero().tolist() == [[0, 5], [0, 7], [1, 7]]
 
 
+def test_a_function_sees_neurons_under_their_numbers_in_the_layer(loaded):
+    """A shared expert is called apart, and its neurons are still those after the routed ones."""
+    model, text = loaded("Qwen2MoeForCausalLM"), "The sky is"
+    sharing = ns.categorise(model, PROMPTS)
+    (n_experts, size), width = sharing.routing.experts[0], sharing.widths[0]
+    everything = torch.ones(len(sharing.widths), width, dtype=torch.bool)
+    for neuron in (5, n_experts * size + 5):
+
+        def off(values, neuron=neuron):
+            assert values.shape[-1] == width
+            values[..., neuron] = 0
+            return values
+
+        alone = torch.zeros_like(everything)
+        alone[:, neuron] = True
+        ours, theirs = (
+            model.run_with_hooks(text, fwd_hooks=ns.ablation_hooks(model, mask, mode=mode))
+            for mask, mode in ((everything, off), (alone, "zero"))
+        )
+        assert torch.equal(ours, theirs)
+
+
+def test_caches_say_all_that_they_lack(loaded):
+    model = loaded("MixtralForCausalLM")
+    tokens = torch.tensor([tokens_of(model, "The sky is")])
+    filters = [lambda name: ".routed." in name, lambda name: name.endswith(("mlp.hook_in", "routed.hook_index"))]
+    for names in filters:
+        cache = model.run_with_cache(tokens, names_filter=names)[1]
+        with pytest.raises(
+            ns.NeuronShareError, match=r"endswith\(\('mlp.hook_in', 'routed.hook_index', 'routed.hook_post'"
+        ):
+            ns.categorise_caches({"en": cache, "de": cache})
+    ends = ("mlp.hook_in", "routed.hook_index", "routed.hook_post")
+    cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith(ends))[1]
+    assert ns.categorise_caches({"en": cache, "de": cache}).n_examples == 1
+
+
+def test_double_precision(directory):
+    model = ns.load_model(directory("MixtralForCausalLM"), backend="bridge", device="cpu", dtype=torch.float64)
+    model.original_model.config._experts_implementation = "eager"  # the only one that runs without hooks
+    single = ns.load_model(directory("MixtralForCausalLM"), backend="bridge", device="cpu")
+    assert torch.equal(ns.categorise(model, PROMPTS).types, ns.categorise(single, PROMPTS).types)
+
+
+def test_a_model_that_was_loaded_in_inference_mode(directory):
+    with torch.inference_mode():
+        model = ns.load_model(directory("MixtralForCausalLM"), backend="bridge", device="cpu")
+    sharing = ns.categorise(model, PROMPTS)
+    hooks = ns.ablation_hooks(model, sharing.mask("specific")[0])
+    with torch.no_grad():
+        assert not torch.equal(model.run_with_hooks("The sky is", fwd_hooks=hooks), model("The sky is"))
+
+
 def test_hooks_of_some_names_only_are_refused(loaded):
     model = loaded("MixtralForCausalLM")
     hooks = ns.ablation_hooks(model, ns.categorise(model, PROMPTS).mask("specific")[0])

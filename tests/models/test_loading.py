@@ -205,7 +205,7 @@ def test_odd_things_to_load(tmp_path):
     ):
         with pytest.raises(ns.NeuronShareError, match=message):
             ns.load_model(given)
-    with pytest.raises(ns.NeuronShareError, match="dtype='float16' is unknown; give one of torch's"):
+    with pytest.raises(ns.NeuronShareError, match="dtype='float16' is unknown; give a floating-point one"):
         ns.load_model(tmp_path, dtype="float16")
     (tmp_path / "empty.GGUF").touch()
     with pytest.raises(ns.NeuronShareError, match="The file '.*empty.GGUF' could not be loaded"):

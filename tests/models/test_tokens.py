@@ -155,3 +155,12 @@ def test_a_decoder_without_a_start_is_refused(tmp_path):
         owner.decoder_start_token_id = None
     with pytest.raises(ns.NeuronShareError, match="does not say with which token its decoder begins"):
         models.decoder_prompt(model)
+
+
+def test_a_tokenizer_that_knows_nothing_of_a_text_is_refused(tmp_path, prompts):
+    """Transformers invents a tokenizer of a few tokens where a directory has none; every prompt would be the same."""
+    zoo.save_model("gpt_neox", zoo.KINDS["neox"].config, tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).unlink()
+    with pytest.raises(ns.NeuronShareError, match="knows nothing of|has no token; write one"):
+        ns.categorise(ns.load_model(tmp_path, backend="bridge", device="cpu"), prompts)

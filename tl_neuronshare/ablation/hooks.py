@@ -54,7 +54,8 @@ def ablation_hooks(
             `mean` or `resample`: the numbers in `values`, such as `reference_values` makes.
             `scale`: their own values, multiplied by the number `values` (2 amplifies).
             A function: it gets the layer's tensor [batch, position, neuron] and returns a tensor of the same shape and
-                dtype. Only the values of the mask's neurons are taken from it.
+                dtype. Only the values of the mask's neurons are taken from it. In a mixture with an expert that every
+                token uses, it is called once for that expert and once for the others, whose values are 0 meanwhile.
         values: for `mean` and `resample`, a number for each neuron, or for each neuron of each row. For `scale`, one
             number.
         position: at which tokens the neurons are edited. `all` means every token, also those that are generated. (In
@@ -158,9 +159,14 @@ def hooks_at(
     for number, layer in enumerate(layers):
         masks = layer.split(mask[..., number, :])
         references = [None] * len(masks) if reference is None else layer.split(reference[..., number, :])
+        start = 0
         for neurons, mask_of_hook, reference_of_hook in zip(layer.hooks, masks, references, strict=True):
-            edit = _edit(mode, values) if reference_of_hook is None else _Put(reference_of_hook)
-            hooks += _Ablation(neurons, mask_of_hook, edit, places).hooks
+            if reference_of_hook is not None:
+                new: _NewValues = _Put(reference_of_hook)
+            else:
+                new = _Apply(mode, start, layer.width) if callable(mode) else _scaling(mode, values)
+            hooks += _Ablation(neurons, mask_of_hook, new, places).hooks
+            start += neurons.width
     return hooks
 
 
@@ -217,10 +223,8 @@ def _checked_values(mode: Any, values: Any, mask: Tensor) -> Tensor | None:
 _NewValues = Callable[[NeuronHook, Sequence[Tensor]], Tensor]
 
 
-def _edit(mode: Any, values: Any) -> _NewValues:
-    """The edit of modes that need no reference values, as a pure function of a hook's tensors."""
-    if callable(mode):
-        return _Apply(mode)
+def _scaling(mode: Any, values: Any) -> _NewValues:
+    """The edit of `zero` and `scale`, as a pure function of a hook's tensors."""
     return partial(_scaled, factor=0.0 if mode == "zero" else float(values))
 
 
@@ -252,20 +256,30 @@ class _Put:
 
 
 class _Apply:
-    """Applies the user's function to the values of all neurons at all positions."""
+    """Applies the user's function to the values of all neurons at all positions.
 
-    def __init__(self, function: Edit) -> None:
-        self.function = function
+    Args:
+        function: the user's function.
+        start: where the hook's neurons begin in the layer.
+        width: how many neurons the layer has. Those of its other hooks are 0, since they are computed apart.
+    """
+
+    def __init__(self, function: Edit, start: int, width: int) -> None:
+        self.function, self.start, self.width = function, start, width
 
     def __call__(self, neurons: NeuronHook, tensors: Sequence[Tensor]) -> Tensor:
+        own = slice(self.start, self.start + neurons.width)
         values = neurons.read(tensors)
+        if neurons.width < self.width:
+            part, values = values, values.new_zeros(*values.shape[:-1], self.width)
+            values[..., own] = part
         new = self.function(values.clone())  # a copy, in case it edits in place
         if not isinstance(new, Tensor) or new.shape != values.shape or new.dtype != values.dtype:
             raise NeuronShareError(
                 f"{neurons.name}: the function given as mode returned {_described(new)} for {_described(values)}; "
                 "it must keep shape and dtype."
             )
-        return neurons.like(new, tensors)
+        return neurons.like(new[..., own], tensors)
 
 
 class _Places:

@@ -209,18 +209,15 @@ class ExpertsWriter:
                 "The weights of the experts are on disk or offloaded to the CPU, where an edit cannot be compared with "
                 "Hugging Face's; load the model without offloading its experts, or with verify=False."
             )
-        kept = weights.detach().clone() if zeroed is not None else None
-        try:
+        with hooked_module(self.experts, keep), ExitStack() as stack:
             if zeroed is not None:
                 by_expert = rearrange(zeroed.to(weights.device), "(e n) -> e n 1", e=len(weights))
-                with torch.no_grad():
-                    weights.masked_fill_(by_expert if is_transposed(self.experts) else by_expert.mT, 0)
-            with hooked_module(self.experts, keep):
-                yield seen
-        finally:
-            if kept is not None:
-                with torch.no_grad():
-                    weights.copy_(kept)
+                where = by_expert if is_transposed(self.experts) else by_expert.mT
+                stack.callback(self.experts._parameters.__setitem__, "down_proj", weights)
+                self.experts._parameters["down_proj"] = nn.Parameter(
+                    weights.detach().masked_fill(where, 0), requires_grad=False
+                )
+            yield seen
 
     @contextmanager
     def written(self) -> Iterator[list[Tensor]]:

@@ -101,7 +101,8 @@ class _Collector:
         self._handed_over: dict[str, weakref.ref[Tensor]] = {}
 
     def __call__(self, tensor: Tensor, hook: Any, *, name: str) -> None:
-        # A bridge's compatibility mode calls a hook once for each name of its hook point.
+        # A bridge's compatibility mode calls a hook once for each name of its hook point. With one hook point, reading
+        # twice gives the same; with several, the second call must not begin a new set.
         if len(self.names) > 1 and (
             tensor is self._tensors.get(name) or tensor is self._handed_over.get(name, lambda: None)()
         ):

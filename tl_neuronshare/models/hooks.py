@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
@@ -45,6 +46,7 @@ class Editing:
     def __init__(self, names: Sequence[str], edit: Callable[[list[Tensor]], Tensor | None]) -> None:
         self.names, self.edit = tuple(names), edit
         self._kept: dict[str, Tensor] = {}
+        self._latest: Callable[[], Tensor | None] = lambda: None  # a weak reference to what the latest call gave
         self._called_as: str | None = None
 
     @property
@@ -54,10 +56,9 @@ class Editing:
 
     def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None:
         """Edit the tensor; called by TransformerLens."""
-        # A bridge's compatibility mode calls a hook once for each name of its hook point; only the first one counts.
+        # A bridge's compatibility mode calls a hook once for each name of its hook point.
         called_as = getattr(hook, "name", None)
-        self._called_as = self._called_as or called_as
-        if called_as != self._called_as:
+        if tensor is self._latest() and called_as != self._called_as:
             return None
         missing = [name for name in self.names[:-1] if name not in self._kept]
         if missing:
@@ -65,7 +66,9 @@ class Editing:
                 f"{self.names[-1]} cannot be edited without the tensor of {missing[0]}; install all hooks of the list, "
                 "and not only those of some names."
             )
-        return self.edit([*(self._kept.pop(name) for name in self.names[:-1]), tensor])
+        edited = self.edit([*(self._kept.pop(name) for name in self.names[:-1]), tensor])
+        self._latest, self._called_as = weakref.ref(tensor if edited is None else edited), called_as
+        return edited
 
 
 class _Keep:

@@ -166,8 +166,8 @@ def check_position(model: LensModel, position: object) -> None:
     is_mask = isinstance(position, str) and position == "mask"
     if is_mask and (architecture_of(model) != "encoder" or model.tokenizer.mask_token_id is None):
         raise NeuronShareError(
-            f"{name_of(model)} fills in no mask token, so that it has no position='mask'; use last, any, all, or a "
-            "negative index."
+            f"{name_of(model)} fills in no mask token, so that it has no position='mask'; use any, all, or a negative "
+            "index."
         )
     if isinstance(position, str) and position == "last" and architecture_of(model) == "encoder":
         raise NeuronShareError(

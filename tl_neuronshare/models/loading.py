@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from tl_neuronshare.checks import flag
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import verification
+from tl_neuronshare.models import points, verification
 from tl_neuronshare.models.lens import (
     LensModel,
     architecture_of,
@@ -60,11 +61,13 @@ def load_model(
         >>> model.cfg.n_layers
         4
     """
-    _check(name_or_path, backend, dtype, trust_remote_code)
+    _check(name_or_path, backend, device, dtype, trust_remote_code=trust_remote_code, verify=verify)
     path = Path(name_or_path).expanduser()
     is_file = path.suffix.lower() == ".gguf" and not path.is_dir()
     if is_file and not path.is_file():
         raise NeuronShareError(f"There is no file {str(path)!r}; check the path.")
+    if not path.exists() and (path.is_absolute() or str(name_or_path).startswith(("./", "../", "~"))):
+        raise NeuronShareError(f"There is no directory {str(path)!r}; check the path.")
     if backend == "hooked" and (is_file or not has_hooked_transformer()):
         raise NeuronShareError(
             f'{path.name} is a GGUF file, which only a TransformerBridge can load; use backend="bridge".'
@@ -101,6 +104,7 @@ def load_model(
         what = "The file" if is_file else "The directory" if path.is_dir() else "The name"
         reason, advice = _explained(error, name, is_hooked=is_hooked)
         raise NeuronShareError(f"{what} {name!r} could not be loaded: {reason}\n{advice}") from error
+    points.install(model)
     if not verify:
         verification.do_not_verify(model)
     elif source is not None:
@@ -108,16 +112,24 @@ def load_model(
     return model
 
 
-def _check(name_or_path: Any, backend: Any, dtype: Any, trust_remote_code: Any) -> None:
+def _check(name_or_path: Any, backend: Any, device: Any, dtype: Any, *, trust_remote_code: Any, verify: Any) -> None:
     """Refuse arguments of `load_model` that are not of the right kind."""
     if backend not in get_args(Backend):
         raise NeuronShareError(f"backend={backend!r} is unknown; use one of {', '.join(get_args(Backend))}.")
     if not isinstance(name_or_path, str | Path) or not str(name_or_path):
         raise NeuronShareError(f"name_or_path={name_or_path!r}; give a name on the hub, a directory or a .gguf file.")
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise NeuronShareError(f"dtype={dtype!r} is unknown; give one of torch's, such as torch.bfloat16.")
-    if not isinstance(trust_remote_code, bool):
-        raise NeuronShareError(f"trust_remote_code={trust_remote_code!r}; give True or False.")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise NeuronShareError(f"dtype={dtype!r} is unknown; give a floating-point one, such as torch.bfloat16.")
+    flag("trust_remote_code", trust_remote_code)
+    flag("verify", verify)
+    if device is None:
+        return
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise NeuronShareError(f"device={device!r} is unknown; give one of torch's, such as cpu or cuda.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise NeuronShareError(f"device={device!r}: there is no such device here; use cpu.")
 
 
 def _known_name(name: str) -> bool:

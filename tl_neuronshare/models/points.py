@@ -73,9 +73,9 @@ class PointedExperts(_Pointed):
 
     @property
     def hooked_implementation(self) -> str:
-        """How the experts run while something is hooked."""
-        chosen = self.config._experts_implementation
-        return "batched_mm" if chosen == "batched_mm" else "grouped_mm"
+        """How the experts run while something is hooked; torch has no grouped product in double precision."""
+        is_double = any(parameter.dtype == torch.float64 for parameter in self.parameters())
+        return "batched_mm" if is_double or self.config._experts_implementation == "batched_mm" else "grouped_mm"
 
     def forward(self, *args: Any, **options: Any) -> Any:
         """Run the experts, and call the hook points if something is hooked there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ def _speaking(model: LensModel, language: str | None) -> Iterator[None]:
     if not hasattr(tokenizer, "src_lang"):
         yield
         return
-    before = tokenizer.src_lang, tokenizer.tgt_lang
+    before = tokenizer.src_lang, getattr(tokenizer, "tgt_lang", None)
     if language is not None:
         tokenizer.src_lang = _code_of(model, language)
     try:
@@ -139,8 +140,8 @@ def decoder_prompt(model: LensModel) -> list[int]:
 
     start, forced = setting("decoder_start_token_id"), setting("forced_bos_token_id")
     tokenizer = model.tokenizer
-    if forced is None and hasattr(tokenizer, "tgt_lang"):
-        ids = {code: _id_of(tokenizer, code) for code in _codes(tokenizer)}
+    ids = {code: _id_of(tokenizer, code) for code in _codes(tokenizer)} if hasattr(tokenizer, "tgt_lang") else {}
+    if forced is None and ids:
         if tokenizer.tgt_lang is not None:
             forced = ids[_code_of(model, tokenizer.tgt_lang)]
         elif start not in ids.values():
@@ -244,10 +245,18 @@ def tokenised(
         if not isinstance(text, str):
             raise NeuronShareError(f"Language {language!r}, example {example!r}: {text!r} is not a text; give strings.")
     rows = tokenise(model, texts, prepend_bos=prepend_bos, language=language)
-    for example, tokens in zip(examples, rows, strict=True):
+    unreadable = set(model.tokenizer.all_special_ids)
+    for example, text, tokens in zip(examples, texts, rows, strict=True):
         where = f"Language {language!r}, example {example!r}"
         if not tokens:
             raise NeuronShareError(f"{where}: the prompt has no token; write one that the tokenizer can read.")
+        read = tokens[1:] if tokens[:1] == [model.tokenizer.bos_token_id] else tokens
+        if read and unreadable.issuperset(read):
+            raise NeuronShareError(
+                f"{where}: the tokenizer, which has {len(model.tokenizer)} tokens, knows nothing of "
+                f"{shorten(text, 40)!r}: all its tokens are special or unknown. Load the model's own tokenizer; is "
+                "tokenizer.json missing in its directory?"
+            )
         check_length(model, len(tokens), where)
     return rows
 

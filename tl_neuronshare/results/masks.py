@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_neuronshare.checks import is_count
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.draws import NEAR, drawn, matched
 from tl_neuronshare.results.files import read_tensors, write_tensors
@@ -186,7 +187,12 @@ def mask_to_frame(mask: Bool[Tensor, "*batch layer neuron"], *, experts: Experts
 
 
 def _check_experts(experts: Experts, n_layers: int) -> None:
-    """Refuse experts of a different number of layers."""
+    """Refuse what does not say for each layer how many experts it has and how many neurons each of them."""
+    if not isinstance(experts, Sequence) or not all(
+        layer is None or (isinstance(layer, Sequence) and len(layer) == 2 and all(is_count(n) for n in layer))
+        for layer in experts
+    ):
+        raise NeuronShareError(f"experts is a {type(experts).__name__}; give sharing.routing.experts.")
     if len(experts) != n_layers:
         raise NeuronShareError(
             f"experts is for {len(experts)} layers, but there are {n_layers}; give sharing.routing.experts."

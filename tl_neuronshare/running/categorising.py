@@ -70,7 +70,8 @@ def categorise(
     """Find which neurons each prompt activates: those whose value at the chosen position is above the threshold.
 
     The model runs under the hooks of a `SharingRecorder`. If hooks of your own are active (`with model.hooks(...)`),
-    the recorded values include their edits. The model is left as it was.
+    the recorded values include their edits. The model is left as it was, apart from hook points that a mixture of
+    experts gets (docs/experts.md), which change nothing until they are hooked.
 
     Args:
         model: a HookedTransformer or TransformerBridge. To compute scores with it later (`attribute`), load it with
@@ -246,11 +247,13 @@ def _model_of(caches: Mapping[str, Any]) -> LensModel:
 
 def _cached(cache: Any, layer: NeuronLayer, language: str) -> tuple[Tensor, ...]:
     """The tensors that were cached at one layer's hooks. A cache without a batch axis holds one example."""
+    ends = tuple(dict.fromkeys(name.split(".", 2)[-1] for name in layer.names))
     for name in layer.names:
         if name not in cache.cache_dict:
             raise NeuronShareError(
-                f"Language {language!r}: the cache lacks {name}; cache it too, such as with "
-                f"names_filter=lambda name: name.endswith({name.split('.')[-1]!r})."
+                f"Language {language!r}: the cache lacks {name}; cache all of {', '.join(layer.names)}, such as with "
+                f"names_filter=lambda name: name.endswith({ends!r}). Hook points of experts are there once the model "
+                "was loaded with load_model or checked with verify."
             )
     if layer.experts is not None and not cache.has_batch_dim:
         raise NeuronShareError(
