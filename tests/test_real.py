@@ -79,7 +79,7 @@ def test_it_passes_every_check(gemma, hugging_face):
     """But for its own `generate`, with a Transformers that renames the cache."""
     table = ns.verify(gemma, reference=hugging_face[0]).set_index("check")
     assert table.drop(index="generate")["passed"].all()
-    assert len(table) == 12
+    assert len(table) == 13
     assert table.loc["logits", "value"] < 1e-5
 
 
@@ -103,6 +103,20 @@ def test_types_are_those_of_the_plain_model(gemma, hugging_face, facts, site):
     assert wrong <= activated.numel() // 100_000
     for label in ("all-shared", "partial-shared", "specific", "non-activated"):
         assert sharing.mask(label).any()
+
+
+def test_types_in_bfloat16_are_those_of_the_plain_model_in_bfloat16(gguf):
+    """One prompt at a time, so that both round alike."""
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    plain = AutoModelForCausalLM.from_pretrained(**where, attn_implementation="eager", dtype=torch.bfloat16).eval()
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    active = reference.active_neurons(plain, tokenizer, TEXTS, module=DOWN, n_layers=N_LAYERS, bos=True)
+    model = ns.load_model(gguf, device="cpu", dtype=torch.bfloat16)
+    sharing = ns.categorise(model, ns.ParallelPrompts(TEXTS), batch_size=1)
+    activated = sharing.activated()
+    for (example, language, layer), neurons in active.items():
+        found = activated[example, sharing.languages.index(language), layer].nonzero().flatten().tolist()
+        assert set(found) == neurons, (example, language, layer)
 
 
 def test_ablated_logits_are_those_of_the_plain_model(gemma, hugging_face):
