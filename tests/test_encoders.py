@@ -11,7 +11,7 @@ import tl_neuronshare as ns
 from support import encoders, zoo
 from support.encoders import BOTH, ENCODERS, KINDS, Reference
 from tl_neuronshare import models
-from tl_neuronshare.models import architecture_of, decoding, inputs_of
+from tl_neuronshare.models import decoding, inputs_of
 from tl_neuronshare.models.lens import has_hooked_transformer
 
 PROMPTS = ns.ParallelPrompts({language: texts[:4] for language, texts in zoo.TEXTS.items()})
@@ -209,9 +209,9 @@ def test_an_encoder_has_no_last_position_and_no_answers(pair):
     for run in (lambda: ns.categorise(model, PROMPTS), lambda: ns.reference_values(model, PROMPTS)):
         with pytest.raises(ns.NeuronShareError, match="is an encoder, in which no token predicts the answer"):
             run()
-    with pytest.raises(ns.NeuronShareError, match="is an encoder: it gives no answer to a prompt"):
+    with pytest.raises(ns.NeuronShareError, match="is an encoder. It gives no answer to a prompt"):
         ns.evaluate(model, QUIZ)
-    with pytest.raises(ns.NeuronShareError, match="is an encoder: it does not predict each token"):
+    with pytest.raises(ns.NeuronShareError, match="is an encoder. It does not predict each token"):
         ns.perplexity(model, PROMPTS.prompts)
     sharing = ns.categorise(model, QUIZ, position="any")
     with pytest.raises(ns.NeuronShareError, match="is an encoder: the scores are of what MLPs write"):
@@ -246,9 +246,9 @@ def test_the_mask_token_is_a_position_of_encoders(pair):
 def test_what_an_encoder_decoder_cannot_do_is_refused(pair):
     model, _ = pair("mbart")
     sharing = ns.categorise(model, QUIZ)
-    with pytest.raises(ns.NeuronShareError, match="is an encoder-decoder: it does not predict each token"):
+    with pytest.raises(ns.NeuronShareError, match="is an encoder-decoder. It does not predict each token"):
         ns.perplexity(model, PROMPTS.prompts)
-    with pytest.raises(ns.NeuronShareError, match="which an encoder's do not reach directly"):
+    with pytest.raises(ns.NeuronShareError, match="decoder of an encoder-decoder is not scored"):
         ns.attribute(model, QUIZ, sharing)
     with pytest.raises(ns.NeuronShareError, match="whose encoder and decoder see different tokens; categorise reads"):
         ns.SharingRecorder(model, ["en", "de"], 1).fwd_hooks("en", [0])
@@ -307,11 +307,10 @@ def test_recorder_and_caches_of_an_encoder(pair):
     assert cached.types.equal(expected.types)
 
 
-def test_decoding_follows_hooks(pair):
+def test_decoding_is_that_of_a_loop_over_hugging_face(pair):
     model, reference = pair("mbart")
     rows = models.tokenise(model, PROMPTS.prompts["de"])
     new = decoding.greedy(model, rows, 4, cached=False)
     for row, text in zip(new, PROMPTS.prompts["de"], strict=True):
         greedy = reference.greedy(text, 4)
         assert row[: len(greedy)] == greedy
-    assert architecture_of(model) == "encoder-decoder"

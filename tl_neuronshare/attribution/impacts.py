@@ -131,10 +131,11 @@ class Impacts:
     ) -> None:
         how = how.on(model)
         _require_answers(prompts, sharing)
-        models.require_decoder(
+        models.require_architecture(
             model,
-            "the scores are of what MLPs write towards the unembedding, which an encoder's do not reach directly, and "
-            "a decoder's beside cross-attention are not computed here; use a decoder",
+            "decoder",
+            why="The scores are of what MLPs write towards the unembedding. What an encoder writes does not reach it "
+            "directly, and the decoder of an encoder-decoder is not scored here. Use a decoder.",
         )
         models.check_unembedding(model)
         verification.require(model, "logits", "post", "output", "unembedding")

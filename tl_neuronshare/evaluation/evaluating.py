@@ -205,7 +205,9 @@ def perplexity(
         1       de        4.33       4
     """
     how = Running(batch_size, prepend_bos).on(model)
-    models.require_decoder(model, "it does not predict each token of a text from those before it; use a decoder")
+    models.require_architecture(
+        model, "decoder", why="It does not predict each token of a text from those before it. Use a decoder."
+    )
     verification.require(model, "logits")
     texts_by_language("texts", texts)
     with running(model, "perplexity", n_rows=sum(map(len, texts.values())), progress=progress) as loop:
@@ -257,7 +259,9 @@ class Evaluation:
     def __init__(self, model: LensModel, prompts: ParallelPrompts, scoring: Scoring, how: Running) -> None:
         require_prompts(prompts)
         self.model, self.prompts, self.scoring, self.how = model, prompts, scoring, how.on(model)
-        models.require_decoder(model, "it gives no answer to a prompt; use a decoder", also="encoder-decoder")
+        models.require_architecture(
+            model, "decoder", "encoder-decoder", why="It gives no answer to a prompt. Use a decoder."
+        )
         scoring.check(prompts)
         verification.require(model, "logits", *(["decoding"] if scoring.decodes else []))
         answers: Mapping[str, Sequence[str]] = prompts.answers or {}

@@ -30,7 +30,7 @@ from tl_neuronshare.models.lens import (
     name_of,
     nested,
     quantisation_of,
-    require_decoder,
+    require_architecture,
     stacks_of,
     version_of_transformer_lens,
 )

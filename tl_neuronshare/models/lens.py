@@ -140,19 +140,19 @@ def architecture_of(model: LensModel) -> Architecture:
     return "encoder" if is_bert or not hugging_face.can_generate() else "decoder"
 
 
-def require_decoder(model: LensModel, what: str, *, also: Architecture = "decoder") -> None:
-    """Refuse an encoder or an encoder-decoder for something that it does not have.
+def require_architecture(model: LensModel, *allowed: Architecture, why: str) -> None:
+    """Refuse a model whose architecture is not one of those that are allowed.
 
     Args:
         model: the model.
-        what: what such a model does not have, as the end of a sentence.
-        also: an architecture besides the decoder that is not refused.
+        allowed: the architectures that pass.
+        why: why the others are refused, and what to do: whole sentences that follow the model's name and architecture.
 
     Raises:
         NeuronShareError: the model is of a different architecture.
     """
-    if (architecture := architecture_of(model)) not in ("decoder", also):
-        raise NeuronShareError(f"{name_of(model)} is an {architecture}: {what}.")
+    if (architecture := architecture_of(model)) not in allowed:
+        raise NeuronShareError(f"{name_of(model)} is an {architecture}. {why}")
 
 
 def check_position(model: LensModel, position: object) -> None:

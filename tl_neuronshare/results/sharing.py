@@ -471,9 +471,9 @@ class NeuronSharing:
 
 
 def _joined(routings: Sequence[Routing | None]) -> Routing | None:
-    """The routing of the examples of several results; None where one of them has none."""
+    """The routing of the examples of several results, of which all have one or none has."""
     known = [routing for routing in routings if routing is not None]
-    if not known or len(known) < len(routings):
+    if not known:
         return None
     return Routing(torch.cat([routing.packed for routing in known]), known[0].experts)
 
