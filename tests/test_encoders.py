@@ -214,7 +214,7 @@ def test_an_encoder_has_no_last_position_and_no_answers(pair):
     with pytest.raises(ns.NeuronShareError, match="is an encoder. It does not predict each token"):
         ns.perplexity(model, PROMPTS.prompts)
     sharing = ns.categorise(model, QUIZ, position="any")
-    with pytest.raises(ns.NeuronShareError, match="is an encoder: the scores are of what MLPs write"):
+    with pytest.raises(ns.NeuronShareError, match="is an encoder. The scores are of what MLPs write"):
         ns.attribute(model, QUIZ, sharing)
     with pytest.raises(ns.NeuronShareError, match="whose tokenizer adds its own special tokens"):
         ns.categorise(model, PROMPTS, position="any", prepend_bos=True)
