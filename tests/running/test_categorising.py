@@ -235,7 +235,7 @@ def test_caches(animals, backend, bloom):
     with pytest.raises(ns.NeuronShareError, match="different numbers of prompts: en 2, de 3. Row i must be example i"):
         ns.categorise_caches(caches | caches_of(bloom, de=(3, 5)))
     some = {"de": bloom.run_with_cache(torch.ones(2, 5).long(), names_filter="blocks.0.mlp.hook_post")[1]}
-    message = r"'de': the cache lacks blocks\.1\.mlp\.hook_post; .*name.endswith\('hook_post'\)"
+    message = r"'de': the cache lacks blocks\.1\.mlp\.hook_post; .*name.endswith\('mlp.hook_post'\)"
     with pytest.raises(ns.NeuronShareError, match=message):
         ns.categorise_caches(caches | some)
     lengths = {"en": [4, 2], "de": [5, 1]}

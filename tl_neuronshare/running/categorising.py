@@ -247,13 +247,16 @@ def _model_of(caches: Mapping[str, Any]) -> LensModel:
 
 def _cached(cache: Any, layer: NeuronLayer, language: str) -> tuple[Tensor, ...]:
     """The tensors that were cached at one layer's hooks. A cache without a batch axis holds one example."""
-    ends = tuple(dict.fromkeys(name.split(".", 2)[-1] for name in layer.names))
+    ends: Any = tuple(dict.fromkeys(name.split(".", 2)[-1] for name in layer.names))
     for name in layer.names:
         if name not in cache.cache_dict:
             raise NeuronShareError(
                 f"Language {language!r}: the cache lacks {name}; cache all of {', '.join(layer.names)}, such as with "
-                f"names_filter=lambda name: name.endswith({ends!r}). Hook points of experts are there once the model "
-                "was loaded with load_model or checked with verify."
+                f"names_filter=lambda name: name.endswith({(ends[0] if len(ends) == 1 else ends)!r})."
+                + (
+                    " The model has hook points for experts once load_model or verify has seen it."
+                    * bool(layer.experts)
+                )
             )
     if layer.experts is not None and not cache.has_batch_dim:
         raise NeuronShareError(
