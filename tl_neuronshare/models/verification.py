@@ -32,7 +32,7 @@ from tl_neuronshare.models import decoding
 from tl_neuronshare.models.forward import arguments_of
 from tl_neuronshare.models.inputs import Inputs, inputs_of
 from tl_neuronshare.models.lens import Architecture, LensModel, nothing_installed
-from tl_neuronshare.models.neurons import Site
+from tl_neuronshare.models.neurons import Site, hooked_module
 from tl_neuronshare.models.packing import Packing
 
 Check = Literal[
@@ -673,7 +673,7 @@ def _check_unembedding(run: _Run) -> Outcome:
     row = max(run.rows, key=len)
     with ExitStack() as stack:
         for module in (last, unembed):
-            stack.callback(module.register_forward_hook(keep).remove)
+            stack.enter_context(hooked_module(module, keep))
         run.logits(row)
     normed, read, logits = (_on_cpu(tensor[0]) for tensor in (seen[last][1], *seen[unembed]))
     if normed.shape != read.shape or not _difference(read, normed) <= run.bound:
