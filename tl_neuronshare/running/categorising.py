@@ -22,8 +22,10 @@ from tl_neuronshare.maths.activation import Number, Position
 from tl_neuronshare.models import LensModel, NeuronLayer, Site
 from tl_neuronshare.prompts import ParallelPrompts, as_list, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
-from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, running
+from tl_neuronshare.running.loop import running
+from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running
 from tl_neuronshare.running.recording import RecordedPass, SharingRecorder
+from tl_neuronshare.running.shards import Record
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -132,14 +134,18 @@ def categorise(
         models.reading(model, recorder.layers, read) as run_once,
     ):
 
-        def record(batch: Batch) -> None:
+        def record(batch: Batch) -> Record:
             nonlocal recorded
             numbers, examples = zip(*(divmod(row, len(prompts)) for row in batch.rows), strict=True)
-            languages = [prompts.languages[number] for number in numbers]
-            recorded = recorder.recorded_pass(languages, examples, batch)
+            recorded = recorder.recorded_pass([prompts.languages[each] for each in numbers], examples, batch)
             run_once(batch)
+            return recorder.bits.of(recorded.prompts)
 
-        loop(plan, record)
+        def keep(rows: list[int], record: Record) -> None:
+            numbers = [row % len(prompts) * len(prompts.languages) + row // len(prompts) for row in rows]
+            recorder.bits.take(torch.tensor(numbers, device="cpu"), record)
+
+        loop(plan, record, keep)
     special = set(models.special_tokens(model))
     return recorder.result(
         prompts,

@@ -396,6 +396,24 @@ class Bits:
         self._routed[:, layer, : routed.shape[-1]].index_copy_(0, prompts, routed)
         self.recorded[prompts, layer] = True
 
+    def of(self, prompts: Int[Tensor, " prompt"]) -> dict[str, Tensor]:
+        """Return everything that is kept of these prompts, one row for each."""
+        return {
+            "packed": self._packed[:, prompts].transpose(0, 1),
+            "routed": self._routed[prompts],
+            "borderline": self.borderline[:, prompts].T,
+            "recorded": self.recorded[prompts],
+            "had tokens": self.had_tokens[prompts],
+        }
+
+    def take(self, prompts: Int[Tensor, " prompt"], record: Mapping[str, Tensor]) -> None:
+        """Keep what `of` has returned for these prompts."""
+        self._packed[:, prompts] = record["packed"].transpose(0, 1)
+        self._routed[prompts] = record["routed"]
+        self.borderline[:, prompts] = record["borderline"].T
+        self.recorded[prompts] = record["recorded"]
+        self.had_tokens[prompts] = record["had tokens"]
+
     def handed_out(
         self,
     ) -> tuple[UInt8[Tensor, "threshold prompt layer byte"], UInt8[Tensor, "prompt layer expert_byte"]]:
