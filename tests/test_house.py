@@ -203,7 +203,7 @@ PUBLIC = {
     "demo.prompts": "",
     # categorise
     "neuron_types": "activated",
-    "categorise": "model, prompts, *, site, position, threshold, batch_size, prepend_bos, progress",
+    "categorise": "model, prompts, *, site, position, threshold, batch_size, prepend_bos, out, shard, progress",
     "categorise_caches": "caches, *, lengths, padding_side, tokens, prompts, site, position, threshold",
     "SharingRecorder": "model, languages, n_examples, *, site, position, threshold",
     "SharingRecorder.fwd_hooks": "self, language, examples, attention_mask, *, tokens",

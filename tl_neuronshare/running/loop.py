@@ -7,7 +7,7 @@ it, and whether it is computed now or was read from disk. Records are taken into
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,19 +180,31 @@ class Loop:
         finally:
             self._is_mine = None
 
-    def seal(self, write: Callable[[Path], None]) -> None:
-        """Write what a finished part of the run gave to the folder, and remove its records; do nothing without one.
+    def seal(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write a file of what a finished part of the run gave, and remove its records; do nothing without a folder.
 
         Records that a job array has written stay, since its other processes may be at work.
+
+        Args:
+            name: the name of the file, which appears only when it is whole.
+            write: writes the file at the path that it gets.
         """
         if self.shards is None:
             return
         if self._among.is_main:
-            write(self.shards.folder)
+            self.shards.put(name, write)
+        self._among.wait()
         if self._shard is None:
-            self._among.wait()
             self.shards.forget()
             self._among.wait()
+
+    def clear(self, files: Iterable[Path]) -> None:
+        """Remove files of the folder, and all records, once the whole result is there."""
+        if self.shards is not None:
+            if self._among.is_main:
+                for file in files:
+                    file.unlink(missing_ok=True)
+            self.shards.forget()
 
     def expect(self, n_rows: int) -> None:
         """Tell the progress bar how many rows all loops have together."""

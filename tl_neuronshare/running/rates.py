@@ -184,7 +184,7 @@ class _SoFar:
             self.counts[number, layer, : len(counts)] += counts
         self.tensors["groups"][number] = self._group
         self.tensors["hashes"][number] = torch.tensor(list(self._hash), dtype=torch.uint8, device="cpu")
-        self.loop.seal(lambda folder: write_tensors(self.tensors, folder / _FILE, kind=_KIND))
+        self.loop.seal(_FILE, lambda path: write_tensors(self.tensors, path, kind=_KIND))
 
 
 def _pieces(model: LensModel, texts: Iterable[str], language: str, *, prepend_bos: bool | None) -> Iterator[list[int]]:

@@ -11,7 +11,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -99,6 +99,9 @@ class Shards:
         return self
 
     def __exit__(self, *error: object) -> None:
+        path = Path(self._file.name)
+        if not self._seen[path]:
+            path.unlink(missing_ok=True)  # nothing is in it
         self._file.close()
 
     def known(self, stage: str) -> set[int]:
@@ -126,6 +129,14 @@ class Shards:
             self._file.write(name + tensors)
             self._file.flush()
         self._note(path, stage, batch, start + _HEAD.size + len(name), len(tensors))
+
+    def put(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write a file into the folder, whole or not at all, whichever other processes write it too."""
+        own = Path(self._file.name)
+        with _Writing(self.folder):
+            part = own.with_name(f"{own.stem}-{name}{_PART}")
+            write(part)
+            part.replace(self.folder / name)
 
     def look(self) -> None:
         """Read which records have been written since the last look, by this process and by others."""
