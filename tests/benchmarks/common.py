@@ -188,10 +188,12 @@ def again(
         return residual.flatten(0, -2)[:n_places][None]
 
     only = [] if logits == "all" else [("unembed.hook_in", cut)]
+    # A HookedTransformer's unembedding takes its time even for no places at all.
+    without = {} if models.is_bridge(model) else {"stop_at_layer": model.cfg.n_layers}
     with models.left_as_found(model), hooked(model, [*hooks, *only]):
         for one in passes:
             n_places = one.n_unembedded if logits == "as before" else 0
-            model(*one.positional, **one.named)
+            model(*one.positional, **one.named, **({} if n_places or logits == "all" else without))
 
 
 def trunk_job(model: Any, passes: Sequence[Pass]) -> Job:

@@ -45,7 +45,9 @@ class Bootstrap:
             columns, drawn = enough[start : start + step], self._resamples(n)
             with np.errstate(invalid="ignore"):  # a resample may have no denominator
                 ratios = (drawn @ above[:, columns]) / (drawn @ below[:, columns])
-            low[columns], high[columns] = np.nanquantile(ratios, [0.025, 0.975], axis=0)
+            # `nanquantile` takes one column at a time.
+            quantile = np.nanquantile if np.isnan(ratios).any() else np.quantile
+            low[columns], high[columns] = quantile(ratios, [0.025, 0.975], axis=0)
         return low.reshape(shape), high.reshape(shape)
 
     def _resamples(self, n: int) -> NDArray[np.float64]:
