@@ -22,6 +22,9 @@ from tl_neuronshare.models.forward import forward
 from tl_neuronshare.models.inputs import Inputs
 from tl_neuronshare.models.lens import LensModel, device_of, is_bridge, name_of
 
+# The kinds of layers of a Hugging Face cache that hold no more, or nothing, where a layer uses those of another one.
+_KEYS_AND_VALUES = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
+
 
 @runtime_checkable
 class Cache(Protocol):
@@ -114,13 +117,8 @@ class _BridgeCache:
         return logits
 
     def of_rows(self, rows: Int[Tensor, " row"]) -> _BridgeCache:
-        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-        for layer in self.cache.layers:
-            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-                raise NeuronShareError(
-                    f"{name_of(self.model)} keeps more than keys and values of its tokens ({type(layer).__name__})."
-                )
+        for kind in {type(layer).__name__ for layer in self.cache.layers} - _KEYS_AND_VALUES:
+            raise NeuronShareError(f"{name_of(self.model)} keeps more than its tokens' keys and values ({kind}).")
         cache = copy.copy(self.cache)
         cache.layers = [_rows_of_layer(layer, rows) for layer in self.cache.layers]
         return _BridgeCache(self.model, cache, self.mask[rows])
