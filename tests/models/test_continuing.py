@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-import tl_neuronshare as ns
 from support import zoo
 from support.watching import PeakMemory
 from tl_neuronshare import models

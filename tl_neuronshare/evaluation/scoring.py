@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import partial
+from itertools import accumulate, zip_longest
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float, Int
@@ -14,10 +16,12 @@ from torch import Tensor
 from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.answers import Continuation
+from tl_neuronshare.evaluation.once import Once, Row, prompts_once, whole
 from tl_neuronshare.models import verification
+from tl_neuronshare.models.continuing import continuing
 from tl_neuronshare.models.hooks import Edit, Hooks
 from tl_neuronshare.models.lens import LensModel
-from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Loop, Plan
+from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Loop
 
 # A function of the language, the example of each row, and maybe prompt_tokens and tokens, that returns hooks
 HookMaker = Callable[..., Hooks]
@@ -41,7 +45,9 @@ class Scorer:
     """Computes log-probabilities of continuations in one language, in batches that are planned once.
 
     Continuations of an example that differ only in their last token share a row, because the model need not see that
-    token. With `likeliest` the model sees it, and the scorer also finds the likeliest token after each token.
+    token. With `likeliest` the model sees it, and the scorer also finds the likeliest token after each token. Where an
+    example has several rows, its prompt is run once for all of them if that is cheaper, was shown to be right, and no
+    hook could tell the difference.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Scorer:
         likeliest: bool = False,
     ) -> None:
         self.model, self.language, self.continuations, self.likeliest = model, language, each, likeliest
+        self._batch_size = batch_size
         self._packing = verification.packing(model)
         # For each row (example, tokens before, tokens that are run), the numbers of the continuations that share it.
         sharing_row: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
@@ -63,50 +70,117 @@ class Scorer:
             sees_last = likeliest and not self._packing.crosses(len(before) + len(scored) - 1, 1)
             run = scored if sees_last else scored[:-1]
             sharing_row.setdefault((continuation.example, before, run), []).append(number)
-        self._examples = [example for example, _, _ in sharing_row]
-        self._numbers = list(sharing_row.values())
-        self.plan = Plan(
-            model,
-            [before for _, before, _ in sharing_row],
-            [run for _, _, run in sharing_row],
-            batch_size=batch_size,
-            n_more=1,  # the last token of the answer may be predicted without being run
-            per_token=model.cfg.d_vocab,
-        )
+        self._rows = [Row(*row, numbers) for row, numbers in sharing_row.items()]
+        self.plan = whole(model, self._rows, batch_size)
+        self._once = None if likeliest else prompts_once(model, self._rows, batch_size)
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows a run has without hooks."""
+        return len(self.plan) if self._once is None else len(self._once.plan) + len(self._once.left)
 
     def run(self, fwd_hooks: Hooks | HookMaker | None, loop: Loop) -> Scores:
         """Score every continuation."""
         log_probs = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
         greedy: list[list[int]] = [[] for _ in self.continuations]
         noise = verification.noise(self.model) if self.likeliest else torch.inf
+        has_hooks = models.has_hooks(self.model)
         # Decoding runs different tokens from scoring, and what a user's hook does to them is not known. So scores
         # under such a hook prove nothing about decoding.
-        can_prove = self.likeliest and not models.has_hooks(self.model)
+        can_prove = self.likeliest and not has_hooks
 
-        def score(batch: Batch) -> None:
+        def score(batch: Batch, rows: Sequence[Row]) -> None:
+            of_batch = [rows[place] for place in batch.rows]
             # Where the logit of each scored token is (row, column, token), and the number of its continuation.
             row, column, token, number = torch.tensor(
                 [
                     (place, column, token, number)
-                    for place, row in enumerate(batch.rows)
-                    for number in self._numbers[row]
+                    for place, row in enumerate(of_batch)
+                    for number in row.numbers
                     for column, token in enumerate(self.continuations[number].scored)
                 ],
                 device="cpu",
             ).T
-            examples = [self._examples[row] for row in batch.rows]
-            hooks = hooks_for(fwd_hooks, self.language, examples, batch.tokens[:, : batch.end])
-            proves = can_prove and all(isinstance(function, Edit) and function.is_local for _, function in hooks)
+            hooks = self._hooks(fwd_hooks, of_batch, batch)
+            proves = can_prove and _are_local(hooks)
             with models.all_firing(self.model, hooks):
                 picked = _picked(self.model, batch, (row, column, token), noise=noise if proves else None)
             log_probs.index_add_(0, number, picked.log_probs.double())
-            for place, surely in zip(batch.rows, picked.surely.tolist(), strict=True) if proves else ():
-                run = self.plan.answers[place] if self.plan.answers is not None else ()
-                if not self._packing.crosses(len(self.plan.prompts[place]), len(run)):
-                    greedy[self._numbers[place][0]] = _proved(run, surely)
+            for one, surely in zip(of_batch, picked.surely.tolist(), strict=True) if proves else ():
+                if not self._packing.crosses(len(one.before), len(one.run)):
+                    greedy[one.numbers[0]] = _proved(one.run, surely)
 
-        loop(self.plan, score)
+        def score_once(batch: Batch, once: Once) -> None:
+            of_batch = [once.groups[place] for place in batch.rows]
+            hooks = self._hooks(fwd_hooks, [rows[0] for rows in of_batch], batch)
+            if _are_local(hooks):
+                numbers, of_tokens = self._scored_once(once, batch, hooks)
+                log_probs.index_add_(0, numbers, of_tokens.double())
+            else:
+                rows = [row for group in of_batch for row in group]
+                Loop()(whole(self.model, rows, self._batch_size), partial(score, rows=rows))
+
+        shares = callable(fwd_hooks) or _are_local(fwd_hooks or [])
+        if self._once is not None and shares and not has_hooks:
+            loop(self._once.plan, partial(score_once, once=self._once))
+            loop(whole(self.model, self._once.left, self._batch_size), partial(score, rows=self._once.left))
+        else:
+            loop(self.plan, partial(score, rows=self._rows))
         return Scores(log_probs, greedy)
+
+    def _hooks(self, fwd_hooks: Hooks | HookMaker | None, rows: Sequence[Row], batch: Batch) -> Hooks:
+        """The hooks for a batch of these rows."""
+        return hooks_for(fwd_hooks, self.language, [row.example for row in rows], batch.tokens[:, : batch.end])
+
+    def _scored_once(self, once: Once, batch: Batch, hooks: Sequence[tuple[str, Edit]]) -> tuple[Tensor, Tensor]:
+        """Run the prompts of a batch once, and the rows after them: the scored tokens' log-probabilities.
+
+        Returns:
+            For each scored token, the number of its continuation, and its log-probability.
+        """
+        numbers, log_probs = [], []
+
+        def pick(logits: Tensor, places: Sequence[tuple[int, int, int]]) -> None:
+            """Keep what the logits say of tokens: (place, token, number of the continuation)."""
+            place, token, number = torch.tensor(places, device="cpu").T
+            numbers.append(number)
+            log_probs.append(_log_probs(logits, place, token).cpu())
+
+        with continuing(self.model, batch.until(batch.end)) as run:
+            with models.all_firing(self.model, hooks):
+                first = run.prompts()
+            pick(
+                first,
+                [
+                    (place, self.continuations[number].scored[0], number)
+                    for place, group in enumerate(batch.rows)
+                    for row in once.groups[group]
+                    for number in row.numbers
+                ],
+            )
+            for rows in once.passes(batch.rows):
+                after = [place for place, _ in rows]
+                following = [(name, edit.following(torch.tensor(after, device="cpu"))) for name, edit in hooks]
+                with models.all_firing(self.model, following):
+                    later = run.texts(after, [row.run for _, row in rows])
+                starts = [0, *accumulate(len(row.run) for _, row in rows)]
+                pick(
+                    later,
+                    [
+                        (start + place, token, number)
+                        for start, (_, row) in zip(starts, rows, strict=False)
+                        for number in row.numbers
+                        for place, token in enumerate(self.continuations[number].scored[1:])
+                    ],
+                )
+        return torch.cat(numbers), torch.cat(log_probs)
+
+
+def _are_local(hooks: object) -> TypeGuard[Sequence[tuple[str, Edit]]]:
+    """Whether hooks are edits of single tokens, so that it does not matter which tokens share a forward pass."""
+    return isinstance(hooks, Sequence) and all(
+        isinstance(pair, Sequence) and isinstance(pair[-1], Edit) and pair[-1].is_local for pair in hooks
+    )
 
 
 def _proved(run: Sequence[int], surely: Sequence[int]) -> list[int]:
@@ -156,13 +230,22 @@ def _picked(
         width = end - 1 + stop
         logits = models.last_logits(model, batch.until(width), stop - start)
         here = (column >= start) & (column < stop)
-        rows, columns, chosen = (part[here].to(logits.device) for part in (row, column - start, token))
-        parts = torch.split(logits, max(1, _CHUNK // logits[0].numel()))
-        total = torch.cat([part.float().logsumexp(-1) for part in parts])
-        log_probs[here] = (logits[rows, columns, chosen].float() - total[rows, columns]).cpu()
+        flat, place = logits.flatten(0, 1), row[here] * (stop - start) + column[here] - start
+        log_probs[here] = _log_probs(flat, place, token[here]).cpu()
         if noise is not None:
+            parts = torch.split(logits, max(1, _CHUNK // logits[0].numel()))
             surely[:, start:stop] = torch.cat([_surely_likeliest(part, noise) for part in parts]).cpu()
     return _Picked(log_probs, surely)
+
+
+def _log_probs(
+    logits: Float[Tensor, "place vocabulary"], place: Int[Tensor, " wanted"], token: Int[Tensor, " wanted"]
+) -> Float[Tensor, " wanted"]:
+    """The log-probabilities of tokens, each by the logits of a place."""
+    parts = torch.split(logits, max(1, _CHUNK // logits.shape[-1]))
+    total = torch.cat([part.float().logsumexp(-1) for part in parts])
+    place, token = place.to(logits.device), token.to(logits.device)
+    return logits[place, token].float() - total[place]
 
 
 def _surely_likeliest(logits: Float[Tensor, "*row vocabulary"], noise: float) -> Int[Tensor, "*row"]:

@@ -33,8 +33,12 @@ class Edit(Protocol):
         """Whether the hook takes the prompt to have so many tokens, or does not need to know."""
         ...
 
-    def following(self, rows: Int[Tensor, " row"]) -> Callable[..., Any]:
+    def following(self, rows: Int[Tensor, " row"]) -> Edit:
         """Return the edit of tokens after the prompt, in a batch whose rows belong to these rows of the prompts."""
+        ...
+
+    def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None:
+        """Return the new tensor, or None to leave it."""
         ...
 
 
