@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, zip_longest
-from typing import TypeGuard
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,11 +21,26 @@ from tl_neuronshare.models import verification
 from tl_neuronshare.models.continuing import continuing
 from tl_neuronshare.models.hooks import Edit, Hooks
 from tl_neuronshare.models.lens import LensModel
-from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Loop
+from tl_neuronshare.running.loop import Loop
+from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize
+from tl_neuronshare.running.shards import Record
 
 # A function of the language, the example of each row, and maybe prompt_tokens and tokens, that returns hooks
 HookMaker = Callable[..., Hooks]
 _CHUNK = 1 << 24  # logits that are converted to float32 at a time
+
+
+@runtime_checkable
+class Beside(Protocol):
+    """What is measured for the rows of each batch, beside their scores."""
+
+    def measured(self, examples: Sequence[int]) -> Record:
+        """Return a number for the example of each row of the batch whose hooks were made last, by name."""
+        ...
+
+    def keep(self, examples: Sequence[int], record: Record) -> None:
+        """Take these numbers from a record, which has others too."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,8 +94,17 @@ class Scorer:
         """How many rows a run has without hooks."""
         return len(self.plan) if self._once is None else len(self._once.plan) + len(self._once.left)
 
-    def run(self, fwd_hooks: Hooks | HookMaker | None, loop: Loop) -> Scores:
-        """Score every continuation."""
+    def run(
+        self, fwd_hooks: Hooks | HookMaker | None, loop: Loop, *, stage: str = "", beside: Beside | None = None
+    ) -> Scores:
+        """Score every continuation.
+
+        Args:
+            fwd_hooks: as in `evaluate`.
+            loop: the loop that goes through the batches.
+            stage: the name of this run in the loop's records.
+            beside: what else is measured for each batch.
+        """
         log_probs = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
         greedy: list[list[int]] = [[] for _ in self.continuations]
         noise = verification.noise(self.model) if self.likeliest else torch.inf
@@ -89,14 +113,14 @@ class Scorer:
         # under such a hook prove nothing about decoding.
         can_prove = self.likeliest and not has_hooks
 
-        def score(batch: Batch, rows: Sequence[Row]) -> None:
+        def score(batch: Batch, rows: Sequence[Row]) -> Record:
             of_batch = [rows[place] for place in batch.rows]
-            # Where the logit of each scored token is (row, column, token), and the number of its continuation.
-            row, column, token, number = torch.tensor(
+            scored = [(place, number) for place, row in enumerate(of_batch) for number in row.numbers]
+            # Where the logit of each scored token is (row, column, token), and which of `scored` it belongs to.
+            row, column, token, which = torch.tensor(
                 [
-                    (place, column, token, number)
-                    for place, row in enumerate(of_batch)
-                    for number in row.numbers
+                    (place, column, token, which)
+                    for which, (place, number) in enumerate(scored)
                     for column, token in enumerate(self.continuations[number].scored)
                 ],
                 device="cpu",
@@ -105,66 +129,79 @@ class Scorer:
             proves = can_prove and _are_local(hooks)
             with models.all_firing(self.model, hooks):
                 picked = _picked(self.model, batch, (row, column, token), noise=noise if proves else None)
-            log_probs.index_add_(0, number, picked.log_probs.double())
-            for one, surely in zip(of_batch, picked.surely.tolist(), strict=True) if proves else ():
-                if not self._packing.crosses(len(one.before), len(one.run)):
-                    greedy[one.numbers[0]] = _proved(one.run, surely)
+            sums = torch.zeros(len(scored), dtype=torch.float64, device="cpu")
+            proved: list[list[int]] = [[] for _ in batch.rows]
+            for place, (one, surely) in enumerate(zip(of_batch, picked.surely.tolist(), strict=True)):
+                if proves and not self._packing.crosses(len(one.before), len(one.run)):
+                    proved[place] = _proved(one.run, surely)
+            return {
+                "log_probs": sums.index_add_(0, which, picked.log_probs.double()),
+                **ragged("greedy", proved),
+                **({} if beside is None else beside.measured([row.example for row in of_batch])),
+            }
 
-        def score_once(batch: Batch, once: Once) -> None:
+        def score_once(batch: Batch, once: Once) -> Record:
             of_batch = [once.groups[place] for place in batch.rows]
-            hooks = self._hooks(fwd_hooks, [rows[0] for rows in of_batch], batch)
+            firsts = [group[0] for group in of_batch]
+            hooks = self._hooks(fwd_hooks, firsts, batch)
+            measured = {} if beside is None else beside.measured([row.example for row in firsts])
             if _are_local(hooks):
-                numbers, of_tokens = self._scored_once(once, batch, hooks)
-                log_probs.index_add_(0, numbers, of_tokens.double())
-            else:
-                rows = [row for group in of_batch for row in group]
-                Loop()(whole(self.model, rows, self._batch_size), partial(score, rows=rows))
+                return {"log_probs": self._scored_once(once, batch, hooks), **measured}
+            rows = [row for group in of_batch for row in group]
+            found = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
+            for part in whole(self.model, rows, self._batch_size):
+                found[_numbers(rows[place] for place in part.rows)] = score(part, rows)["log_probs"]
+            return {"log_probs": found[_numbers(rows)], **measured}
 
-        shares = callable(fwd_hooks) or _are_local(fwd_hooks or [])
-        if self._once is not None and shares and not has_hooks:
-            loop(self._once.plan, partial(score_once, once=self._once))
-            loop(whole(self.model, self._once.left, self._batch_size), partial(score, rows=self._once.left))
-        else:
-            loop(self.plan, partial(score, rows=self._rows))
+        def keep(places: list[int], record: Record, rows: Sequence[Row]) -> None:
+            of_batch = [rows[place] for place in places]
+            log_probs[_numbers(of_batch)] = record["log_probs"]
+            for row, known in zip(of_batch, unragged("greedy", record), strict=True):
+                greedy[row.numbers[0]] = known
+            if beside is not None:
+                beside.keep([row.example for row in of_batch], record)
+
+        def keep_once(places: list[int], record: Record, once: Once) -> None:
+            of_batch = [once.groups[place] for place in places]
+            log_probs[_numbers(row for group in of_batch for row in group)] = record["log_probs"]
+            if beside is not None:
+                beside.keep([group[0].example for group in of_batch], record)
+
+        once, plan, rows = self._once, self.plan, self._rows
+        if once is not None and not has_hooks and (callable(fwd_hooks) or _are_local(fwd_hooks or [])):
+            loop(once.plan, partial(score_once, once=once), partial(keep_once, once=once), stage=f"{stage}/once")
+            plan, rows, stage = whole(self.model, once.left, self._batch_size), once.left, f"{stage}/left"
+        loop(plan, partial(score, rows=rows), partial(keep, rows=rows), stage=stage)
         return Scores(log_probs, greedy)
 
     def _hooks(self, fwd_hooks: Hooks | HookMaker | None, rows: Sequence[Row], batch: Batch) -> Hooks:
         """The hooks for a batch of these rows."""
         return hooks_for(fwd_hooks, self.language, [row.example for row in rows], batch.tokens[:, : batch.end])
 
-    def _scored_once(self, once: Once, batch: Batch, hooks: Sequence[tuple[str, Edit]]) -> tuple[Tensor, Tensor]:
-        """Run the prompts of a batch once, and the rows after them: the scored tokens' log-probabilities.
+    def _scored_once(
+        self, once: Once, batch: Batch, hooks: Sequence[tuple[str, Edit]]
+    ) -> Float[Tensor, " continuation"]:
+        """Run the prompts of a batch once, and then their rows; return the scores in the order of groups and rows."""
+        scores = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
 
-        Returns:
-            For each scored token, the number of its continuation, and its log-probability.
-        """
-        numbers, log_probs = [], []
+        def add(logits: Tensor, wanted: Sequence[tuple[int, int, int]]) -> None:
+            """Add the log-probabilities of tokens: (place of the logits, token, number of the continuation)."""
+            place, token, number = torch.tensor(wanted, device="cpu").T
+            scores.index_add_(0, number, _log_probs(logits, place, token).cpu().double())
 
-        def pick(logits: Tensor, places: Sequence[tuple[int, int, int]]) -> None:
-            """Keep what the logits say of tokens: (place, token, number of the continuation)."""
-            place, token, number = torch.tensor(places, device="cpu").T
-            numbers.append(number)
-            log_probs.append(_log_probs(logits, place, token).cpu())
-
+        groups = [once.groups[place] for place in batch.rows]
         with continuing(self.model, batch.until(batch.end)) as run:
             with models.all_firing(self.model, hooks):
                 first = run.prompts()
-            pick(
-                first,
-                [
-                    (place, self.continuations[number].scored[0], number)
-                    for place, group in enumerate(batch.rows)
-                    for row in once.groups[group]
-                    for number in row.numbers
-                ],
-            )
+            of_prompts = [(place, number) for place, group in enumerate(groups) for number in _numbers(group)]
+            add(first, [(place, self.continuations[number].scored[0], number) for place, number in of_prompts])
             for rows in once.passes(batch.rows):
                 after = [place for place, _ in rows]
                 following = [(name, edit.following(torch.tensor(after, device="cpu"))) for name, edit in hooks]
                 with models.all_firing(self.model, following):
                     later = run.texts(after, [row.run for _, row in rows])
-                starts = [0, *accumulate(len(row.run) for _, row in rows)]
-                pick(
+                starts = accumulate((len(row.run) for _, row in rows), initial=0)
+                add(
                     later,
                     [
                         (start + place, token, number)
@@ -173,7 +210,12 @@ class Scorer:
                         for place, token in enumerate(self.continuations[number].scored[1:])
                     ],
                 )
-        return torch.cat(numbers), torch.cat(log_probs)
+        return scores[_numbers(row for group in groups for row in group)]
+
+
+def _numbers(rows: Iterable[Row]) -> list[int]:
+    """The numbers of the continuations that are scored in these rows."""
+    return [number for row in rows for number in row.numbers]
 
 
 def _are_local(hooks: object) -> TypeGuard[Sequence[tuple[str, Edit]]]:
@@ -181,6 +223,19 @@ def _are_local(hooks: object) -> TypeGuard[Sequence[tuple[str, Edit]]]:
     return isinstance(hooks, Sequence) and all(
         isinstance(pair, Sequence) and isinstance(pair[-1], Edit) and pair[-1].is_local for pair in hooks
     )
+
+
+def ragged(name: str, lists: Sequence[Sequence[int]]) -> Record:
+    """Return lists of tokens as two tensors of a record: all tokens, and how many each list has."""
+    return {
+        name: torch.tensor([token for tokens in lists for token in tokens], dtype=torch.long, device="cpu"),
+        f"{name} of each": torch.tensor([len(tokens) for tokens in lists], dtype=torch.long, device="cpu"),
+    }
+
+
+def unragged(name: str, record: Record) -> list[list[int]]:
+    """Return the lists that `ragged` made into tensors."""
+    return [tokens.tolist() for tokens in torch.split(record[name], record[f"{name} of each"].tolist())]
 
 
 def _proved(run: Sequence[int], surely: Sequence[int]) -> list[int]:
