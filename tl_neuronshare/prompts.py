@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from operator import eq
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("example", "language", "prompt")
 OPTIONAL_COLUMNS = ("answer", "choices")
+_HASH = re.compile("[0-9a-f]{16}")
+_HASHES = 1 << 12  # how many examples' hashes are made texts at a time
 # What selects examples: a slice, their numbers, or one boolean for each.
 Selection = slice | Sequence[int] | NDArray[Any] | Tensor | pd.Series
 
@@ -386,7 +393,73 @@ def _labels_of(frame: pd.DataFrame) -> tuple[list[Hashable], list[str]]:
     return examples, languages
 
 
-def hashes_of(prompts: ParallelPrompts) -> list[str]:
+class PromptHashes(Sequence[str]):
+    """Keep a hash of each prompt as a number of eight bytes, and give an example's hashes as one text on demand.
+
+    Attributes:
+        numbers: the hashes. Those of an example are in the order of their digits, whatever the order of languages.
+
+    Example:
+        >>> hashes = PromptHashes.of(["00000000000000ff 96b6ee1101175c4c"])
+        >>> hashes.numbers
+        tensor([[                 255, -7586614765458858932]])
+        >>> hashes[0]
+        '00000000000000ff 96b6ee1101175c4c'
+    """
+
+    def __init__(self, numbers: Int[Tensor, "example language"]) -> None:
+        self.numbers = numbers
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> PromptHashes:
+        """Read the texts of examples.
+
+        Raises:
+            NeuronShareError: a text that is not hashes, or examples of different languages.
+        """
+        if isinstance(texts, PromptHashes):
+            return texts
+        rows = [str(text).split() for text in texts]
+        if len({len(row) for row in rows}) > 1 or not all(_HASH.fullmatch(word) for row in rows for word in row):
+            raise NeuronShareError(
+                "prompt_hashes are not the sixteen hexadecimal digits of each prompt, separated by spaces, an example "
+                "each; give those that prompts.hashes_of makes."
+            )
+        numbers = np.array([[int(word, 16) for word in row] for row in rows], dtype=np.uint64)
+        return cls(_sorted(numbers.reshape(len(rows), -1)))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> PromptHashes: ...
+    def __getitem__(self, place: int | slice) -> str | PromptHashes:
+        if isinstance(place, slice):
+            return PromptHashes(self.numbers[place])
+        return next(iter(PromptHashes(self.numbers[place][None])))
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _HASHES):
+            piece = self.numbers[start : start + _HASHES]
+            for row in piece.numpy().astype(">u8"):  # the bytes in the order of the digits
+                yield row.tobytes().hex(" ", 8)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, PromptHashes):
+            return torch.equal(self.numbers, other.numbers)
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # compared by content, like a list
+
+
+def _sorted(hashes: NDArray[np.uint64]) -> Int[Tensor, "example language"]:
+    """Hashes in the order of their digits, as the signed numbers that torch and files know."""
+    return torch.from_numpy(np.sort(hashes, axis=1).view(np.int64))
+
+
+def hashes_of(prompts: ParallelPrompts) -> PromptHashes:
     """Hash each example's prompts in all languages; hashes are sorted, so that the order of languages does not matter.
 
     Example:
@@ -396,12 +469,11 @@ def hashes_of(prompts: ParallelPrompts) -> list[str]:
         >>> are_of(hashes_of(prompts)[0], hashes_of(prompts.select(["fr", "en"]))[0])
         True
     """
-    return [
-        " ".join(
-            sorted(short_hash(json.dumps([language, texts[index]])) for language, texts in prompts.prompts.items())
-        )
-        for index in range(len(prompts))
-    ]
+    hashes = np.empty((len(prompts), len(prompts.languages)), dtype=np.uint64)
+    for column, (language, texts) in enumerate(prompts.prompts.items()):
+        numbers = (int(short_hash(json.dumps([language, text])), 16) for text in texts)
+        hashes[:, column] = np.fromiter(numbers, np.uint64, len(texts))
+    return PromptHashes(_sorted(hashes))
 
 
 def are_of(hashes: str, others: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -17,6 +18,8 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import save_file
 
 import tl_neuronshare as ns
+from tl_neuronshare.maths.activation import pack
+from tl_neuronshare.prompts import hashes_of
 
 LABELS = {"all-shared", "partial-shared", "specific", "non-activated"}
 
@@ -446,3 +449,64 @@ def test_results_refuse_what_they_cannot_give():
         ns.neuron_types(torch.ones(2, 1, 4))
     with pytest.raises(ns.NeuronShareError, match="shape"):
         ns.NeuronSharing.from_activated(torch.ones(1, 2, 1, 8, dtype=torch.bool), languages=["en", "de", "fr"])
+
+
+# Hashes of prompts, and files of other kinds.
+
+PROMPTS = {"en": ["Red and", "Two and", "One"], "de": ["Rot und", "Zwei und", "Eins"]}
+
+
+def with_hashes() -> ns.NeuronSharing:
+    prompts = ns.ParallelPrompts(PROMPTS)
+    bits = pack(torch.rand(3, 2, 2, 21, generator=torch.Generator().manual_seed(0)) > 0.5)
+    metadata = {"fingerprint": "0123456789abcdef-unknown", "threshold": 0.0}
+    how = {"languages": ["en", "de"], "widths": [21, 21], "hooks": ["a", "b"], "metadata": metadata}
+    return ns.NeuronSharing(bits, prompt_hashes=hashes_of(prompts), **how)
+
+
+def test_a_file_of_the_older_kind_is_the_same_result(tmp_path):
+    sharing = with_hashes()
+    header = {name: getattr(sharing, name) for name in ("languages", "widths", "hooks", "metadata")}
+    header["prompt_hashes"] = list(sharing.prompt_hashes)
+    texts = {"format": "tl_neuronshare.NeuronSharing/1", **{key: json.dumps(value) for key, value in header.items()}}
+    save_file({"packed": sharing.packed}, tmp_path / "older", texts)
+    sharing.save(tmp_path / "now")
+    for loaded in (ns.NeuronSharing.load(tmp_path / "older"), ns.NeuronSharing.load(tmp_path / "now")):
+        assert loaded == sharing
+        assert loaded.metadata == sharing.metadata
+        assert loaded.prompt_hashes == sharing.prompt_hashes
+        assert list(loaded.prompt_hashes) == list(hashes_of(ns.ParallelPrompts(PROMPTS)))
+
+
+def test_hashes_go_with_their_examples():
+    sharing, texts = with_hashes(), list(hashes_of(ns.ParallelPrompts(PROMPTS)))
+    assert sharing.prompt_hashes == texts
+    assert sharing[1:].prompt_hashes == texts[1:]
+    assert sharing[[2, 0]].prompt_hashes == [texts[2], texts[0]]
+    both = ns.NeuronSharing.concatenate([sharing[2:], sharing[:2]])
+    assert both.prompt_hashes == [texts[2], *texts[:2]]
+    of_texts = hashlib.sha256("".join(both.prompt_hashes).encode()).hexdigest()[:16]
+    assert both.metadata["fingerprint"] == f"0123456789abcdef-{of_texts}"
+    assert sharing.mismatched().prompt_hashes is None
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_hashes_that_are_none_are_refused():
+    sharing = with_hashes()
+    how = {name: getattr(sharing, name) for name in ("languages", "widths", "hooks", "metadata")}
+    for odd in (["a b"] * 3, [*sharing.prompt_hashes[:2], "0123456789abcdef"], ["0123456789abcdeF"] * 3):
+        with pytest.raises(ns.NeuronShareError, match="prompt_hashes are not the sixteen hexadecimal digits"):
+            ns.NeuronSharing(sharing.packed, prompt_hashes=odd, **how)
+    with pytest.raises(ns.NeuronShareError, match=r"prompt_hashes have shape \(2, 2\) for 3 examples in 2 languages"):
+        ns.NeuronSharing(sharing.packed, prompt_hashes=sharing.prompt_hashes[:2], **how)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_a_folder_is_its_one_result(tmp_path):
+    sharing = with_hashes()
+    for threshold in (0.0, 0.5):
+        sharing.save(tmp_path / f"threshold-{threshold}.safetensors")
+    with pytest.raises(ns.NeuronShareError, match="several thresholds: threshold-0.0.safetensors, threshold-0.5.safet"):
+        ns.NeuronSharing.load(tmp_path)
+    sharing.save(tmp_path / "sharing.safetensors")
+    assert ns.NeuronSharing.load(tmp_path) == sharing

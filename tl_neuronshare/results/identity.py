@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tl_neuronshare.prompts import ParallelPrompts, are_of, hashes_of, short_hash
+from tl_neuronshare.prompts import ParallelPrompts, are_of, hashes_of
 
 if TYPE_CHECKING:
     from tl_neuronshare.results.sharing import NeuronSharing
@@ -15,14 +16,19 @@ _MEASURED = ("site", "position", "threshold", "prepend_bos", "special_tokens_lef
 _SHARES = ("borderline_fraction", "common_prefix_share")
 
 
-def fingerprint(weights: str, prompt_hashes: Sequence[str] | None) -> str:
+def fingerprint(weights: str, prompt_hashes: Iterable[str] | None) -> str:
     """Name a result's weights and prompts in one text; prompts that are not known are `unknown`.
 
     Example:
         >>> fingerprint("0123456789abcdef", None)
         '0123456789abcdef-unknown'
     """
-    return f"{weights}-{'unknown' if prompt_hashes is None else short_hash(''.join(prompt_hashes))}"
+    if prompt_hashes is None:
+        return f"{weights}-unknown"
+    digest = hashlib.sha256()
+    for hashes in prompt_hashes:  # as `short_hash` of all of them, without a text of all of them
+        digest.update(hashes.encode())
+    return f"{weights}-{digest.hexdigest()[:16]}"
 
 
 def weights_of(metadata: Mapping[str, Any]) -> str:

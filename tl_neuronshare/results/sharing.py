@@ -16,15 +16,16 @@ from torch import Tensor
 from tl_neuronshare.checks import refuse_language_all, selected, whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import pack, packed_width, unpack
-from tl_neuronshare.prompts import Selection
+from tl_neuronshare.prompts import PromptHashes, Selection
 from tl_neuronshare.results import routing as routings
 from tl_neuronshare.results import tables
-from tl_neuronshare.results.files import read_tensors, write_tensors
+from tl_neuronshare.results.files import Stream, read_tensors, write_tensors
 from tl_neuronshare.results.identity import fingerprint, first_difference, merged_metadata, weights_of
 from tl_neuronshare.results.routing import Experts, Routing
 from tl_neuronshare.results.types import NeuronType, as_type, neuron_types
 
-_KIND = "tl_neuronshare.NeuronSharing/1"
+FILE = "sharing.safetensors"  # the name of the result in a folder that `categorise` writes
+_KIND, _OLDER = "tl_neuronshare.NeuronSharing/2", "tl_neuronshare.NeuronSharing/1"
 _NO_NEURON = 255  # fills the types of layers that are narrower than the widest
 _CHUNK_BYTES = 1 << 27  # how much is unpacked at a time
 
@@ -42,7 +43,7 @@ class NeuronSharing:
         packed: the bits, eight neurons to a byte.
         metadata: where the result comes from: model, site, position, threshold, versions, fingerprint. What it says of
             the run (batches, borderline_fraction ...) describes the whole run, even when examples are selected.
-        prompt_hashes: a hash of each example's prompts, or None where they are not known.
+        prompt_hashes: hashes of each example's prompts, a text an example, or None where they are not known.
         routing: in a mixture of experts, which experts each example is routed to; otherwise None.
 
     Example:
@@ -66,7 +67,8 @@ class NeuronSharing:
         prompt_hashes: Sequence[str] | None = None,
         routing: Routing | None = None,
     ) -> None:
-        _check_sizes(packed, languages, widths, hooks, prompt_hashes)
+        hashes = None if prompt_hashes is None else PromptHashes.of(prompt_hashes)
+        _check_sizes(packed, languages, widths, hooks, hashes)
         if routing is not None and routing.packed.shape[:3] != packed.shape[:3]:
             raise NeuronShareError(
                 f"The routing is of shape {tuple(routing.packed.shape)}, the packed activations {tuple(packed.shape)}; "
@@ -74,7 +76,7 @@ class NeuronSharing:
             )
         self.packed, self.routing = packed, routing
         self.languages, self.widths, self.hooks = tuple(languages), tuple(widths), tuple(hooks)
-        self.prompt_hashes = None if prompt_hashes is None else tuple(prompt_hashes)
+        self.prompt_hashes = hashes
         self.metadata = copy.deepcopy(dict(metadata))
         if "fingerprint" in self.metadata:
             self.metadata["fingerprint"] = fingerprint(weights_of(self.metadata), self.prompt_hashes)
@@ -141,11 +143,12 @@ class NeuronSharing:
         """
         _check_same_measure(results)
         hashes = [result.prompt_hashes for result in results]
+        known = [of_result.numbers for of_result in hashes if of_result is not None]
         return results[0]._like(
             torch.cat([result.packed for result in results]),
             routing=_joined([result.routing for result in results]),
             metadata=merged_metadata(results),
-            prompt_hashes=None if None in hashes else [each for part in hashes if part for each in part],
+            prompt_hashes=PromptHashes(torch.cat(known)) if len(known) == len(results) else None,
         )
 
     def _like(
@@ -195,14 +198,12 @@ class NeuronSharing:
             self._bits(places),
             routing=None if self.routing is None else self.routing.at(list(places)),
             metadata=self.metadata,
-            prompt_hashes=None if hashes is None else [hashes[place] for place in places],
+            prompt_hashes=None if hashes is None else PromptHashes(_at(hashes.numbers, places)),
         )
 
     def _bits(self, places: Sequence[int]) -> UInt8[Tensor, "example language layer byte"]:
         """The packed activations of the examples at these places; a view where torch has one."""
-        if isinstance(places, range) and places.step > 0:
-            return self.packed[places.start : places.stop : places.step]
-        return self.packed[list(places)]
+        return _at(self.packed, places)
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same activations of the same neurons and languages, in the same order."""
@@ -440,34 +441,85 @@ class NeuronSharing:
         Raises:
             NeuronShareError: there is no such directory, or the metadata holds what JSON cannot say.
         """
-        header: dict[str, Any] = {
-            "languages": self.languages,
-            "widths": self.widths,
-            "hooks": self.hooks,
-            "metadata": self.metadata,
-            "prompt_hashes": self.prompt_hashes,
-        }
-        tensors = {"packed": self.packed.contiguous()}
-        if self.routing is not None:
-            tensors["routed"] = self.routing.packed.contiguous()
-            header["experts"] = self.routing.experts
-        write_tensors(tensors, path, kind=_KIND, header=header)
+        write_sharing(
+            path,
+            self.packed,
+            languages=self.languages,
+            widths=self.widths,
+            hooks=self.hooks,
+            metadata=self.metadata,
+            prompt_hashes=self.prompt_hashes,
+            routed=None if self.routing is None else self.routing.packed,
+            experts=None if self.routing is None else self.routing.experts,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronSharing:
-        """Read what `save` wrote.
+        """Open what `save` wrote, or `categorise` in a folder. The bits stay in the file until they are used.
+
+        Args:
+            path: the file, or a folder that has the result of one threshold.
 
         Raises:
-            NeuronShareError: no such file, a file of another kind, or a damaged one.
+            NeuronShareError: no such file, a file of another kind, a damaged one, or a folder with several thresholds.
         """
+        path = Path(path)
+        if path.is_dir():
+            path = _in_folder(path)
 
         def made(tensors: dict[str, Tensor], header: dict[str, Any]) -> NeuronSharing:
             experts: Experts | None = header.pop("experts", None)
             pairs = [None if each is None else (each[0], each[1]) for each in experts or ()]
             routing = None if experts is None else Routing(tensors["routed"], pairs)
+            if "prompt_hashes" in tensors:  # files of the older kind have them in the header
+                header["prompt_hashes"] = PromptHashes(tensors["prompt_hashes"])
             return cls(tensors["packed"], routing=routing, **header)
 
-        return read_tensors(path, made, kind=_KIND)
+        return read_tensors(path, made, kind=_KIND, older=[_OLDER])
+
+
+def write_sharing(
+    path: str | Path,
+    packed: UInt8[Tensor, "example language layer byte"] | Stream,
+    *,
+    languages: Sequence[str],
+    widths: Sequence[int],
+    hooks: Sequence[str],
+    metadata: Mapping[str, Any],
+    prompt_hashes: PromptHashes | Stream | None,
+    routed: UInt8[Tensor, "example language layer byte"] | Stream | None = None,
+    experts: Experts | None = None,
+) -> None:
+    """Write the file of a result, whose bits and hashes may be streams; see `NeuronSharing` for what the arguments are.
+
+    Raises:
+        NeuronShareError: as for `files.write_tensors`.
+    """
+    tensors: dict[str, Tensor | Stream] = {"packed": packed}
+    header: dict[str, Any] = {"languages": languages, "widths": widths, "hooks": hooks, "metadata": metadata}
+    if prompt_hashes is not None:
+        tensors["prompt_hashes"] = prompt_hashes if isinstance(prompt_hashes, Stream) else prompt_hashes.numbers
+    if routed is not None:
+        tensors["routed"] = routed
+        header["experts"] = experts
+    write_tensors(tensors, path, kind=_KIND, header=header)
+
+
+def _in_folder(folder: Path) -> Path:
+    """The file of the one result that a folder has."""
+    several = sorted(path.name for path in folder.glob("threshold-*.safetensors"))
+    if several and not (folder / FILE).is_file():
+        raise NeuronShareError(
+            f"{str(folder)!r} has the results of several thresholds: {', '.join(several)}; load one of these files."
+        )
+    return folder / FILE
+
+
+def _at(rows: Tensor, places: Sequence[int]) -> Tensor:
+    """The rows at these places; a view where torch has one."""
+    if isinstance(places, range) and places.step > 0:
+        return rows[places.start : places.stop : places.step]
+    return rows[list(places)]
 
 
 def _joined(routings: Sequence[Routing | None]) -> Routing | None:
@@ -483,7 +535,7 @@ def _check_sizes(
     languages: Sequence[str],
     widths: Sequence[int],
     hooks: Sequence[str],
-    prompt_hashes: Sequence[str] | None,
+    hashes: PromptHashes | None,
 ) -> None:
     """Refuse bits, languages, widths, hooks and hashes that do not fit each other."""
     expected = (len(packed), len(languages), len(widths), packed_width(max(widths, default=0)))
@@ -501,8 +553,11 @@ def _check_sizes(
     refuse_language_all(languages)
     if len(set(languages)) < len(languages):
         raise NeuronShareError(f"The languages {', '.join(languages)} are not all different; name each once.")
-    if prompt_hashes is not None and len(prompt_hashes) != len(packed):
-        raise NeuronShareError(f"{len(prompt_hashes)} prompt_hashes for {len(packed)} examples; give one for each.")
+    if hashes is not None and tuple(hashes.numbers.shape) != (len(packed), len(languages)):
+        raise NeuronShareError(
+            f"prompt_hashes have shape {tuple(hashes.numbers.shape)} for {len(packed)} examples in {len(languages)} "
+            "languages; give one hash for each."
+        )
 
 
 def _check_same_measure(results: Sequence[NeuronSharing]) -> None:
