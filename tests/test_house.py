@@ -203,7 +203,7 @@ PUBLIC = {
     "demo.prompts": "",
     # categorise
     "neuron_types": "activated",
-    "categorise": "model, prompts, *, site, position, threshold, batch_size, prepend_bos, progress",
+    "categorise": "model, prompts, *, site, position, threshold, batch_size, prepend_bos, out, shard, progress",
     "categorise_caches": "caches, *, lengths, padding_side, tokens, prompts, site, position, threshold",
     "SharingRecorder": "model, languages, n_examples, *, site, position, threshold",
     "SharingRecorder.fwd_hooks": "self, language, examples, attention_mask, *, tokens",
@@ -220,7 +220,7 @@ PUBLIC = {
     "NeuronSharing.overlap": "self, layer",
     "NeuronSharing.save": "self, path",
     "NeuronSharing.load": "path",
-    "activation_rates": "model, texts, *, site, threshold, batch_size, prepend_bos, progress",
+    "activation_rates": "model, texts, *, site, threshold, batch_size, prepend_bos, out, shard, progress",
     # comparison
     "side_by_side": "results, *, name, mismatches, seed",
     "language_overlap": "sharing, *, mismatches, seed, n_resamples",
@@ -240,15 +240,16 @@ PUBLIC = {
     "ablation_hooks": "model, mask, *, mode, values, position, prompt_tokens, tokens, site",
     "reference_values": "model, prompts, *, each, position, site, batch_size, prepend_bos, progress",
     "evaluate": "model, prompts, *, scoring, fwd_hooks, length_normalised, max_new_tokens, stop, batch_size, "
-    "prepend_bos, progress",
+    "prepend_bos, out, shard, progress",
     "perplexity": "model, texts, *, fwd_hooks, batch_size, prepend_bos, progress",
     "ablation_study": "model, prompts, sharing_or_masks, *, types, controls, active, mode, values, seeds, scoring, "
     "length_normalised, max_new_tokens, stop, position, skip_special_tokens, site, layers, equal_size, consistent, "
-    "one_mask, n_resamples, batch_size, prepend_bos, on_run, progress",
+    "one_mask, n_resamples, batch_size, prepend_bos, on_run, out, shard, progress",
     # attribution
     "generation_impact": "post, W_out",
     "correctness_impact": "post, W_out, unembedding",
-    "attribute": "model, prompts, sharing, *, top_k, answer, norm, n_resamples, batch_size, prepend_bos, progress",
+    "attribute": "model, prompts, sharing, *, top_k, answer, norm, n_resamples, batch_size, prepend_bos, out, shard, "
+    "progress",
     "top_neurons": "model, prompts, sharing, *, score, n, top_k, answer, norm, batch_size, prepend_bos, progress",
     # figures
     "plots.patterns": "summary, by_language, *, title",

@@ -23,11 +23,14 @@ def scores_of(model, prompts, sharing, **options):
     impacts = impacts_module.Impacts(model, prompts, sharing, how, Running())
     found = {}
 
-    def keep(scores):
-        for row, example in enumerate(scores.examples):
-            found[example, scores.language, scores.layer] = scores.generation[row], scores.correctness[row]
+    def both(scores):
+        return {"generation": scores.generation, "correctness": scores.correctness}
 
-    impacts.each(keep, task="scores", progress=False)
+    def keep(language, layer, examples, record):
+        for row, example in enumerate(examples):
+            found[example, language, layer] = record["generation"][row], record["correctness"][row]
+
+    impacts.each(both, keep, task="scores", progress=False)
     return found
 
 
@@ -154,9 +157,14 @@ def test_without_the_norms_weight_it_is_what_transformer_lens_has(animals, name,
 def test_scores_have_no_gradients_and_those_of_the_user_stay_on(bloom):
     assert torch.is_grad_enabled()
     scores = []
+
+    def step(of_layer):
+        scores.append(of_layer)
+        return {}
+
     options = impacts_module.ImpactOptions()
     impacts_module.Impacts(bloom, QUIZ, ns.categorise(bloom, QUIZ), options, Running()).each(
-        scores.append, task="scores"
+        step, lambda *kept: None, task="scores"
     )
     assert torch.is_grad_enabled()
     assert scores

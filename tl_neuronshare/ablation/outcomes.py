@@ -35,11 +35,11 @@ class Sums:
         self.prompts = prompts
         self._numbers: dict[str, Numbers] = {}
 
-    def add(self, name: str, language: str, examples: Sequence[int], of_neurons: Tensor) -> None:
+    def add(self, name: str, language: str, examples: Sequence[int], sums: Tensor) -> None:
         """Keep the sums over neurons for these examples; if an example runs twice, its sums are the same."""
         shape = (len(self.prompts), len(self.prompts.languages))
         numbers = self._numbers.setdefault(name, np.zeros(shape))
-        numbers[list(examples), self.prompts.languages.index(language)] = of_neurons.double().sum((1, 2))
+        numbers[list(examples), self.prompts.languages.index(language)] = sums
 
     def items(self) -> Iterator[tuple[str, Numbers]]:
         """Give each name with its numbers."""

@@ -13,9 +13,11 @@ from tl_neuronshare import models
 from tl_neuronshare.ablation.hooks import position_index
 from tl_neuronshare.checks import texts_by_language
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.models import LensModel, Stack, verification
+from tl_neuronshare.models import LensModel, NeuronLayer, Stack, verification
 from tl_neuronshare.prompts import ParallelPrompts
-from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, running
+from tl_neuronshare.running.loop import Loop, running
+from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running
+from tl_neuronshare.running.shards import Record
 
 
 def reference_values(
@@ -65,22 +67,50 @@ def reference_values(
     index = None if position == "all" else position_index(position)
     layers = models.neuron_layers(model, site)
     verification.require(model, "logits", site)
-    reference = {}
     with running(model, "reference values", n_rows=sum(map(len, texts.values())), progress=progress) as loop:
-        for language, of_language in texts.items():
-            rows = models.tokenised(model, of_language, language, range(len(of_language)), prepend_bos=how.prepend_bos)
-            values = torch.zeros(
-                len(rows), len(layers), max(layer.width for layer in layers), dtype=torch.float32, device="cpu"
-            )
+        values = {
+            language: values_at(model, layers, of_language, language, index=index, how=how, loop=loop)
+            for language, of_language in texts.items()
+        }
+    return values if each else {language: of_language.mean(0) for language, of_language in values.items()}
 
-            def keep(batch: Batch, language: str = language, values: Tensor = values) -> None:
-                places = _places(model, batch, index, language)
-                for number, read in enumerate(models.values_of(model, layers, batch, places)):
-                    values[batch.rows, number, : read.shape[-1]] = read.cpu()
 
-            loop(Plan(model, rows, batch_size=how.batch_size), keep)
-            reference[language] = values if each else values.mean(0)
-    return reference
+def values_at(
+    model: LensModel,
+    layers: Sequence[NeuronLayer],
+    texts: Sequence[str],
+    language: str,
+    *,
+    index: int | None,
+    how: Running,
+    loop: Loop,
+) -> Float[Tensor, "text layer neuron"]:
+    """Measure the neurons' values for each text of a language.
+
+    Args:
+        model: the model to run.
+        layers: the layers to read.
+        texts: the texts.
+        language: their language, for messages.
+        index: the token whose values are taken, counted from the end; None for the mean over tokens.
+        how: how the texts are run.
+        loop: the loop that goes through the batches.
+    """
+    rows = models.tokenised(model, texts, language, range(len(texts)), prepend_bos=how.prepend_bos)
+    width = max(layer.width for layer in layers)
+    values = torch.zeros(len(rows), len(layers), width, dtype=torch.float32, device="cpu")
+
+    def compute(batch: Batch) -> Record:
+        of_layers = models.values_of(model, layers, batch, _places(model, batch, index, language))
+        return {str(number): read.cpu() for number, read in enumerate(of_layers)}
+
+    def keep(rows: list[int], record: Record) -> None:
+        for number in range(len(layers)):
+            read = record[str(number)]
+            values[rows, number, : read.shape[-1]] = read.to(values.dtype)
+
+    loop(Plan(model, rows, batch_size=how.batch_size), compute, keep, stage=language)
+    return values
 
 
 def _places(

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from tl_neuronshare import models
 from tl_neuronshare.ablation.hooks import Edit, Mode, as_mode, check_places, hooks_at, layers_to_edit, position_index
-from tl_neuronshare.ablation.reference import reference_values
+from tl_neuronshare.ablation.reference import values_at
 from tl_neuronshare.ablation.targets import Targets
 from tl_neuronshare.checks import Options, flag, one_of, option
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.evaluating import Evaluation
 from tl_neuronshare.models import Hooks, LensModel, Site
 from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.running.loop import Loop
 
 
 def _as_position(name: str, value: Any) -> str | int:
@@ -134,14 +135,16 @@ class Replacing:
         if language not in self._references:
             if each:
                 self._references.clear()
-            self._references |= reference_values(
+            position = "last" if each else self.replacement.position
+            values = values_at(
                 self.model,
-                {language: self.evaluation.prompts.prompts[language]},
-                each=each,
-                position="last" if each else self.replacement.position,
-                site="up" if self.replacement.site == "up" else "post",
-                batch_size=self.evaluation.how.batch_size,
-                prepend_bos=self.evaluation.how.prepend_bos,
-                progress=False,
+                models.neuron_layers(self.model, "up" if self.replacement.site == "up" else "post"),
+                self.evaluation.prompts.prompts[language],
+                language,
+                index=None if position == "all" else position_index(position),
+                how=self.evaluation.how,
+                # Each process measures them for itself, since this runs within a batch that no other process runs.
+                loop=Loop(),
             )
+            self._references[language] = values if each else values.mean(0)
         return self._references[language]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -34,9 +35,12 @@ from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.types import TYPES, NeuronType, as_type
 from tl_neuronshare.running import provenance
-from tl_neuronshare.running.plan import Batch, BatchSize, Loop, Plan, Running, running
+from tl_neuronshare.running.loop import Keeping, Loop, running
+from tl_neuronshare.running.plan import BatchSize, Plan, Running
+from tl_neuronshare.running.shards import Record
 
 # Called after each run with the mask's name, what was ablated, the seed, and the run's table of `evaluate`.
+_SUM = "sum of "  # begins the names of sums over neurons in a batch's record
 OnRun = Callable[[str, str, int | None, pd.DataFrame], None]
 
 
@@ -66,6 +70,8 @@ def ablation_study(
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
     on_run: Callable[[str, str, int | None, pd.DataFrame], None] | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Ablate each type of neuron and its controls, and compare them with the unablated model and with each other.
@@ -110,6 +116,8 @@ def ablation_study(
         prepend_bos: as in `categorise`.
         on_run: a function that is called after each run, with the type, what was ablated, the seed, and the run's table
             of `evaluate`, which has every single answer. For the unablated model the type is `none` and the seed None.
+        out: as in `categorise`; not together with a function as mode, which a folder cannot identify.
+        shard: as in `categorise`. The parts are languages of runs.
         progress: whether to show a progress bar, if the run takes more than two seconds.
 
     Returns:
@@ -153,16 +161,35 @@ def ablation_study(
         verification.require(model, "output")
     for warning in _warnings(model, sharing_or_masks if active is None else active, kinds, record["weights"]):
         warnings.warn(warning, stacklevel=2)
+    record |= {"types": list(targets.masks), "controls": [kind.name for kind in kinds], "seeds": seeds}
+    record |= {**choice.record, "layers": targets.layers, **replacement.record, **evaluation.record}
+
+    def about() -> dict[str, Any]:
+        return {
+            "call": "ablation_study",
+            **evaluation.about(),
+            **record,
+            "neurons": provenance.hash_of_bits(sharing_or_masks),
+            "values": provenance.hash_of_values(values),
+        }
+
     study = _Study(model, evaluation, targets, Replacing(model, evaluation, targets, replacement))
-    unablated, outcomes = study.run([Itself(), *kinds], seeds, on_run, progress=progress)
+    with running(model, "ablation study", progress=progress, keeping=_keeping(out, shard, mode), about=about) as loop:
+        unablated, outcomes = study.run([Itself(), *kinds], seeds, on_run, loop)
     table = table_of(prompts, unablated, outcomes, len(targets.layers), bootstrap)
-    table.attrs.update(
-        record
-        | {"types": list(targets.masks), "controls": [kind.name for kind in kinds], "seeds": seeds}
-        | {"n_resamples": bootstrap.n_resamples, **choice.record, "layers": targets.layers}
-        | {**replacement.record, **evaluation.record}
-    )
+    table.attrs.update({**record, "n_resamples": bootstrap.n_resamples})
     return table
+
+
+def _keeping(out: Any, shard: Any, mode: Mode | Edit) -> Keeping:
+    """Where the study's records are kept; nowhere if a folder could not tell its runs from others."""
+    keeping = Keeping(out, shard)
+    if keeping.folder is not None and callable(mode):
+        raise NeuronShareError(
+            f"out={str(out)!r}: a later call could not know whether mode is the same function; use one of the modes "
+            "that have a name, or leave out= out."
+        )
+    return keeping
 
 
 def _source(sharing_or_masks: Any, targets: Targets) -> Any:
@@ -241,9 +268,12 @@ class _Study:
         self.layers = [layer.weighted() for layer in models.neuron_layers(model, "post")]
 
     def run(
-        self, kinds: Sequence[Control], seeds: Sequence[int], on_run: OnRun | None, *, progress: bool
+        self, kinds: Sequence[Control], seeds: Sequence[int], on_run: OnRun | None, loop: Loop
     ) -> tuple[dict[str, Any], dict[tuple[str, str], Outcome]]:
-        """Run the unablated model and every mask and control, and return their scores."""
+        """Run the unablated model and every mask and control, and return their scores.
+
+        Runs that other processes have not done yet are left out; the loop then refuses the result.
+        """
         outcomes = {
             (target, kind.name): Outcome(kind, drawable(kind, self.targets, target))
             for target in self.targets.masks
@@ -258,18 +288,22 @@ class _Study:
             for seed in (seeds if is_drawn or ablated != "type" else seeds[:1])
         ]
 
-        def evaluated(target: str, ablated: str, seed: int | None, hooks: Any, loop: Loop) -> dict[str, Any]:
-            table = self.evaluation.run(hooks, loop)
+        def evaluated(target: str, ablated: str, seed: int | None, run: _Ablated | None) -> dict[str, Any] | None:
+            hooks, beside = (None, None) if run is None else (run.hooks, run.sums_of)
+            table = self.evaluation.run(hooks, loop, stage=f"{target}/{ablated}/{seed}", beside=beside)
+            if table is None:
+                return None
             if on_run is not None:
                 on_run(target, ablated, seed, table)
             return scores_of(table, self.evaluation.prompts)
 
-        n_rows = (1 + len(planned)) * self.evaluation.n_rows
-        with running(self.model, "ablation study", n_rows=n_rows, progress=progress) as loop:
-            unablated = evaluated("none", "none", None, None, loop)
-            for target, outcome, seed in planned:
-                ablated = _Ablated(self, target, outcome, seed)
-                outcome.runs.append(evaluated(target, outcome.control.name, seed, ablated.hooks, loop))
+        loop.expect((1 + len(planned)) * self.evaluation.n_rows)
+        unablated = evaluated("none", "none", None, None) or {}
+        for target, outcome, seed in planned:
+            ablated = _Ablated(self, target, outcome, seed)
+            scores = evaluated(target, outcome.control.name, seed, ablated)
+            if scores is not None:
+                outcome.runs.append(scores)
                 outcome.sums.append(ablated.sums)
         return unablated, outcomes
 
@@ -278,13 +312,11 @@ class _Study:
         rows = [self.evaluation.prompt_tokens[language][example] for example in examples]
         impact = torch.full((len(rows), *self.targets.is_neuron.shape), torch.nan, dtype=torch.float32, device="cpu")
 
-        def measure(batch: Batch) -> None:
+        for batch in Plan(self.model, rows, batch_size=len(rows)):
             read = models.values_of(self.model, self.layers, batch, -1)
             for number, (layer, values) in enumerate(zip(self.layers, read, strict=True)):
                 weights = layer.W_out().to(values.device)
                 impact[batch.rows, number, : layer.width] = generation_impact(values, weights).cpu()
-
-        Loop()(Plan(self.model, rows, batch_size=len(rows)), measure)
         return impact
 
 
@@ -294,6 +326,11 @@ class _Ablated:
     def __init__(self, study: _Study, target: str, outcome: Outcome, seed: int) -> None:
         self.study, self.target, self.outcome, self.seed = study, target, outcome, seed
         self.sums = Sums(study.evaluation.prompts)
+        self._sums: dict[str, Float[Tensor, " example"]] = {}  # of the distinct examples of the latest batch
+
+    def sums_of(self, language: str) -> _SumsOf:
+        """Return what measures the sums of each batch of a language."""
+        return _SumsOf(self, language)
 
     def hooks(self, language: str, examples: Tensor, prompt_tokens: int, tokens: Tensor) -> Hooks:
         """Make the hooks for one batch, in which an example may have several rows."""
@@ -310,6 +347,7 @@ class _Ablated:
         targets, control = self.study.targets, self.outcome.control
         of_mask = targets.ablated(self.target, self.seed, examples)
         masks = torch.zeros_like(of_mask)
+        self._sums = {}
         can_be_drawn = [row for row, example in enumerate(examples) if self.outcome.drawable.examples[example]]
         if can_be_drawn:
             drawn_for = [examples[row] for row in can_be_drawn]
@@ -328,7 +366,31 @@ class _Ablated:
             )
             masks[can_be_drawn] = drawn.mask
             for name, measure in drawn.measures.items():
-                self.sums.add(name, language, drawn_for, measure)
-        self.sums.add("neurons", language, examples, masks)
-        self.sums.add("shared", language, examples, masks & targets.whole(self.target, examples))
+                self._sums[name] = torch.zeros(len(examples), dtype=torch.float64, device="cpu")
+                self._sums[name][can_be_drawn] = measure.double().sum((1, 2))
+        self._sums["neurons"] = masks.sum((1, 2)).double()
+        self._sums["shared"] = (masks & targets.whole(self.target, examples)).sum((1, 2)).double()
         return masks
+
+    def measured(self, examples: Sequence[int]) -> Record:
+        """Return the sums over neurons for the rows of the batch that has just run."""
+        distinct_examples = sorted(set(examples))
+        rows = [distinct_examples.index(example) for example in examples]
+        return {_SUM + name: sums[rows] for name, sums in self._sums.items()}
+
+
+class _SumsOf:
+    """Measures the sums of a run in one language, and keeps them; see `Beside`."""
+
+    def __init__(self, run: _Ablated, language: str) -> None:
+        self.run, self.language = run, language
+
+    def measured(self, examples: Sequence[int]) -> Record:
+        """Return the sums for the batch that has just run."""
+        return self.run.measured(examples)
+
+    def keep(self, examples: Sequence[int], record: Record) -> None:
+        """Add the sums to those of the run."""
+        for name, sums in record.items():
+            if name.startswith(_SUM):
+                self.run.sums.add(name.removeprefix(_SUM), self.language, examples, sums)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,7 +30,9 @@ from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.types import TYPES
+from tl_neuronshare.running.loop import Keeping
 from tl_neuronshare.running.plan import BatchSize, Running
+from tl_neuronshare.running.shards import Record
 
 Score = Literal["generation", "correctness"]
 # The numbers that are kept for each example, language, layer and type.
@@ -47,6 +51,8 @@ def attribute(
     n_resamples: int = 5000,
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Measure how much each type of neuron writes, and how much it pushes the right answer, by language and layer.
@@ -68,6 +74,8 @@ def attribute(
         n_resamples: how many resamples the bootstrap draws.
         batch_size: as in `categorise`.
         prepend_bos: as in `categorise`.
+        out: as in `categorise`.
+        shard: as in `categorise`.
         progress: whether to show a progress bar, if the run takes more than two seconds.
 
     Returns:
@@ -107,20 +115,23 @@ def attribute(
         >>> shares.set_index("type")["value"].sum().round(6)
         np.float64(100.0)
     """
-    options, how = ImpactOptions(top_k, answer, norm), Running(batch_size, prepend_bos)
+    options, how, keeping = ImpactOptions(top_k, answer, norm), Running(batch_size, prepend_bos), Keeping(out, shard)
     impacts = Impacts(model, prompts, sharing, options, how)
     _warn(impacts)
     bootstrap = Bootstrap(n_resamples)
     shape = (len(prompts), len(prompts.languages), sharing.n_layers, len(TYPES))
     kept = {name: np.zeros(shape) for name in _KEPT}
 
-    def keep(scores: LayerImpacts) -> None:
-        of_types = _by_type(scores, impacts.top_k[scores.layer])
-        place = (scores.examples, prompts.languages.index(scores.language), scores.layer)
-        for name, numbers in zip(_KEPT, of_types.double().cpu().numpy(), strict=True):
-            kept[name][place] = numbers.T
+    def reduced(scores: LayerImpacts) -> Record:
+        of_types = _by_type(scores, impacts.top_k[scores.layer]).double()
+        return {"kept": rearrange(of_types, "kept type row -> row kept type")}
 
-    impacts.each(keep, task="attribute", progress=progress)
+    def keep(language: str, layer: int, examples: list[int], record: Record) -> None:
+        place = (examples, prompts.languages.index(language), layer)
+        for name, numbers in zip(_KEPT, record["kept"].unbind(1), strict=True):
+            kept[name][place] = numbers.numpy()
+
+    impacts.each(reduced, keep, task="attribute", progress=progress, keeping=keeping)
     table = _table(kept, prompts.languages, bootstrap)
     table.attrs.update(impacts.record | {"n_resamples": bootstrap.n_resamples})
     return table
@@ -185,14 +196,17 @@ def top_neurons(
     times = torch.zeros(len(prompts.languages), sharing.n_layers, sharing.d_mlp, dtype=torch.int32, device="cpu")
     total = torch.zeros(sharing.n_layers, sharing.d_mlp, dtype=torch.float64, device="cpu")
 
-    def add(impact: LayerImpacts) -> None:
+    def summed(impact: LayerImpacts) -> Record:
         scores = impact.generation if score == "generation" else impact.correctness
         counted = largest(scores, impacts.top_k[impact.layer]) & (scores > 0)
-        width = scores.shape[-1]
-        times[prompts.languages.index(impact.language), impact.layer, :width] += counted.sum(0).cpu()
-        total[impact.layer, :width] += scores.double().sum(0).cpu()
+        return {"times": counted.sum(0, keepdim=True), "total": scores.double().sum(0, keepdim=True)}
 
-    impacts.each(add, task="top neurons", progress=progress)
+    def add(language: str, layer: int, examples: list[int], record: Record) -> None:
+        width = impacts.widths[layer]
+        times[prompts.languages.index(language), layer, :width] += record["times"].sum(0)
+        total[layer, :width] += record["total"].sum(0)
+
+    impacts.each(summed, add, task="top neurons", progress=progress)
     table = _table_of_neurons(impacts, times, total)[:n]
     table.attrs.update(impacts.record | {"score": score, "n": n})
     return table

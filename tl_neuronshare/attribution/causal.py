@@ -20,7 +20,9 @@ from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.sharing import NeuronSharing
-from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Plan, Running, running
+from tl_neuronshare.running.loop import running
+from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Plan, Running
+from tl_neuronshare.running.shards import Record
 
 ByPlace = dict[tuple[int, str, int], Tensor]  # by example, language and layer: a number for each chosen neuron
 _LOST = ("logit", "log_prob")
@@ -105,15 +107,17 @@ def _scores(impacts: dict[str, Impacts], chosen: list[Tensor], progress: bool) -
     """The scores of the chosen neurons."""
     scores: dict[str, ByPlace] = {name: {} for name in (*impacts, "generation")}
 
-    def keep(layer: LayerImpacts, norm: str) -> None:
-        neurons = chosen[layer.layer]
-        for row, example in enumerate(layer.examples):
-            place = (example, layer.language, layer.layer)
-            scores[norm][place] = layer.correctness[row].cpu()[neurons]
-            scores["generation"][place] = layer.generation[row].cpu()[neurons]
+    def of_chosen(layer: LayerImpacts) -> Record:
+        neurons = chosen[layer.layer].to(layer.correctness.device)
+        return {"correctness": layer.correctness[:, neurons], "generation": layer.generation[:, neurons]}
+
+    def keep(language: str, layer: int, examples: list[int], record: Record, *, norm: str) -> None:
+        for row, example in enumerate(examples):
+            scores[norm][example, language, layer] = record["correctness"][row]
+            scores["generation"][example, language, layer] = record["generation"][row]
 
     for norm, of_norm in impacts.items():
-        of_norm.each(partial(keep, norm=norm), task=f"scores, norm {norm}", progress=progress)
+        of_norm.each(of_chosen, partial(keep, norm=norm), task=f"scores, norm {norm}", progress=progress)
     return scores
 
 
@@ -126,10 +130,10 @@ def _effects(
     # One prompt a batch: it is run as many times as there are neurons to zero.
     plan = Plan(model, [place.before for _, place in places], batch_size=1)
 
-    def ablate(batch: Batch) -> None:
+    def ablate(batch: Batch) -> Record:
         (row,) = batch.rows
-        language, place = places[row]
-        answer = place.scored[0]
+        answer = places[row][1].scored[0]
+        losses: dict[str, list[Tensor]] = {target: [] for target in _LOST}
         before = _targets(model, batch.tokens, answer, [])
         for layer, neurons in enumerate(chosen):
             mask = torch.zeros(len(neurons), len(chosen), width, dtype=torch.bool, device="cpu")
@@ -141,11 +145,17 @@ def _effects(
                 for part in torch.split(mask, max(1, AUTO_NUMBERS // model.cfg.d_vocab))
             ]
             for target in _LOST:
-                loss = before[target] - torch.cat([part[target] for part in after])
+                losses[target].append(before[target] - torch.cat([part[target] for part in after]))
+        return {target: torch.stack(of_layers)[None] for target, of_layers in losses.items()}
+
+    def keep(rows: list[int], record: Record) -> None:
+        for row, target in product(range(len(rows)), _LOST):
+            language, place = places[rows[row]]
+            for layer, loss in enumerate(record[target][row]):
                 lost[target][place.example, language, layer] = loss
 
     with running(model, "ablation", n_rows=len(plan), progress=progress) as loop:
-        loop(plan, ablate)
+        loop(plan, ablate, keep)
     return lost
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import floor
@@ -23,7 +23,9 @@ from tl_neuronshare.models import LensModel, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running import provenance
-from tl_neuronshare.running.plan import Batch, Plan, Running, running
+from tl_neuronshare.running.loop import Keeping, Loop, running
+from tl_neuronshare.running.plan import Batch, Plan, Running
+from tl_neuronshare.running.shards import Record
 
 Answer = Literal["first", "all"]
 Norm = Literal["none", "frozen", "full"]
@@ -116,10 +118,14 @@ class Impacts:
     Example:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> impacts = Impacts(model, prompts, ns.categorise(model, prompts), ImpactOptions(), Running())
-        >>> shapes = []
-        >>> impacts.each(lambda layer: shapes.append((layer.language, layer.correctness.shape)), task="scores")
-        >>> shapes[0]
-        ('en', torch.Size([3, 512]))
+        >>> largest = []
+        >>> impacts.each(
+        ...     lambda layer: {"largest": layer.correctness.amax(-1)},
+        ...     lambda language, layer, examples, record: largest.append((language, layer, record["largest"].shape)),
+        ...     task="scores",
+        ... )
+        >>> largest[0]
+        ('en', 0, torch.Size([3]))
     """
 
     def __init__(
@@ -146,9 +152,9 @@ class Impacts:
                 f"The types were measured on different weights from those of {models.name_of(model)}; categorise with "
                 "this model, loaded in the same way and dtype."
             )
-        self.model, self.prompts, self.options = model, prompts, options
+        self.model, self.prompts, self.sharing, self.options = model, prompts, sharing, options
         self.layers = [layer.weighted() for layer in models.neuron_layers(model, "post")]
-        self.widths, self.sharing = sharing.widths, sharing
+        self.widths = sharing.widths
         self.top_k = options.counts(self.widths)
         self.final_norm = models.final_norm(model) if options.norm != "none" else None
         self.places: dict[str, list[Continuation]] = {}
@@ -192,17 +198,65 @@ class Impacts:
             )
         return [warning for warning in warnings if warning is not None]
 
-    def each(self, step: Callable[[LayerImpacts], Any], *, task: str, progress: bool = True) -> None:
-        """Call a function with the scores, language by language, batch by batch and layer by layer."""
-        n_rows = sum(map(len, self._plans.values()))
-        with running(self.model, task, n_rows=n_rows, progress=progress) as loop:
-            for language, plan in self._plans.items():
-                tokens = sorted({token for place in self.places[language] for token in place.scored})
-                pushes = _Pushes(self.model, tokens, self.options.norm, self.final_norm)
-                loop(plan, partial(self._score, language=language, pushes=pushes, step=step))
+    def each(
+        self,
+        step: Callable[[LayerImpacts], Record],
+        keep: Callable[[str, int, list[int], Record], None],
+        *,
+        task: str,
+        progress: bool = True,
+        keeping: Keeping | None = None,
+    ) -> None:
+        """Reduce the scores language by language, batch by batch and layer by layer, and keep what is left of them.
 
-    def _score(self, batch: Batch, *, language: str, pushes: _Pushes, step: Callable[[LayerImpacts], Any]) -> None:
-        """Run one batch, and call the function with the scores of each layer."""
+        Args:
+            step: reduces the scores of a layer; of each tensor that it gives, the first axis is the batch's rows, or
+                what is summed over batches.
+            keep: takes the language, the layer, the examples of a batch and what `step` gave for them.
+            task: the name of the progress bar.
+            progress: whether to show a progress bar.
+            keeping: where records are kept.
+        """
+        n_rows = sum(map(len, self._plans.values()))
+
+        def about() -> dict[str, Any]:
+            neurons = provenance.hash_of_bits(self.sharing)
+            return {"call": task, **provenance.of_prompts(self.model, self.prompts), **self.record, "neurons": neurons}
+
+        with running(self.model, task, n_rows=n_rows, progress=progress, keeping=keeping, about=about) as loop:
+            for language, plan in self._plans.items():
+                loop.part(partial(self._of_language, language, plan, step, keep, loop))
+
+    def _of_language(
+        self,
+        language: str,
+        plan: Plan,
+        step: Callable[[LayerImpacts], Record],
+        keep: Callable[[str, int, list[int], Record], None],
+        loop: Loop,
+    ) -> None:
+        tokens = sorted({token for place in self.places[language] for token in place.scored})
+        pushes = _Pushes(self.model, tokens, self.options.norm, self.final_norm)
+
+        def compute(batch: Batch) -> Record:
+            of_layers = self._scored(batch, language=language, pushes=pushes)
+            return {
+                f"{layer.layer} {name}": tensor.cpu() for layer in of_layers for name, tensor in step(layer).items()
+            }
+
+        def keep_layers(rows: list[int], record: Record) -> None:
+            examples = [self.places[language][row].example for row in rows]
+            of_layers: dict[int, Record] = {}
+            for key, tensor in record.items():
+                layer, name = key.split(" ", 1)
+                of_layers.setdefault(int(layer), {})[name] = tensor
+            for number, of_layer in sorted(of_layers.items()):
+                keep(language, number, examples, of_layer)
+
+        loop(plan, compute, keep_layers, stage=language)
+
+    def _scored(self, batch: Batch, *, language: str, pushes: _Pushes) -> Iterator[LayerImpacts]:
+        """Run one batch, and give the scores of each layer."""
         answers = [self.places[language][number].scored for number in batch.rows]
         # The row and the position that predict each scored token, and the token.
         row, position, token = torch.tensor(
@@ -236,18 +290,16 @@ class Impacts:
                 self._check_finite(sums, language, examples, number)
                 return sums / n_tokens.to(sums.device)
 
-            step(
-                LayerImpacts(
-                    language,
-                    examples,
-                    number,
-                    generation=mean(generation_impact(post, weights)),
-                    correctness=mean(post * pushes.of(number, weights, token, residual)),
-                    other_answer=mean(post * pushes.of(number, weights, other_token, residual)).masked_fill(
-                        ~has_other.to(post.device), torch.nan
-                    ),
-                    types=types[:, number, : layer.width].to(post.device),
-                )
+            yield LayerImpacts(
+                language,
+                examples,
+                number,
+                generation=mean(generation_impact(post, weights)),
+                correctness=mean(post * pushes.of(number, weights, token, residual)),
+                other_answer=mean(post * pushes.of(number, weights, other_token, residual)).masked_fill(
+                    ~has_other.to(post.device), torch.nan
+                ),
+                types=types[:, number, : layer.width].to(post.device),
             )
 
     def _check_finite(self, scores: Tensor, language: str, examples: list[int], layer: int) -> None:

@@ -6,10 +6,11 @@ All rows of a batch are in one language. Logits are computed only at positions t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -22,10 +23,12 @@ from tl_neuronshare.evaluation.answers import Continuation, continuations
 from tl_neuronshare.evaluation.generation import Generation
 from tl_neuronshare.evaluation.grading import is_right
 from tl_neuronshare.evaluation.numerals import last_number
-from tl_neuronshare.evaluation.scoring import HookMaker, Scorer
+from tl_neuronshare.evaluation.scoring import Beside, HookMaker, Scorer
 from tl_neuronshare.models import Hooks, LensModel, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
-from tl_neuronshare.running.plan import BatchSize, Loop, Running, running
+from tl_neuronshare.running import provenance
+from tl_neuronshare.running.loop import Keeping, Loop, running
+from tl_neuronshare.running.plan import BatchSize, Running
 
 ScoringName = Literal["choice", "exact", "number"]
 
@@ -110,6 +113,8 @@ def evaluate(
     stop: Sequence[str] = ("\n",),
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Measure whether the model answers correctly, and how probable it finds the right answer.
@@ -141,6 +146,8 @@ def evaluate(
         stop: texts at which a decoded answer is cut off. It also ends at the end tokens of the tokenizer and the model.
         batch_size: how many rows share a forward pass. Choices that differ only in their last token share a row.
         prepend_bos: as in `categorise`.
+        out: as in `categorise`; not together with hooks, which a folder cannot identify.
+        shard: as in `categorise`. The parts are languages.
         progress: whether to show a progress bar, if the run takes more than two seconds.
 
     Returns:
@@ -163,8 +170,15 @@ def evaluate(
     task = Evaluation(
         model, prompts, Scoring(scoring, length_normalised, max_new_tokens, stop), Running(batch_size, prepend_bos)
     )
-    with running(model, "evaluate", n_rows=task.n_rows, progress=progress) as loop:
-        return task.run(fwd_hooks, loop)
+    keeping = Keeping(out, shard)
+    if keeping.folder is not None and fwd_hooks is not None:
+        raise NeuronShareError(
+            f"out={str(out)!r}: a later call could not know whether fwd_hooks are the same; leave one of them out."
+        )
+    with running(model, "evaluate", n_rows=task.n_rows, progress=progress, keeping=keeping, about=task.about) as loop:
+        table = task.run(fwd_hooks, loop)
+    assert table is not None  # the loop has refused an unfinished run
+    return table
 
 
 def perplexity(
@@ -234,7 +248,7 @@ def _perplexity(
         if len(tokens) < 2:
             raise NeuronShareError(f"Language {language!r}, text {number}: one token leaves nothing to predict.")
     each = [Continuation(number, tuple(tokens[:1]), tuple(tokens[1:])) for number, tokens in enumerate(rows)]
-    log_probs = Scorer(model, language, each, how.batch_size).run(fwd_hooks, loop).log_probs
+    log_probs = Scorer(model, language, each, how.batch_size).run(fwd_hooks, loop, stage=language).log_probs
     if log_probs.isnan().any():
         raise NeuronShareError(f"Language {language!r}: the log-probability is NaN; check your hooks and the dtype.")
     n_tokens = sum(map(len, rows)) - len(rows)
@@ -316,24 +330,58 @@ class Evaluation:
         merged = [is_merged for of_language in self.merged.values() for is_merged in of_language]
         return {**self.scoring.record, **self.how.record, "merged": sum(merged) / len(merged)}
 
-    def run(self, fwd_hooks: Hooks | HookMaker | None, loop: Loop) -> pd.DataFrame:
-        """Make the table of `evaluate`."""
-        rows: list[dict[str, Any]] = []
-        for language in self.scorers:
-            rows += self._rows(language, fwd_hooks, loop)
+    def about(self) -> dict[str, Any]:
+        """Return what the table depends on."""
+        return {"call": "evaluate", **provenance.of_prompts(self.model, self.prompts), **self.record}
+
+    def run(
+        self,
+        fwd_hooks: Hooks | HookMaker | None,
+        loop: Loop,
+        *,
+        stage: str = "",
+        beside: Callable[[str], Beside] | None = None,
+    ) -> pd.DataFrame | None:
+        """Make the table of `evaluate`; None if other processes have not done their part yet.
+
+        Args:
+            fwd_hooks: as in `evaluate`.
+            loop: the loop that goes through the batches.
+            stage: the name of this run in the loop's records.
+            beside: gives what else is measured in a language.
+        """
+        parts = [
+            loop.part(
+                partial(
+                    self._rows,
+                    language,
+                    fwd_hooks,
+                    loop,
+                    stage=f"{stage}/{language}",
+                    beside=None if beside is None else beside(language),
+                ),
+                whole=True,
+            )
+            for language in self.scorers
+        ]
+        if any(part is None for part in parts):
+            return None
+        rows = [row for part in parts if part is not None for row in part]
         table = pd.DataFrame(rows)
         table.attrs["verified"] = verification.is_verified(self.model)
         return table
 
-    def _rows(self, language: str, fwd_hooks: Hooks | HookMaker | None, loop: Loop) -> list[dict[str, Any]]:
+    def _rows(
+        self, language: str, fwd_hooks: Hooks | HookMaker | None, loop: Loop, *, stage: str, beside: Beside | None
+    ) -> list[dict[str, Any]]:
         """Make one language's rows of the table."""
         scorer, merged = self.scorers[language], self.merged[language]
-        scores = scorer.run(fwd_hooks, loop)
+        scores = scorer.run(fwd_hooks, loop, stage=f"{stage}/scores", beside=beside)
         generated: list[str] | None = None
         if self.generations:
             # An answer that merges with its prompt is not a continuation of the prompt alone, so it proves nothing.
             begun = [[] if is_merged else known for known, is_merged in zip(scores.greedy, merged, strict=True)]
-            generated = self.generations[language].run(begun, fwd_hooks)
+            generated = self.generations[language].run(begun, fwd_hooks, loop, stage=f"{stage}/answers")
         each = iter(zip(scores.log_probs.tolist(), scorer.continuations, strict=True))
         rows = []
         for index, (texts, gold) in enumerate(zip(self.texts[language], self.gold[language], strict=True)):

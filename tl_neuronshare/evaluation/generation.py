@@ -6,9 +6,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from tl_neuronshare import models
-from tl_neuronshare.evaluation.scoring import HookMaker, hooks_for
+from tl_neuronshare.evaluation.scoring import HookMaker, hooks_for, ragged, unragged
 from tl_neuronshare.models import Hooks, LensModel, decoding, verification
-from tl_neuronshare.running.plan import Batch, BatchSize, Loop, Plan
+from tl_neuronshare.running.loop import Loop
+from tl_neuronshare.running.plan import Batch, BatchSize, Plan
+from tl_neuronshare.running.shards import Record
 
 
 class Generation:
@@ -47,12 +49,16 @@ class Generation:
             n_tokens = len(tokens if start is None else start) + n_new
             models.check_length(model, n_tokens, where, f"the prompt with {n_new} new tokens")
 
-    def run(self, begun: Sequence[Sequence[int]], fwd_hooks: Hooks | HookMaker | None) -> list[str]:
+    def run(
+        self, begun: Sequence[Sequence[int]], fwd_hooks: Hooks | HookMaker | None, loop: Loop, *, stage: str = ""
+    ) -> list[str]:
         """Answer each prompt. Its answer is not decoded if the known first tokens are already a whole answer.
 
         Args:
             begun: the known first tokens of each answer; there may be none.
             fwd_hooks: as in `evaluate`.
+            loop: the loop that goes through the batches.
+            stage: the name of this run in the loop's records.
         """
         answers = [self._text(known[: self.n_new]) for known in begun]
         left = [example for example, text in enumerate(answers) if text is None]
@@ -68,7 +74,7 @@ class Generation:
             ),
         )
 
-        def decode(batch: Batch) -> None:
+        def decode(batch: Batch) -> Record:
             examples = [left[row] for row in batch.rows]
             with models.all_firing(self.model, hooks_for(fwd_hooks, self.language, examples, batch.tokens)):
                 new = decoding.greedy(
@@ -78,10 +84,13 @@ class Generation:
                     cached=verification.caches(self.model) and not crosses,
                     is_finished=lambda row, tokens: self._text(tokens) is not None,
                 )
-            for example, tokens in zip(examples, new, strict=True):
-                answers[example] = self._text(tokens)
+            return ragged("new", new)
 
-        Loop()(plan, decode)
+        def keep(rows: list[int], record: Record) -> None:
+            for row, tokens in zip(rows, unragged("new", record), strict=True):
+                answers[left[row]] = self._text(tokens)
+
+        loop(plan, decode, keep, stage=stage, shown=False)
         return [text or "" for text in answers]
 
     def _text(self, new: Sequence[int]) -> str | None:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,11 +18,26 @@ from tl_neuronshare.evaluation.answers import Continuation
 from tl_neuronshare.models import verification
 from tl_neuronshare.models.hooks import Edit, Hooks
 from tl_neuronshare.models.lens import LensModel
-from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Loop, Plan
+from tl_neuronshare.running.loop import Loop
+from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Plan
+from tl_neuronshare.running.shards import Record
 
 # A function of the language, the example of each row, and maybe prompt_tokens and tokens, that returns hooks
 HookMaker = Callable[..., Hooks]
 _CHUNK = 1 << 24  # logits that are converted to float32 at a time
+
+
+@runtime_checkable
+class Beside(Protocol):
+    """What is measured for the rows of each batch, beside their scores."""
+
+    def measured(self, examples: Sequence[int]) -> Record:
+        """Return a number for the example of each row of the batch that has just run, by name."""
+        ...
+
+    def keep(self, examples: Sequence[int], record: Record) -> None:
+        """Take these numbers from a record, which has others too."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -74,8 +90,17 @@ class Scorer:
             per_token=model.cfg.d_vocab,
         )
 
-    def run(self, fwd_hooks: Hooks | HookMaker | None, loop: Loop) -> Scores:
-        """Score every continuation."""
+    def run(
+        self, fwd_hooks: Hooks | HookMaker | None, loop: Loop, *, stage: str = "", beside: Beside | None = None
+    ) -> Scores:
+        """Score every continuation.
+
+        Args:
+            fwd_hooks: as in `evaluate`.
+            loop: the loop that goes through the batches.
+            stage: the name of this run in the loop's records.
+            beside: what else is measured for each batch.
+        """
         log_probs = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
         greedy: list[list[int]] = [[] for _ in self.continuations]
         noise = verification.noise(self.model) if self.likeliest else torch.inf
@@ -83,13 +108,13 @@ class Scorer:
         # under such a hook prove nothing about decoding.
         can_prove = self.likeliest and not models.has_hooks(self.model)
 
-        def score(batch: Batch) -> None:
-            # Where the logit of each scored token is (row, column, token), and the number of its continuation.
-            row, column, token, number = torch.tensor(
+        def score(batch: Batch) -> Record:
+            scored = [(place, number) for place, row in enumerate(batch.rows) for number in self._numbers[row]]
+            # Where the logit of each scored token is (row, column, token), and which of `scored` it belongs to.
+            row, column, token, which = torch.tensor(
                 [
-                    (place, column, token, number)
-                    for place, row in enumerate(batch.rows)
-                    for number in self._numbers[row]
+                    (place, column, token, which)
+                    for which, (place, number) in enumerate(scored)
                     for column, token in enumerate(self.continuations[number].scored)
                 ],
                 device="cpu",
@@ -99,14 +124,40 @@ class Scorer:
             proves = can_prove and all(isinstance(function, Edit) and function.is_local for _, function in hooks)
             with models.all_firing(self.model, hooks):
                 picked = _picked(self.model, batch, (row, column, token), noise=noise if proves else None)
-            log_probs.index_add_(0, number, picked.log_probs.double())
-            for place, surely in zip(batch.rows, picked.surely.tolist(), strict=True) if proves else ():
-                run = self.plan.answers[place] if self.plan.answers is not None else ()
-                if not self._packing.crosses(len(self.plan.prompts[place]), len(run)):
-                    greedy[self._numbers[place][0]] = _proved(run, surely)
+            sums = torch.zeros(len(scored), dtype=torch.float64, device="cpu")
+            proved: list[list[int]] = [[] for _ in batch.rows]
+            for place, (row_number, surely) in enumerate(zip(batch.rows, picked.surely.tolist(), strict=True)):
+                run = self.plan.answers[row_number] if self.plan.answers is not None else ()
+                if proves and not self._packing.crosses(len(self.plan.prompts[row_number]), len(run)):
+                    proved[place] = _proved(run, surely)
+            return {
+                "log_probs": sums.index_add_(0, which, picked.log_probs.double()),
+                **ragged("greedy", proved),
+                **({} if beside is None else beside.measured(examples)),
+            }
 
-        loop(self.plan, score)
+        def keep(rows: list[int], record: Record) -> None:
+            log_probs[[number for row in rows for number in self._numbers[row]]] = record["log_probs"]
+            for row, known in zip(rows, unragged("greedy", record), strict=True):
+                greedy[self._numbers[row][0]] = known
+            if beside is not None:
+                beside.keep([self._examples[row] for row in rows], record)
+
+        loop(self.plan, score, keep, stage=stage)
         return Scores(log_probs, greedy)
+
+
+def ragged(name: str, lists: Sequence[Sequence[int]]) -> Record:
+    """Return lists of tokens as two tensors of a record: all tokens, and how many each list has."""
+    return {
+        name: torch.tensor([token for tokens in lists for token in tokens], dtype=torch.long, device="cpu"),
+        f"{name} of each": torch.tensor([len(tokens) for tokens in lists], dtype=torch.long, device="cpu"),
+    }
+
+
+def unragged(name: str, record: Record) -> list[list[int]]:
+    """Return the lists that `ragged` made into tensors."""
+    return [tokens.tolist() for tokens in torch.split(record[name], record[f"{name} of each"].tolist())]
 
 
 def _proved(run: Sequence[int], surely: Sequence[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tl_neuronshare.prompts import ParallelPrompts, are_of, hashes_of
@@ -16,7 +16,7 @@ _MEASURED = ("site", "position", "threshold", "prepend_bos", "special_tokens_lef
 _SHARES = ("borderline_fraction", "common_prefix_share")
 
 
-def fingerprint(weights: str, prompt_hashes: Sequence[str] | None) -> str:
+def fingerprint(weights: str, prompt_hashes: Iterable[str] | None) -> str:
     """Name a result's weights and prompts in one text; prompts that are not known are `unknown`.
 
     Example:

@@ -521,11 +521,11 @@ def write_sharing(
     widths: Sequence[int],
     hooks: Sequence[str],
     metadata: Mapping[str, Any],
-    prompt_hashes: PromptHashes | None,
+    prompt_hashes: PromptHashes | Stream | None,
     routed: UInt8[Tensor, "example language layer byte"] | Stream | None = None,
     experts: Experts | None = None,
 ) -> None:
-    """Write the file of a result, of which the bits may be a stream; see `NeuronSharing` for what the arguments are.
+    """Write the file of a result, whose bits and hashes may be streams; see `NeuronSharing` for what the arguments are.
 
     Raises:
         NeuronShareError: as for `files.write_tensors`.
@@ -533,7 +533,7 @@ def write_sharing(
     tensors: dict[str, Tensor | Stream] = {"packed": packed}
     header: dict[str, Any] = {"languages": languages, "widths": widths, "hooks": hooks, "metadata": metadata}
     if prompt_hashes is not None:
-        tensors["prompt_hashes"] = prompt_hashes.numbers
+        tensors["prompt_hashes"] = prompt_hashes if isinstance(prompt_hashes, Stream) else prompt_hashes.numbers
     if routed is not None:
         tensors["routed"] = routed
         header["experts"] = experts

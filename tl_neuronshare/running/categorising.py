@@ -6,10 +6,12 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast, overload
 
 import torch
 from jaxtyping import Bool, Int
@@ -20,10 +22,21 @@ from tl_neuronshare.checks import one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number, Position
 from tl_neuronshare.models import LensModel, NeuronLayer, Site
-from tl_neuronshare.prompts import ParallelPrompts, as_list, require_prompts
+from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
-from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, running
+from tl_neuronshare.running.loop import Keeping, Loop, running
+from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running
 from tl_neuronshare.running.recording import RecordedPass, SharingRecorder
+from tl_neuronshare.running.segments import (
+    Segment,
+    hashes_in,
+    result_file,
+    results_in,
+    segment_file,
+    segments_of,
+    write_result,
+)
+from tl_neuronshare.running.shards import Record
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,6 +46,8 @@ if TYPE_CHECKING:
         position: Position
         batch_size: BatchSize
         prepend_bos: bool | None
+        out: str | Path | None
+        shard: tuple[int, int] | str | None
         progress: bool
 
     class _HowCached(TypedDict, total=False):
@@ -65,6 +80,8 @@ def categorise(
     threshold: Number | Sequence[Number] = 0.0,
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | str | None = None,
     progress: bool = True,
 ) -> NeuronSharing | dict[float, NeuronSharing]:
     """Find which neurons each prompt activates: those whose value at the chosen position is above the threshold.
@@ -91,6 +108,12 @@ def categorise(
         batch_size: how many prompts share a forward pass; `auto` chooses it by their lengths. Prompts of similar
             lengths share a batch. Apart from rounding, the result does not depend on it.
         prepend_bos: whether prompts begin with the BOS token. None means the model's default.
+        out: a folder in which each batch is kept as soon as it has run. If the run ends early, however that happens,
+            the same call goes on from there; when it is complete, the same call opens the result. The result is the
+            same to the bit. It stays in the folder, as a file of which only what is used is read into memory
+            (`NeuronSharing.load` opens it too). A folder of a different model, different prompts or options is refused.
+        shard: which part of how many this call computes, such as (2, 4) or "2/4", where the processes of a job array
+            share the folder `out`. A call that finds all parts there gives the whole result.
         progress: whether to show a progress bar, if the run takes more than two seconds.
 
     Returns:
@@ -99,7 +122,8 @@ def categorise(
 
     Raises:
         NeuronShareError: the model or an option is unsuitable, a prompt is longer than the context or too short for
-            the position, or activations are NaN or infinite.
+            the position, activations are NaN or infinite, or `out` is a folder of a different call.
+        UnfinishedError: the part `shard` is done, and others are not; this is a NeuronShareError too.
 
     Source: arXiv 2406.09265, section 3 (value > 0 at the last token), and its analysis across tokens.
 
@@ -111,41 +135,129 @@ def categorise(
         [0.0, 0.5]
     """
     require_prompts(prompts)
-    how = Running(batch_size, prepend_bos).on(model)
-    rows = [  # all examples of the first language, then of the next
-        row
-        for language, texts in prompts.prompts.items()
-        for row in models.tokenised(model, texts, language, prompts.examples, prepend_bos=how.prepend_bos)
-    ]
+    how, keeping = Running(batch_size, prepend_bos).on(model), Keeping(out, shard)
     recorder = SharingRecorder(
         model, prompts.languages, len(prompts), site=site, position=position, threshold=threshold
     )
-    recorder.labels = prompts.examples
-    plan = Plan(model, rows, batch_size=how.batch_size)
-    recorded: RecordedPass  # the batch that is running
+    run = _Categorising(model, prompts, how, recorder)
+    n_rows = len(prompts) * len(prompts.languages)
+    with running(model, "categorise", n_rows=n_rows, progress=progress, keeping=keeping, about=run.about) as loop:
+        return run.whole(loop) if loop.shards is None else run.kept(loop, loop.shards.folder)
 
-    def read(layer: int, tensors: tuple[Tensor, ...]) -> None:
-        recorded.read(layer, tensors)
 
-    with (
-        running(model, "categorise", n_rows=len(plan), progress=progress) as loop,
-        models.reading(model, recorder.layers, read) as run_once,
-    ):
+class _Categorising:
+    """One call of `categorise`: its segments, run one after the other."""
 
-        def record(batch: Batch) -> None:
+    def __init__(self, model: LensModel, prompts: ParallelPrompts, how: Running, recorder: SharingRecorder) -> None:
+        self.model, self.prompts, self.how, self.recorder = model, prompts, how, recorder
+        self.segments = segments_of(len(prompts), len(prompts.languages), recorder.bytes_a_prompt)
+        self.special = set(models.special_tokens(model))
+
+    def about(self) -> dict[str, Any]:
+        """Return what the result depends on."""
+        hashes = (text for _, prompts in self._segments() for text in hashes_of(prompts))
+        of_result = self.recorder.header(
+            0, self.prompts.name, hashes, 0, {"call": "categorise", **self.how.record}, had_tokens=True
+        )
+        return {**of_result["metadata"], "threshold": list(self.recorder.reading.thresholds)}
+
+    def _segments(self) -> Iterator[tuple[range, ParallelPrompts]]:
+        """Each segment's examples, counted from 0, and their prompts."""
+        for examples in self.segments:
+            whole = len(self.segments) == 1
+            yield examples, self.prompts if whole else self.prompts[examples.start : examples.stop]
+
+    def whole(self, loop: Loop) -> NeuronSharing | dict[float, NeuronSharing]:
+        """Run all segments, and return the result, which is in memory."""
+        parts = [
+            self._run(prompts, self.recorder.of_examples(examples, prompts.examples, apart=False), examples, loop)
+            for examples, prompts in self._segments()
+        ]
+        return self.recorder.result(self.prompts, self._facts(parts))
+
+    def kept(self, loop: Loop, folder: Path) -> NeuronSharing | dict[float, NeuronSharing]:
+        """Run the segments that are not in the folder yet, and return the result, which is opened from there."""
+        thresholds = self.recorder.reading.thresholds
+        results = results_in(folder, thresholds)
+        if results is None:
+            files = [folder / segment_file(number) for number in range(len(self.segments))]
+            for (examples, prompts), file in zip(self._segments(), files, strict=True):
+                if file.exists():
+                    continue
+                segment = loop.part(partial(self._segment, prompts, examples, loop))
+                if segment is not None:
+                    loop.seal(file.name, segment.write)
+            loop.finish()
+            self._join(files, loop)
+            results = results_in(folder, thresholds)
+        assert results is not None  # they have just been written
+        return results if isinstance(self.recorder.reading.threshold, tuple) else results[thresholds[0]]
+
+    def _join(self, files: list[Path], loop: Loop) -> None:
+        """Write the results from the files of all segments, which are then removed."""
+        parts = [Segment.read(file) for file in files]
+        thresholds = self.recorder.reading.thresholds
+        for number, threshold in enumerate(thresholds):
+            borderline = sum(int(part.borderline[number]) for part in parts)
+            name, facts = self.prompts.name, self._facts(parts)
+            header = self.recorder.header(number, name, hashes_in(files), borderline, facts, had_tokens=True)
+            write = partial(write_result, files, number, experts=self.recorder.experts, **header)
+            loop.seal(result_file(thresholds, threshold), write)
+        loop.clear(files)
+
+    def _facts(self, parts: Sequence[_Ran | Segment]) -> dict[str, Any]:
+        n_prompts = len(self.prompts) * len(self.prompts.languages)
+        return self.how.record | {
+            "batches": sum(int(part.batches) for part in parts),
+            "common_prefix_share": sum(float(part.common_prefix) for part in parts) / n_prompts,
+        }
+
+    def _segment(self, prompts: ParallelPrompts, examples: range, loop: Loop) -> Segment:
+        """Run the prompts of one segment, and return all that is kept of them."""
+        recorder = self.recorder.of_examples(examples, prompts.examples, apart=True)
+        ran = self._run(prompts, recorder, examples, loop)
+        recorder.require_all_recorded()
+        packed, routed = recorder.by_example()
+        borderline = recorder.bits.borderline.sum(1)
+        common_prefix = torch.tensor(ran.common_prefix, dtype=torch.float64, device="cpu")
+        batches = torch.tensor(ran.batches, device="cpu")
+        return Segment(packed, routed, hashes_of(prompts).numbers, borderline, common_prefix, batches)
+
+    def _run(self, prompts: ParallelPrompts, recorder: SharingRecorder, examples: range, loop: Loop) -> _Ran:
+        """Run the prompts of one segment, which the recorder keeps."""
+        model = self.model
+        rows = [  # all examples of the first language, then of the next
+            row
+            for language, texts in prompts.prompts.items()
+            for row in models.tokenised(model, texts, language, prompts.examples, prepend_bos=self.how.prepend_bos)
+        ]
+        plan = Plan(model, rows, batch_size=self.how.batch_size)
+        recorded: RecordedPass  # the batch that is running
+
+        def read(layer: int, tensors: tuple[Tensor, ...]) -> None:
+            recorded.read(layer, tensors)
+
+        def record(batch: Batch) -> Record:
             nonlocal recorded
-            numbers, examples = zip(*(divmod(row, len(prompts)) for row in batch.rows), strict=True)
-            languages = [prompts.languages[number] for number in numbers]
-            recorded = recorder.recorded_pass(languages, examples, batch)
+            numbers, places = zip(*(divmod(row, len(prompts)) for row in batch.rows), strict=True)
+            recorded = recorder.recorded_pass([prompts.languages[each] for each in numbers], places, batch)
             run_once(batch)
+            return recorder.bits.of(recorded.prompts)
 
-        loop(plan, record)
-    special = set(models.special_tokens(model))
-    return recorder.result(
-        prompts,
-        how.record
-        | {"batches": len(plan.batches), "common_prefix_share": _common_prefix_share(rows, len(prompts), special)},
-    )
+        def keep(rows: list[int], of_batch: Record) -> None:
+            numbers = [row % len(prompts) * len(prompts.languages) + row // len(prompts) for row in rows]
+            recorder.bits.take(torch.tensor(numbers, device="cpu"), of_batch)
+
+        with models.reading(model, recorder.layers, read) as run_once:
+            loop(plan, record, keep, stage=f"examples from {examples.start}")
+        return _Ran(_common_prefix(rows, len(prompts), self.special), len(plan.batches))
+
+
+class _Ran(NamedTuple):
+    """Facts about the run of a segment: as in `Segment`."""
+
+    common_prefix: float
+    batches: int
 
 
 @overload
@@ -294,11 +406,11 @@ def _mask(
     return places < torch.tensor(given, device="cpu")[:, None]
 
 
-def _common_prefix_share(rows: Sequence[Sequence[int]], n_examples: int, special: set[int]) -> float:
-    """The mean share of a prompt's tokens, without special ones, with which it begins in all languages alike."""
+def _common_prefix(rows: Sequence[Sequence[int]], n_examples: int, special: set[int]) -> float:
+    """The sum of the shares of the prompts' tokens, without special ones, that they begin with in all languages."""
     shares = []
     for example in range(n_examples):
         prompts = [[token for token in row if token not in special] for row in rows[example::n_examples]]
         common = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
         shares += [common / len(tokens) if tokens else 0.0 for tokens in prompts]
-    return sum(shares) / len(shares)
+    return sum(shares)

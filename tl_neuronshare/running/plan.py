@@ -1,15 +1,12 @@
-"""Plan which rows of tokens share a forward pass, before anything runs; and loop over these batches."""
+"""Plan which rows of tokens share a forward pass, before anything runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil, inf
 from typing import Any, Literal, NamedTuple
-
-from tqdm.auto import tqdm
 
 from tl_neuronshare import models
 from tl_neuronshare.checks import Options, is_count, option
@@ -123,6 +120,9 @@ class Plan:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.batch, self.batches)
+
     def batch(self, rows: list[int]) -> Batch:
         """The batch of these rows, padded."""
         prompts = [self.prompts[row] for row in rows]
@@ -130,37 +130,6 @@ class Plan:
         inputs = models.inputs_of(self.model, prompts, answers)
         end = inputs.tokens.shape[1] - max(map(len, answers or [()]))
         return Batch(**vars(inputs), rows=rows, end=end)
-
-
-class Loop:
-    """Goes through the batches of plans, and updates a progress bar."""
-
-    def __init__(self, bar: Any = None) -> None:
-        self._bar = bar
-
-    def __call__(self, plan: Plan, step: Callable[[Batch], object]) -> None:
-        """Give each batch to a function, in the order of the plan."""
-        for rows in plan.batches:
-            step(plan.batch(rows))
-            if self._bar is not None:
-                self._bar.update(len(rows))
-
-
-@contextmanager
-def running(model: LensModel, task: str, *, n_rows: int | None = None, progress: bool = True) -> Iterator[Loop]:
-    """Give a loop over batches, and restore the model's state at the end, whatever happens.
-
-    Args:
-        model: the model that runs the batches.
-        task: the name of the progress bar.
-        n_rows: how many rows all plans have together, if that is known.
-        progress: whether to show a progress bar, if the run takes more than two seconds.
-    """
-    with (
-        models.left_as_found(model),
-        tqdm(total=n_rows, desc=task, unit=" prompts", disable=not progress, delay=2) as bar,
-    ):
-        yield Loop(bar)
 
 
 def plan_batches(

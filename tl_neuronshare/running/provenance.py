@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -54,10 +55,31 @@ def of_run(
     if isinstance(sharing_or_masks, NeuronSharing):
         source: dict[str, Any] = {"sharing": dict(sharing_or_masks.metadata)}
     else:
-        bits = {name: pack(mask).numpy().tobytes().hex() for name, mask in sharing_or_masks.items()}
-        source = {"masks": {name: short_hash(of_mask) for name, of_mask in bits.items()}}
-    return describe(model) | {
-        **source,
+        source = {"masks": hash_of_bits(sharing_or_masks)}
+    return describe(model) | source | _prompts(prompts)
+
+
+def of_prompts(model: LensModel, prompts: ParallelPrompts) -> dict[str, Any]:
+    """Describe the model, its weights and the prompts that a run is of, so that no other run has the same."""
+    return describe(model) | {"fingerprint_of_weights": fingerprint_of_weights(model)} | _prompts(prompts)
+
+
+def hash_of_bits(sharing_or_masks: NeuronSharing | Mapping[str, Tensor]) -> str | dict[str, str]:
+    """Return a hash of the activations of a result, or of each mask."""
+    if isinstance(sharing_or_masks, NeuronSharing):
+        return hashlib.sha256(sharing_or_masks.packed.contiguous().numpy().data).hexdigest()[:16]
+    return {name: short_hash(pack(mask).numpy().tobytes().hex()) for name, mask in sharing_or_masks.items()}
+
+
+def hash_of_values(values: Any) -> Any:
+    """Return a hash of each tensor of a mapping; anything else stays as it is."""
+    if not isinstance(values, Mapping):
+        return values
+    return {name: short_hash(tensor.detach().double().cpu().numpy().tobytes().hex()) for name, tensor in values.items()}
+
+
+def _prompts(prompts: ParallelPrompts) -> dict[str, Any]:
+    return {
         "prompts": prompts.name,
         "languages": list(prompts.languages),
         "examples": len(prompts),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,12 +19,18 @@ from tl_neuronshare.checks import texts_by_language
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number, widened
 from tl_neuronshare.models import LensModel, NeuronLayer, Site, verification
-from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, running
+from tl_neuronshare.models.fingerprint import fingerprint_of_weights
+from tl_neuronshare.results.files import read_tensors, write_tensors
+from tl_neuronshare.running import provenance
+from tl_neuronshare.running.loop import Keeping, Loop, running
+from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running
 from tl_neuronshare.running.recording import as_threshold
+from tl_neuronshare.running.shards import Record
 
 _CHUNK = 1 << 26  # values of one layer that are compared at a time
 _TEXTS = 256  # tokenised at a time
 _PIECES = 256  # planned at a time, so that pieces of similar lengths share a batch
+_FILE, _KIND = "counts.safetensors", "tl_neuronshare.counts/1"
 
 
 def activation_rates(
@@ -30,6 +41,8 @@ def activation_rates(
     threshold: Number = 0.0,
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | str | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "language layer neuron"]:
     """Measure which share of a language's tokens activates each neuron, in free text that need not be parallel.
@@ -44,6 +57,9 @@ def activation_rates(
         threshold: a neuron is activated if its value is above this number.
         batch_size: as in `categorise`.
         prepend_bos: as in `categorise`, for every piece of text.
+        out: as in `categorise`. The folder keeps the counts; the same call with more text at the end of a language's
+            goes on from them.
+        shard: as in `categorise`.
         progress: whether to show a progress bar, if the run takes more than two seconds.
 
     Returns:
@@ -70,21 +86,105 @@ def activation_rates(
         n_measured = sum(layer.stack == "encoder" for layer in every_layer)
     layers = every_layer[:n_measured]
     verification.require(model, "logits", site)
-    widest = max(layer.width for layer in every_layer)
-    rates = torch.full(
-        (len(texts), len(every_layer), widest), torch.nan, dtype=torch.float64, device="cpu"
-    )  # counts may be large
-    with running(model, "activation rates", progress=progress) as loop:
-        for number, (language, of_language) in enumerate(texts.items()):
+
+    def about() -> dict[str, Any]:
+        return {
+            "call": "activation_rates",
+            **provenance.describe(model),
+            "fingerprint_of_weights": fingerprint_of_weights(model),
+            **{"languages": list(texts), "site": site, "threshold": threshold, **how.record},
+        }
+
+    with running(model, "activation rates", progress=progress, keeping=Keeping(out, shard), about=about) as loop:
+        so_far = _SoFar(list(texts), [layer.width for layer in layers], loop)
+        for language, of_language in texts.items():
             counter = _Counter(model, layers, language, threshold)
             pieces = _pieces(model, of_language, language, prepend_bos=how.prepend_bos)
             while rows := list(islice(pieces, _PIECES)):
-                loop(Plan(model, rows, batch_size=how.batch_size), counter.count)
-            if counter.n_tokens == 0:
-                raise NeuronShareError(f"Language {language!r} has only special tokens; give it some text.")
-            for layer, counts in enumerate(counter.counts):
-                rates[number, layer, : len(counts)] = counts.double() / counter.n_tokens
+                if so_far.meets(language, rows):
+                    plan = Plan(model, rows, batch_size=how.batch_size)
+                    loop.part(partial(so_far.count, language, plan, counter))
+            so_far.end(language)
+    # Counts may be large.
+    widest = max(layer.width for layer in every_layer)
+    rates = torch.full((len(texts), len(every_layer), widest), torch.nan, dtype=torch.float64, device="cpu")
+    for number, language in enumerate(texts):
+        if so_far.tokens[number] == 0:
+            raise NeuronShareError(f"Language {language!r} has only special tokens; give it some text.")
+        for layer, width in enumerate(so_far.widths):
+            rates[number, layer, :width] = so_far.counts[number, layer, :width].double() / so_far.tokens[number]
     return rates
+
+
+class _SoFar:
+    """The counts of the texts so far, which a folder keeps together with a hash of these texts."""
+
+    def __init__(self, languages: list[str], widths: list[int], loop: Loop) -> None:
+        self.languages, self.widths, self.loop = languages, widths, loop
+        n = len(languages)
+        self.tensors = {
+            "counts": torch.zeros(n, len(widths), max(widths), dtype=torch.int64, device="cpu"),
+            "tokens": torch.zeros(n, dtype=torch.int64, device="cpu"),
+            "groups": torch.zeros(n, dtype=torch.int64, device="cpu"),  # of pieces that share a plan
+            "hashes": torch.zeros(n, 32, dtype=torch.uint8, device="cpu"),
+        }
+        if loop.shards is not None and (path := loop.shards.folder / _FILE).exists():
+            # Copies, since they are added to.
+            self.tensors = read_tensors(
+                path, lambda tensors, _: {name: each.clone() for name, each in tensors.items()}, kind=_KIND
+            )
+        self._group, self._hash = 0, bytes(32)  # how much of a language's text has been met, and its hash
+
+    @property
+    def counts(self) -> Int64[Tensor, "language layer neuron"]:
+        """How many tokens activate each neuron."""
+        return self.tensors["counts"]
+
+    @property
+    def tokens(self) -> Int64[Tensor, " language"]:
+        """How many tokens each language has."""
+        return self.tensors["tokens"]
+
+    def meets(self, language: str, rows: list[list[int]]) -> bool:
+        """Go on to the next pieces of a language's text; return whether they are not counted yet."""
+        number = self.languages.index(language)
+        self._hash = hashlib.sha256(self._hash + json.dumps(rows).encode()).digest()
+        self._group += 1
+        if self._group == self.tensors["groups"][number]:
+            self._require_same(language)
+        return self._group > int(self.tensors["groups"][number])
+
+    def end(self, language: str) -> None:
+        """End a language's text."""
+        if self._group < int(self.tensors["groups"][self.languages.index(language)]):
+            self._require_same(language)
+        self._group, self._hash = 0, bytes(32)
+
+    def _require_same(self, language: str) -> None:
+        if bytes(self.tensors["hashes"][self.languages.index(language)].tolist()) != self._hash:
+            raise NeuronShareError(
+                f"Language {language!r}: the texts do not begin with those that the folder was begun with; give the "
+                "same, or name a different folder."
+            )
+
+    def count(self, language: str, plan: Plan, counter: _Counter) -> None:
+        """Count the pieces that were met last."""
+        number = self.languages.index(language)
+        n_tokens, of_layers = 0, [torch.zeros(width, dtype=torch.int64, device="cpu") for width in self.widths]
+
+        def add(rows: list[int], record: Record) -> None:
+            nonlocal n_tokens
+            n_tokens += int(record["tokens"].sum())
+            for layer, counts in enumerate(of_layers):
+                counts.add_(record[str(layer)].sum(0))
+
+        self.loop(plan, counter.counted, add, stage=f"{language}/{self._group}/{self._hash.hex()}")
+        self.tokens[number] += n_tokens
+        for layer, counts in enumerate(of_layers):
+            self.counts[number, layer, : len(counts)] += counts
+        self.tensors["groups"][number] = self._group
+        self.tensors["hashes"][number] = torch.tensor(list(self._hash), dtype=torch.uint8, device="cpu")
+        self.loop.seal(_FILE, lambda path: write_tensors(self.tensors, path, kind=_KIND))
 
 
 def _pieces(model: LensModel, texts: Iterable[str], language: str, *, prepend_bos: bool | None) -> Iterator[list[int]]:
@@ -114,17 +214,16 @@ class _Counter:
 
     def __init__(self, model: LensModel, layers: Sequence[NeuronLayer], language: str, threshold: float) -> None:
         self.model, self.layers, self.language, self.threshold = model, layers, language, threshold
-        self.counts = [torch.zeros(layer.width, dtype=torch.int64, device="cpu") for layer in layers]
-        self.n_tokens = 0
 
-    def count(self, batch: Batch) -> None:
-        """Run a batch, and count its tokens that are not special."""
+    def counted(self, batch: Batch) -> Record:
+        """Run a batch, and count its tokens that are not special, in all and for each neuron."""
         seen = batch.seen_by("encoder")
         counted = models.is_text(self.model, seen.tokens) & seen.shown()
-        if not counted.any():
-            return
         places = counted.nonzero(as_tuple=True)
-        counts_of_layers: dict[int, Int64[Tensor, " neuron"]] = {}
+        counts_of_layers: dict[int, Int64[Tensor, " neuron"]] = {
+            number: torch.zeros(layer.width, dtype=torch.int64, device="cpu")
+            for number, layer in enumerate(self.layers)
+        }
 
         def read(layer: int, tensors: tuple[Tensor, ...]) -> None:
             tensors = tuple(tensor.detach() for tensor in tensors)
@@ -143,7 +242,8 @@ class _Counter:
                     )
                 counts_of_layers[layer] += (values > self.threshold).sum(0)
 
-        with models.reading(self.model, self.layers, read) as run_once:
-            run_once(batch)
-        self.counts = [counts + counts_of_layers[layer].cpu() for layer, counts in enumerate(self.counts)]
-        self.n_tokens += int(counted.sum())
+        if counted.any():
+            with models.reading(self.model, self.layers, read) as run_once:
+                run_once(batch)
+        of_layers = {str(layer): counts[None].cpu() for layer, counts in counts_of_layers.items()}
+        return {"tokens": counted.sum()[None], **of_layers}

@@ -6,10 +6,11 @@ all layers are in memory together. `categorising.py` has ready-made runs.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -147,13 +148,32 @@ class SharingRecorder:
         self._decoder_prompt = provenance.decoder_prompt_of(model)
         self._weights = fingerprint_of_weights(model)
         self._warned: set[str] = set()
-        # Prompts are numbered example by example and, within an example, language by language.
-        self.bits = Bits(
+
+    @cached_property
+    def bits(self) -> Bits:
+        """What is kept, by prompts: they are numbered example by example and, within an example, by language."""
+        return Bits(
             len(self.reading.thresholds),
             self.n_examples * len(self.languages),
             [layer.width for layer in self.layers],
-            max(layer.experts[0] if layer.experts else 0 for layer in self.layers),
+            self.n_experts,
         )
+
+    def of_examples(self, examples: range, labels: Sequence[Hashable], *, apart: bool) -> SharingRecorder:
+        """Return a recorder of some of the examples, counted from 0.
+
+        Args:
+            examples: which of this recorder's examples; those between the first and the last.
+            labels: their labels, for messages.
+            apart: whether it keeps what it records for itself, and not in this recorder.
+        """
+        part = copy.copy(self)
+        part.n_examples, part.labels = len(examples), labels
+        part.__dict__.pop("bits", None)
+        if not apart:
+            n_languages = len(self.languages)
+            part.bits = self.bits.part(examples.start * n_languages, examples.stop * n_languages)
+        return part
 
     def fwd_hooks(
         self,
@@ -212,42 +232,23 @@ class SharingRecorder:
         self, prompts: ParallelPrompts | None, facts: Mapping[str, Any]
     ) -> NeuronSharing | dict[float, NeuronSharing]:
         """Return what `sharing` returns, with facts about the run added to the metadata."""
-        self._require_all_recorded()
+        self.require_all_recorded()
         self._check_prompts(prompts)
         hashes = None if prompts is None else hashes_of(prompts)
-        metadata = {
-            **self._made_from,
-            "prompts": "" if prompts is None else prompts.name,
-            "languages": list(self.languages),
-            "site": self.reading.site,
-            "position": self.reading.position,
-            "prepend_bos": None,
-            **self._decoder_prompt,
-            "special_tokens_left_out": self.special_tokens if self.bits.had_tokens.all() else [],
-            "fingerprint": fingerprint(self._weights, hashes),
-        }
-        widths = [layer.width for layer in self.layers]
-        n_values = len(self.languages) * self.n_examples * sum(widths)
-        bits, routed = self.bits.handed_out()
-        packed = rearrange(
-            bits, "threshold (example language) ... -> threshold example language ...", example=self.n_examples
-        )
-        routing = None
-        if any(layer.experts for layer in self.layers):
-            by_example = rearrange(routed, "(example language) ... -> example language ...", example=self.n_examples)
-            routing = Routing(by_example, [layer.experts for layer in self.layers])
+        borderline = self.bits.borderline.sum(1)
+        packed, routed = self.by_example()
+        routing = Routing(routed, self.experts) if any(self.experts) else None
         results = {
             threshold: NeuronSharing(
                 packed[number],
-                languages=self.languages,
-                widths=widths,
-                hooks=[layer.name for layer in self.layers],
-                metadata={
-                    **metadata,
-                    "threshold": threshold,
-                    "borderline_fraction": int(self.bits.borderline[number].sum()) / n_values,
-                    **facts,
-                },
+                **self.header(
+                    number,
+                    "" if prompts is None else prompts.name,
+                    hashes,
+                    int(borderline[number]),
+                    facts,
+                    had_tokens=bool(self.bits.had_tokens.all()),
+                ),
                 prompt_hashes=hashes,
                 routing=routing,
             )
@@ -255,7 +256,78 @@ class SharingRecorder:
         }
         return results if isinstance(self.reading.threshold, tuple) else results[self.reading.thresholds[0]]
 
-    def _require_all_recorded(self) -> None:
+    def by_example(
+        self,
+    ) -> tuple[
+        UInt8[Tensor, "threshold example language layer byte"], UInt8[Tensor, "example language layer expert_byte"]
+    ]:
+        """Return the bits of neurons and of experts as they are now, for a result."""
+        packed, routed = self.bits.handed_out()
+        of_thresholds = "threshold (example language) layer byte -> threshold example language layer byte"
+        of_experts = "(example language) layer byte -> example language layer byte"
+        return (
+            rearrange(packed, of_thresholds, example=self.n_examples),
+            rearrange(routed, of_experts, example=self.n_examples),
+        )
+
+    @property
+    def bytes_a_prompt(self) -> int:
+        """How many bytes of bits are kept of each prompt."""
+        of_layer = packed_width(max(layer.width for layer in self.layers)) + packed_width(self.n_experts)
+        return len(self.reading.thresholds) * len(self.layers) * of_layer
+
+    @property
+    def n_experts(self) -> int:
+        """How many experts a layer has at most."""
+        return max(experts[0] if experts else 0 for experts in self.experts)
+
+    @property
+    def experts(self) -> list[tuple[int, int] | None]:
+        """How many experts each layer has, and how many neurons each of them; None for layers without experts."""
+        return [layer.experts for layer in self.layers]
+
+    def header(
+        self,
+        number: int,
+        name: str,
+        hashes: Iterable[str] | None,
+        borderline: int,
+        facts: Mapping[str, Any],
+        *,
+        had_tokens: bool,
+    ) -> dict[str, Any]:
+        """Return the languages, widths, hooks and metadata of the result for one threshold.
+
+        Args:
+            number: which of the thresholds.
+            name: the name of the prompts.
+            hashes: the hashes of each example's prompts; None if they are not known.
+            borderline: how many values are near the threshold.
+            facts: facts about the run, for the metadata.
+            had_tokens: whether all prompts were recorded together with their tokens.
+        """
+        widths = [layer.width for layer in self.layers]
+        return {
+            "languages": self.languages,
+            "widths": widths,
+            "hooks": [layer.name for layer in self.layers],
+            "metadata": {
+                **self._made_from,
+                "prompts": name,
+                "languages": list(self.languages),
+                "site": self.reading.site,
+                "position": self.reading.position,
+                "prepend_bos": None,
+                **self._decoder_prompt,
+                "special_tokens_left_out": self.special_tokens if had_tokens else [],
+                "fingerprint": fingerprint(self._weights, hashes),
+                "threshold": self.reading.thresholds[number],
+                "borderline_fraction": borderline / (len(self.languages) * self.n_examples * sum(widths)),
+                **facts,
+            },
+        }
+
+    def require_all_recorded(self) -> None:
         """Refuse a result if a prompt is missing, or if special tokens count for some prompts and not for others."""
         missing = ~self.bits.recorded
         if bool(missing.any()):
@@ -395,6 +467,32 @@ class Bits:
         self._packed[:, :, layer, : bits.shape[-1]].index_copy_(1, prompts, bits)
         self._routed[:, layer, : routed.shape[-1]].index_copy_(0, prompts, routed)
         self.recorded[prompts, layer] = True
+
+    def part(self, start: int, stop: int) -> Bits:
+        """Return the prompts from start to stop, as a view: what is written to it is written here."""
+        view = copy.copy(self)
+        view._packed, view._routed = self._packed[:, start:stop], self._routed[start:stop]
+        view.borderline = self.borderline[:, start:stop]
+        view.recorded, view.had_tokens = self.recorded[start:stop], self.had_tokens[start:stop]
+        return view
+
+    def of(self, prompts: Int[Tensor, " prompt"]) -> dict[str, Tensor]:
+        """Return everything that is kept of these prompts, one row for each."""
+        return {
+            "packed": self._packed[:, prompts].transpose(0, 1),
+            "routed": self._routed[prompts],
+            "borderline": self.borderline[:, prompts].T,
+            "recorded": self.recorded[prompts],
+            "had tokens": self.had_tokens[prompts],
+        }
+
+    def take(self, prompts: Int[Tensor, " prompt"], record: Mapping[str, Tensor]) -> None:
+        """Keep what `of` has returned for these prompts."""
+        self._packed[:, prompts] = record["packed"].transpose(0, 1)
+        self._routed[prompts] = record["routed"]
+        self.borderline[:, prompts] = record["borderline"].T
+        self.recorded[prompts] = record["recorded"]
+        self.had_tokens[prompts] = record["had tokens"]
 
     def handed_out(
         self,

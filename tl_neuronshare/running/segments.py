@@ -1,0 +1,119 @@
+"""What `categorise` keeps of its examples, segment by segment, so that memory does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from tl_neuronshare.prompts import PromptHashes
+from tl_neuronshare.results.files import Stream, read_tensors, write_tensors
+from tl_neuronshare.results.sharing import FILE, NeuronSharing, write_sharing
+
+# What a segment has at most: prompts whose tokens are in memory, and bytes of bits.
+_MOST_PROMPTS, _MOST_BYTES = 1 << 15, 1 << 28
+_KIND = "tl_neuronshare.segment/1"
+
+
+def segments_of(n_examples: int, n_languages: int, bytes_a_prompt: int) -> list[range]:
+    """Cut the examples into segments, each with all languages.
+
+    Example:
+        >>> segments_of(5, 2, 1 << 26)
+        [range(0, 2), range(2, 4), range(4, 5)]
+    """
+    step = max(1, min(_MOST_PROMPTS, _MOST_BYTES // bytes_a_prompt) // n_languages)
+    return [range(start, min(start + step, n_examples)) for start in range(0, n_examples, step)]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is kept of a segment's examples.
+
+    Attributes:
+        packed: which neurons are activated, eight to a byte.
+        routed: which experts each prompt is routed to, eight to a byte; without experts no bytes.
+        hashes: the hashes of the prompts.
+        borderline: how many values are near each threshold.
+        common_prefix: the sum of the shares of the prompts with which they begin in all languages alike.
+        batches: how many batches were run.
+    """
+
+    packed: UInt8[Tensor, "threshold example language layer byte"]
+    routed: UInt8[Tensor, "example language layer expert_byte"]
+    hashes: Int[Tensor, "example language"]
+    borderline: Int[Tensor, " threshold"]
+    common_prefix: Float[Tensor, ""]
+    batches: Int[Tensor, ""]
+
+    def write(self, path: Path) -> None:
+        """Write the segment to a file."""
+        write_tensors(vars(self), path, kind=_KIND)
+
+    @classmethod
+    def read(cls, path: Path) -> Segment:
+        """Open a file that `write` wrote; its tensors stay there."""
+        return read_tensors(path, lambda tensors, header: cls(**tensors), kind=_KIND)
+
+
+def segment_file(number: int) -> str:
+    """Name the file of a segment."""
+    return f"segment-{number:06}.safetensors"
+
+
+def result_file(thresholds: Sequence[float], threshold: float) -> str:
+    """Name the file of the result for a threshold, which says so where there are several."""
+    return FILE if len(thresholds) == 1 else f"threshold-{threshold}.safetensors"
+
+
+def write_result(
+    files: Sequence[Path], number: int, path: Path, *, experts: Sequence[tuple[int, int] | None], **header: Any
+) -> None:
+    """Write the result for one threshold from the files of all segments, one segment at a time.
+
+    Args:
+        files: the files of the segments, in order.
+        number: which of the thresholds.
+        path: the file of the result.
+        experts: as in `Routing`, for each layer.
+        header: the languages, widths, hooks and metadata of the result.
+    """
+    first = Segment.read(files[0])
+    n_examples = sum(len(Segment.read(file).hashes) for file in files)
+
+    def stream(name: str) -> Stream:
+        like = getattr(first, name)
+        like = like[number] if name == "packed" else like
+        pieces = (part[number] if name == "packed" else part for part in _each(files, name))
+        return Stream((n_examples, *like.shape[1:]), like.dtype, pieces)
+
+    write_sharing(
+        path,
+        stream("packed"),
+        **header,
+        prompt_hashes=stream("hashes"),
+        routed=stream("routed") if any(experts) else None,
+        experts=list(experts) if any(experts) else None,
+    )
+
+
+def hashes_in(files: Sequence[Path]) -> Iterator[str]:
+    """Give the hashes of each example's prompts."""
+    for numbers in _each(files, "hashes"):
+        yield from PromptHashes(numbers)
+
+
+def _each(files: Sequence[Path], name: str) -> Iterator[Tensor]:
+    return (getattr(Segment.read(file), name) for file in files)
+
+
+def results_in(folder: Path, thresholds: Sequence[float]) -> dict[float, NeuronSharing] | None:
+    """Open the results in a folder, by threshold; None if they are not all there."""
+    paths = {threshold: folder / result_file(thresholds, threshold) for threshold in thresholds}
+    if not all(path.exists() for path in paths.values()):
+        return None
+    return {threshold: NeuronSharing.load(path) for threshold, path in paths.items()}
