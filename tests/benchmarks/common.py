@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -158,7 +159,7 @@ def passes_of(model: Any, job: Job) -> list[Pass]:
 
     def collecting(*positional: Any, **named: Any) -> Any:
         # How the library leaves out logits is its own affair; here a cut before the unembedding does that.
-        passes.append(Pass(positional, {name: named[name] for name in named if name not in _FEWER_LOGITS}))
+        passes.append(Pass(positional, fresh({name: named[name] for name in named if name not in _FEWER_LOGITS})))
         return forward(*positional, **named)
 
     def count(module: Any, inputs: Any, logits: Tensor) -> None:
@@ -173,6 +174,11 @@ def passes_of(model: Any, job: Job) -> list[Pass]:
         del model.forward
         counter.remove()
     return passes
+
+
+def fresh(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, with copies of caches of keys and values, which a forward pass adds to."""
+    return {name: value if isinstance(value, Tensor) else deepcopy(value) for name, value in named.items()}
 
 
 def again(
@@ -193,7 +199,7 @@ def again(
     with models.left_as_found(model), hooked(model, [*hooks, *only]):
         for one in passes:
             n_places = one.n_unembedded if logits == "as before" else 0
-            model(*one.positional, **one.named, **({} if n_places or logits == "all" else without))
+            model(*one.positional, **fresh(one.named), **({} if n_places or logits == "all" else without))
 
 
 def trunk_job(model: Any, passes: Sequence[Pass]) -> Job:
