@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -105,36 +106,43 @@ def hooked(model: LensModel, fwd_hooks: Hooks) -> Iterator[set[int]]:
     """Install hooks for as long as the context lasts, and give the list places of those that have fired.
 
     It does the same as `model.hooks`, except that a name which the model does not have is an error. Hook points are
-    compared by identity, because one point can have several names. All hooks are installed by one filter, because
-    TransformerLens 3's bridge lists all its hooks again for every name.
+    compared by identity, because one point can have several names. They are hooked directly, because TransformerLens
+    lists all of a bridge's hooks again for every name, and visits all hook points of a HookedTransformer at the end.
 
     Raises:
         NeuronShareError: the hooks are not a list of pairs, or the model does not have one of the names.
     """
     points = model.hook_dict
-    functions: dict[int, list[tuple[int, Callable[..., Any]]]] = {}
-    names, fired = set(), set()
+    functions: dict[Any, list[tuple[int, Callable[..., Any]]]] = {}
+    fired = set()
     for number, pair in enumerate(fwd_hooks):
         if not (isinstance(pair, Sequence) and len(pair) == 2 and callable(pair[1])):
             raise NeuronShareError(f"{pair!r} is not a hook; give pairs of a hook's name and a function.")
         chosen = [pair[0]] if isinstance(pair[0], str) else [name for name in points if pair[0](name)]
         if not chosen or chosen[0] not in points:
             raise NeuronShareError(f"{name_of(model)} has no hook {pair[0]}; see model.hook_dict for the hooks it has.")
-        names.update(chosen)
-        for point in {id(points[name]) for name in chosen}:
+        for point in dict.fromkeys(points[name] for name in chosen):
             functions.setdefault(point, []).append((number, pair[1]))
 
-    def call(tensor: Tensor, hook: Any) -> Tensor | None:
+    def call(tensor: Tensor, hook: Any, *, of_point: list[tuple[int, Callable[..., Any]]]) -> Tensor | None:
         changed = None
-        for number, function in functions[id(hook)]:
+        for number, function in of_point:
             fired.add(number)
             result = function(tensor, hook=hook)
             if result is not None:
                 changed = tensor = result
         return changed
 
-    with model.hooks(fwd_hooks=[(names.__contains__, call)]) if names else nullcontext():
+    installed = []
+    try:
+        for point, of_point in functions.items():
+            point.add_hook(partial(call, of_point=of_point))
+            installed.append((point, point.fwd_hooks[-1]))
         yield fired
+    finally:
+        for point, handle in installed:
+            handle.hook.remove()
+            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
 
 
 @contextmanager
