@@ -170,6 +170,7 @@ def ablation_study(
             **evaluation.about(),
             **record,
             "neurons": provenance.hash_of_bits(sharing_or_masks),
+            "active neurons": None if active is None else provenance.hash_of_bits(active),
             "values": provenance.hash_of_values(values),
         }
 

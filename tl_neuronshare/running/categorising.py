@@ -157,10 +157,9 @@ class _Categorising:
     def about(self) -> dict[str, Any]:
         """Return what the result depends on."""
         hashes = (text for _, prompts in self._segments() for text in hashes_of(prompts))
-        of_result = self.recorder.header(
-            0, self.prompts.name, hashes, 0, {"call": "categorise", **self.how.record}, had_tokens=True
-        )
-        return {**of_result["metadata"], "threshold": list(self.recorder.reading.thresholds)}
+        of_result = self.recorder.header(0, self.prompts.name, hashes, 0, self.how.record, had_tokens=True)
+        thresholds = list(self.recorder.reading.thresholds)
+        return {"call": "categorise", **of_result["metadata"], "threshold": thresholds}
 
     def _segments(self) -> Iterator[tuple[range, ParallelPrompts]]:
         """Each segment's examples, counted from 0, and their prompts."""
