@@ -149,6 +149,8 @@ def top_neurons(
     norm: Norm = "none",
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Find the neurons that are among the top of their layer for the most prompts, over all examples and languages.
@@ -164,6 +166,8 @@ def top_neurons(
         norm: as in `attribute`.
         batch_size: as in `attribute`.
         prepend_bos: as in `categorise`.
+        out: as in `categorise`.
+        shard: as in `categorise`.
         progress: whether to show a progress bar where it takes more than two seconds.
 
     Returns:
@@ -190,7 +194,7 @@ def top_neurons(
     one_of("score", score, get_args(Score))
     if n is not None and not is_count(n):
         raise NeuronShareError(f"n={n!r}; give a number of neurons, or None for all.")
-    options, how = ImpactOptions(top_k, answer, norm), Running(batch_size, prepend_bos)
+    options, how, keeping = ImpactOptions(top_k, answer, norm), Running(batch_size, prepend_bos), Keeping(out, shard)
     impacts = Impacts(model, prompts, sharing, options, how)
     _warn(impacts)
     times = torch.zeros(len(prompts.languages), sharing.n_layers, sharing.d_mlp, dtype=torch.int32, device="cpu")
@@ -206,7 +210,7 @@ def top_neurons(
         times[prompts.languages.index(language), layer, :width] += record["times"].sum(0)
         total[layer, :width] += record["total"].sum(0)
 
-    impacts.each(summed, add, task="top neurons", progress=progress)
+    impacts.each(summed, add, task=f"top neurons by {score}", progress=progress, keeping=keeping)
     table = _table_of_neurons(impacts, times, total)[:n]
     table.attrs.update(impacts.record | {"score": score, "n": n})
     return table

@@ -322,7 +322,7 @@ class Evaluation:
     @property
     def n_rows(self) -> int:
         """How many rows a run scores. How many must also be decoded is not known before."""
-        return sum(len(scorer.plan) for scorer in self.scorers.values())
+        return sum(scorer.n_rows for scorer in self.scorers.values())
 
     @property
     def record(self) -> dict[str, Any]:
