@@ -7,7 +7,6 @@ all layers are in memory together. `categorising.py` has ready-made runs.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ from torch import Tensor
 from tl_neuronshare import models
 from tl_neuronshare.checks import Options, count, finite, is_count, one_of, option, refuse_language_all
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import (
     Number,
     Position,
@@ -424,7 +424,7 @@ class SharingRecorder:
         """Give a warning that would repeat for many batches only once."""
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, stacklevel=stacklevel)
+            warn(message, stacklevel=stacklevel)
 
     def where(self, prompt: int) -> str:
         """Name a prompt's language and example, for messages."""
