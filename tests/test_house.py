@@ -211,7 +211,7 @@ PUBLIC = {
     "NeuronSharing.from_activated": "activated, *, languages, widths, hooks, metadata",
     "NeuronSharing.concatenate": "results",
     "NeuronSharing.activated": "self, examples, *, language",
-    "NeuronSharing.mask": "self, type",
+    "NeuronSharing.mask": "self, type, *, examples",
     "NeuronSharing.mismatched": "self, *, seed",
     "NeuronSharing.summary": "self, *, mismatches, seed",
     "NeuronSharing.by_language": "self",

@@ -223,7 +223,7 @@ def _table_of_neurons(
     languages, n_examples = impacts.prompts.languages, len(impacts.prompts)
     layers, neurons = times.sum(0).nonzero().T
     often = n_examples <= 2 * times[:, layers, neurons].T
-    n_prompts = n_examples * len(languages)
+    n_prompts, times_of_types = n_examples * len(languages), impacts.sharing.times_of_types()
     names = [impacts.layers[layer].columns(neurons[layers == layer]) for layer in layers.unique().tolist()]
     named = pd.concat(map(pd.DataFrame, names or [impacts.layers[0].columns(neurons)]), ignore_index=True)
     if "expert" in named:  # a dense layer between mixtures of experts does not have these columns
@@ -238,7 +238,7 @@ def _table_of_neurons(
                 " ".join(language for language, yes in zip(languages, row, strict=True) if yes)
                 for row in often.tolist()
             ],
-            **{type.label: (impacts.types == type).sum(0)[layers, neurons].numpy() for type in TYPES},
+            **{type.label: times_of_types[type, layers, neurons].numpy() for type in TYPES},
         }
     )
     order = ["prompts", "score", "layer", "neuron"]
