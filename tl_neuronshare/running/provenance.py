@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -39,8 +40,14 @@ def describe(model: LensModel) -> dict[str, Any]:
         "dtype": str(parameter.dtype).removeprefix("torch."),
         **({"quantised": quantised} if quantised else {}),
         "device": models.device_of(model).type,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": dict(_versions()),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """The versions of the packages, which are read from files."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def decoder_prompt_of(model: LensModel) -> dict[str, list[int]]:
