@@ -60,7 +60,9 @@ class Bootstrap:
                         total[first : first + _RESAMPLES] += times @ of_block
             with np.errstate(invalid="ignore"):  # a resample may have no denominator
                 ratios = np.divide(totals[0], totals[1], out=totals[0])
-            low[columns], high[columns] = np.nanquantile(ratios, [0.025, 0.975], axis=0)
+            # `nanquantile` takes one column at a time.
+            quantile = np.nanquantile if np.isnan(ratios).any() else np.quantile
+            low[columns], high[columns] = quantile(ratios, [0.025, 0.975], axis=0)
         return low.reshape(shape), high.reshape(shape)
 
     def _resamples(self, n: int) -> NDArray[np.uint8]:
