@@ -274,7 +274,7 @@ def test_tables_are_the_same_whether_unpacked_at_once_or_in_pieces(monkeypatch):
     sharing = sharing_of(torch.rand(7, 3, 2, 40, generator=torch.Generator().manual_seed(0)) > 0.6)
     tables = ("summary", "by_language", "persistence", "never_activated", "overlap")
     at_once = [getattr(sharing, table)() for table in tables]
-    monkeypatch.setattr(ns.results.sharing, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(ns.results.bits, "_CHUNK_BYTES", 1)
     for table, expected in zip(tables, at_once, strict=True):
         pd.testing.assert_frame_equal(getattr(sharing, table)(), expected)
 

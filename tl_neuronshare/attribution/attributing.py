@@ -149,6 +149,8 @@ def top_neurons(
     norm: Norm = "none",
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Find the neurons that are among the top of their layer for the most prompts, over all examples and languages.
@@ -164,6 +166,8 @@ def top_neurons(
         norm: as in `attribute`.
         batch_size: as in `attribute`.
         prepend_bos: as in `categorise`.
+        out: as in `categorise`.
+        shard: as in `categorise`.
         progress: whether to show a progress bar where it takes more than two seconds.
 
     Returns:
@@ -190,7 +194,7 @@ def top_neurons(
     one_of("score", score, get_args(Score))
     if n is not None and not is_count(n):
         raise NeuronShareError(f"n={n!r}; give a number of neurons, or None for all.")
-    options, how = ImpactOptions(top_k, answer, norm), Running(batch_size, prepend_bos)
+    options, how, keeping = ImpactOptions(top_k, answer, norm), Running(batch_size, prepend_bos), Keeping(out, shard)
     impacts = Impacts(model, prompts, sharing, options, how)
     _warn(impacts)
     times = torch.zeros(len(prompts.languages), sharing.n_layers, sharing.d_mlp, dtype=torch.int32, device="cpu")
@@ -206,7 +210,7 @@ def top_neurons(
         times[prompts.languages.index(language), layer, :width] += record["times"].sum(0)
         total[layer, :width] += record["total"].sum(0)
 
-    impacts.each(summed, add, task="top neurons", progress=progress)
+    impacts.each(summed, add, task=f"top neurons by {score}", progress=progress, keeping=keeping)
     table = _table_of_neurons(impacts, times, total)[:n]
     table.attrs.update(impacts.record | {"score": score, "n": n})
     return table
@@ -219,7 +223,7 @@ def _table_of_neurons(
     languages, n_examples = impacts.prompts.languages, len(impacts.prompts)
     layers, neurons = times.sum(0).nonzero().T
     often = n_examples <= 2 * times[:, layers, neurons].T
-    n_prompts = n_examples * len(languages)
+    n_prompts, times_of_types = n_examples * len(languages), impacts.sharing.times_of_types()
     names = [impacts.layers[layer].columns(neurons[layers == layer]) for layer in layers.unique().tolist()]
     named = pd.concat(map(pd.DataFrame, names or [impacts.layers[0].columns(neurons)]), ignore_index=True)
     if "expert" in named:  # a dense layer between mixtures of experts does not have these columns
@@ -234,7 +238,7 @@ def _table_of_neurons(
                 " ".join(language for language, yes in zip(languages, row, strict=True) if yes)
                 for row in often.tolist()
             ],
-            **{type.label: (impacts.types == type).sum(0)[layers, neurons].numpy() for type in TYPES},
+            **{type.label: times_of_types[type, layers, neurons].numpy() for type in TYPES},
         }
     )
     order = ["prompts", "score", "layer", "neuron"]

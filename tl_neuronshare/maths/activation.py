@@ -183,3 +183,16 @@ def pack_with_torch(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "
 def unpack(packed: UInt8[Tensor, "*batch byte"], width: int) -> Bool[Tensor, "*batch {width}"]:
     """Unpack the booleans of `width` neurons: the reverse of `pack`."""
     return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=width).view(np.bool_))
+
+
+def count_bits(packed: UInt8[Tensor, "*batch byte"]) -> Int[Tensor, "*batch"]:
+    """Count the booleans that are True in each row of packed ones, without unpacking them.
+
+    Example:
+        >>> count_bits(pack(torch.tensor([[True, False, True], [False, False, False]])))
+        tensor([2, 0])
+    """
+    n_bytes = packed.shape[-1]
+    word = next(size for size in (8, 4, 2, 1) if n_bytes % size == 0)  # as many bytes as can be counted together
+    words = np.ascontiguousarray(packed.numpy()).view(f"u{word}")
+    return torch.from_numpy(np.bitwise_count(words)).sum(-1)
