@@ -189,7 +189,7 @@ def _is_centred(model: LensModel) -> bool:
 
 
 def _has_no_mean(weights: Float[Tensor, "row column"]) -> bool:
-    """Whether the means of the first rows are as small as rounding errors, and far smaller than for random numbers.
+    """Whether the means of the first rows are as small as rounding errors, and smaller than those of random numbers.
 
     The mean of n random numbers is about their standard deviation divided by the square root of n.
     """
