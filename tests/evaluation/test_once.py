@@ -232,7 +232,7 @@ def test_texts_beyond_a_window_where_only_these_are_wrong(animals, monkeypatch):
     monkeypatch.setattr(DynamicSlidingWindowLayer, "update", forgetful)
     model = ns.load_model(animals.directory("gemma2"), backend="bridge", device="cpu")
     assert verification.shared_up_to(model, 40) == verification.shared_up_to(model, 100) == 64
-    found = Scored(model, quiz=quiz_of([PROMPTS[0] * 2, *PROMPTS[1:]], CHOICES))
+    found = Scored(model, quiz=quiz_of([PROMPTS[0] * 2, *[PROMPTS[2]] * 6], [CHOICES[0], *[CHOICES[2]] * 6]))
     longest = {one.example: 0 for one in found.each}
     for one in found.each:
         longest[one.example] = max(longest[one.example], len(one.before) + len(one.scored) - 1)
