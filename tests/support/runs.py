@@ -20,7 +20,7 @@ from tl_neuronshare.attribution.causal import causal_check
 Run = Callable[..., Any]
 TEXTS = {
     "en": ["The sky is blue.", "Two and three make five, and that is that.", "A word", "One more text"] * 2,
-    "zh": ["天空是蓝色的。", "二加三等于五", "中国"],
+    "zh": ["天空是蓝色的。", "二加三等于五", "中国很大，人也很多"],
     "de": ["Der Himmel ist blau."],
 }
 
@@ -114,14 +114,16 @@ class Passes:
         longest: how many tokens a row had at most.
     """
 
-    def __init__(self, limit: float, most_tokens: float, failure: Callable[[], Exception]) -> None:
-        self.limit, self.most_tokens, self.failure = limit, most_tokens, failure
+    def __init__(
+        self, limit: float, most_tokens: float, failure: Callable[[], Exception], stop: Callable[[], Exception]
+    ) -> None:
+        self.limit, self.most_tokens, self.failure, self.stop = limit, most_tokens, failure, stop
         self.done, self.largest, self.longest = 0, 0, 0
 
     def see(self, tokens: torch.Tensor) -> None:
         """Note a forward pass before it begins, or refuse it."""
         if self.done >= self.limit:
-            raise StoppedError
+            raise self.stop()
         n_tokens = tokens.numel()
         if n_tokens > self.most_tokens:
             raise self.failure()
@@ -136,12 +138,13 @@ def passes(
     limit: float = float("inf"),
     most_tokens: float = float("inf"),
     failure: Callable[[], Exception] = torch.OutOfMemoryError,
+    stop: Callable[[], Exception] = StoppedError,
 ) -> Iterator[Passes]:
     """Watch a model's forward passes, which are refused after `limit`, or where there are too many tokens.
 
     There is no hook, since the library takes hooks for the user's.
     """
-    counted, embed = Passes(limit, most_tokens, failure), model.embed.forward
+    counted, embed = Passes(limit, most_tokens, failure, stop), model.embed.forward
 
     def forward(tokens: torch.Tensor, *more: Any, **options: Any) -> Any:
         counted.see(tokens)
