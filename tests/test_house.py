@@ -211,7 +211,7 @@ PUBLIC = {
     "NeuronSharing.from_activated": "activated, *, languages, widths, hooks, metadata",
     "NeuronSharing.concatenate": "results",
     "NeuronSharing.activated": "self, examples, *, language",
-    "NeuronSharing.mask": "self, type",
+    "NeuronSharing.mask": "self, type, *, examples",
     "NeuronSharing.mismatched": "self, *, seed",
     "NeuronSharing.summary": "self, *, mismatches, seed",
     "NeuronSharing.by_language": "self",
@@ -250,7 +250,8 @@ PUBLIC = {
     "correctness_impact": "post, W_out, unembedding",
     "attribute": "model, prompts, sharing, *, top_k, answer, norm, n_resamples, batch_size, prepend_bos, out, shard, "
     "progress",
-    "top_neurons": "model, prompts, sharing, *, score, n, top_k, answer, norm, batch_size, prepend_bos, progress",
+    "top_neurons": "model, prompts, sharing, *, score, n, top_k, answer, norm, batch_size, prepend_bos, out, shard, "
+    "progress",
     # figures
     "plots.patterns": "summary, by_language, *, title",
     "plots.chance": "summary, *, title",

@@ -99,7 +99,7 @@ def test_names_of_folders():
 @pytest.mark.parametrize("command", [*ANALYSES, "reproduce"])
 def test_no_two_runs_that_differ_share_a_folder(command):
     """Every argument that the parser has; on file systems too that do not know capitals from small letters."""
-    arguments = set(vars(cli.command(command).parser().parse_args([]))) - {"experiment", "out", "parts"}
+    arguments = set(vars(cli.command(command).parser().parse_args([]))) - {"experiment", "out", "parts", "shard"}
     values = VALUES | {"extra": (["ablation --seeds 1"], ["ablation --seeds 2"])}
     assert arguments <= set(values), "tell this test values of the new argument"
     given = [[]]
@@ -125,7 +125,7 @@ def write(tmp_path):
     """Makes a complete run in `unfinished`, not yet in its place."""
 
     def make(content: str, *names: str) -> RunFolder:
-        run = RunFolder(tmp_path / "run")
+        run = RunFolder(tmp_path / "run").open()
         for name in names:
             (run.unfinished / name).write_text(content)
         (run.unfinished / RECORD).write_text(json.dumps({"experiment": content, "files": list(names)}))
@@ -157,7 +157,7 @@ def test_a_run_that_fails_is_removed_and_the_old_one_stays(tmp_path, write):
     run = write("old", "a.csv")
     run.publish()
     run.close()
-    run = RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run").open()
     (run.unfinished / "a.csv").write_text("new, incomplete")
     run.close()
     assert contents(tmp_path / "run") == {"a.csv": "old"}
@@ -195,7 +195,7 @@ def test_a_kill_while_files_move_to_their_place_leaves_no_mixture(tmp_path, writ
     assert complete.get("experiment") == (None if step else "old")  # what is there is never taken for complete
     if complete:
         assert contents(tmp_path / "run") == dict.fromkeys(complete["files"], "old")
-    RunFolder(tmp_path / "run").close()  # the next run
+    RunFolder(tmp_path / "run").open().close()  # the next run
     assert contents(tmp_path / "run") == {"b.csv": "new", "c.csv": "new", "d.csv": "new"}
     assert recorded(tmp_path / "run")["experiment"] == "new"
     assert not (tmp_path / "run" / UNFINISHED).exists()
@@ -211,26 +211,26 @@ def test_files_that_no_run_wrote_are_not_overwritten(tmp_path, write):
     assert contents(tmp_path / "run") == {"a.csv": "mine"}
     assert contents(tmp_path / "run" / UNFINISHED)["a.csv"] == "new"
     with pytest.raises(ns.NeuronShareError, match="Move them away"):
-        RunFolder(tmp_path / "run")
+        RunFolder(tmp_path / "run").open()
     (tmp_path / "run" / "a.csv").rename(tmp_path / "a.csv")
-    RunFolder(tmp_path / "run").close()
+    RunFolder(tmp_path / "run").open().close()
     assert contents(tmp_path / "run") == {"a.csv": "new", "b.csv": "new"}
 
 
 def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
-    run = RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run").open()
     with pytest.raises(ns.NeuronShareError, match="Another run is writing to the folder"):
-        RunFolder(tmp_path / "run")
+        RunFolder(tmp_path / "run").open()
     assert run.unfinished.exists()
     run.close()
-    RunFolder(tmp_path / "run").close()
+    RunFolder(tmp_path / "run").open().close()
 
 
 def test_a_folder_and_a_record_that_are_not_ours_are_refused(tmp_path):
     (tmp_path / "run" / UNFINISHED).mkdir(parents=True)
     (tmp_path / "run" / UNFINISHED / "thesis.tex").write_text("mine")
     with pytest.raises(ns.NeuronShareError, match="is not the folder of a run"):
-        RunFolder(tmp_path / "run")
+        RunFolder(tmp_path / "run").open()
     assert (tmp_path / "run" / UNFINISHED / "thesis.tex").exists()
     (tmp_path / RECORD).write_text('{"speed": 1}')
     with pytest.raises(ns.NeuronShareError, match="is not the record of a run"):
@@ -301,4 +301,5 @@ def test_a_full_disk_leaves_the_old_run(at_once, monkeypatch):
     status, said = at_once("patterns", *SMALL, "--limit", 13, "--out", "here")
     assert status == 1
     assert "No space left on device. Is the disk full" in said
-    assert {path.name: path.read_bytes() for path in Path("here").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in Path("here").iterdir() if path.is_file()} == before
+    assert Path("here", UNFINISHED, "kept", "categorise", "sharing.safetensors").exists()

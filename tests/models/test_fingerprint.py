@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import permutations
+
+import numpy as np
 import pytest
 import torch
 
@@ -25,16 +29,16 @@ def test_both_model_classes_have_the_same_fingerprint(animals, name):
 
 
 # The fingerprint of the built-in model's weights on TransformerLens 3.9 and 4.3.
-SEEN = "ef664ba53cfbd5e7"
+SEEN = "d2fbc6248cb15e8f"
 
 
 def test_it_is_the_same_on_both_versions_of_transformer_lens(animals, backend):
     assert of_weights(animals.lens("demo", backend)) == SEEN
 
 
-def one_of_each(hugging_face):
+def one_of_each(model):
     """Iterate over the parameters of the second layer and those outside the layers."""
-    for name, parameter in hugging_face.named_parameters():
+    for name, parameter in model.named_parameters():
         if ".1." in name or not any(f".{layer}." in name for layer in range(12)):
             yield name, parameter
 
@@ -104,22 +108,190 @@ def test_reading_it_leaves_the_weights_alone(animals):
         assert all(torch.equal(kept, now) for kept, now in zip(before, model.parameters(), strict=True))
 
 
-def test_the_chunks_are_as_many_as_they_are(animals, monkeypatch):
-    """Places are counted through the whole tensor, however it is cut: a swap of distant rows is seen."""
-    tensor = torch.arange(60.0).reshape(20, 3)
-    swapped = tensor[[17, *range(1, 17), 0, 18, 19]]
-    for chunk in (3, 7, 1000):
+def odd(n: int) -> list[int]:
+    """The odd numbers that places are multiplied by, with Python's own integers."""
+    found = []
+    for place in range(1, n + 1):
+        number = place * fingerprint._GOLDEN
+        for shift in (32, 29):
+            number = (number + 2**63) % 2**64 - 2**63  # as a signed number of 64 bits
+            number = (number ^ (number >> shift)) * (fingerprint._GOLDEN if shift == 32 else 1)
+        found.append(number | 1)
+    return found
+
+
+def signed(number: int, bits: int) -> int:
+    return (number + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
+
+
+def by_hand(rows: list[list[int]], bits: int) -> int:
+    """The checksum of integers, with Python's own integers."""
+    total = 0
+    for row, numbers in zip(odd(len(rows)), rows, strict=True):
+        mixed = [number ^ ((number >> 16) & 0xFFFF) if bits == 32 else number for number in numbers]
+        products = (number * column for number, column in zip(mixed, odd(len(numbers)), strict=True))
+        total += row * signed(sum(products), 32)
+    return signed(total, 64)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "integers"),
+    [
+        (torch.float32, torch.int32),
+        (torch.bfloat16, torch.int16),
+        (torch.float16, torch.int16),
+        (torch.float64, torch.int32),
+        (torch.int8, torch.int8),
+        (torch.bool, torch.int8),
+    ],
+)
+def test_a_checksum_is_that_of_the_formula_however_the_tensor_is_laid_out_and_cut(dtype, integers, monkeypatch):
+    torch.manual_seed(0)
+    tensor = (100 * torch.randn(4, 6, 10)).to(dtype)
+    rows = tensor.view(integers).flatten(0, 1).tolist()
+    expected = by_hand(rows, 8 * torch.empty(0, dtype=integers).element_size())
+    for chunk in (3, 7, 50, 1000):
         monkeypatch.setattr(fingerprint, "_CHUNK", chunk)
-        assert fingerprint._checksum(tensor) != fingerprint._checksum(swapped)
-        assert fingerprint._checksum(tensor.T.contiguous().T) == fingerprint._checksum(tensor)
-    square = tensor[:3]
-    assert fingerprint._checksum(square) != fingerprint._checksum(square.T)
-    by_hand = sum(
-        int(bits) * (2 * row + 1) * (4 * column + 3) * fingerprint._GOLDEN
-        for row, numbers in enumerate(square.view(torch.int32).tolist())
-        for column, bits in enumerate(numbers)
-    )
-    assert (fingerprint._checksum(square) - by_hand) % 2**64 == 0
+        for order in permutations(range(3)):  # the same numbers in the same places, elsewhere in memory
+            laid_out = tensor.permute(order).contiguous().permute([order.index(axis) for axis in range(3)])
+            assert torch.equal(laid_out, tensor)
+            assert fingerprint._checksum(laid_out) == expected
+    assert fingerprint._checksum(tensor[0, 0]) == fingerprint._checksum(tensor[0, :1])
+    assert fingerprint._checksum(tensor[..., :0]) == fingerprint._checksum(torch.zeros(7, 5, dtype=dtype)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_checksum_differs_when_numbers_do(dtype):
+    """Any bit of any number; signs, doubled numbers and exchanged ones, which would cancel in a simpler sum."""
+    torch.manual_seed(0)
+    tensor = torch.randn(64, 128).to(dtype)
+    found = {fingerprint._checksum(tensor)}
+    bits = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    width = 8 * tensor.element_size()
+    for bit in range(width):
+        changed = bits.clone()
+        changed[5, 2 * bit % 128] ^= signed(1 << bit, width)
+        found.add(fingerprint._checksum(changed.view(dtype)))
+    changes = [
+        -tensor,
+        2 * tensor,
+        tensor.flip(0),
+        tensor.flip(1),
+        tensor.roll(1, 0),
+        tensor.roll(1, 1),
+        torch.cat([-tensor[:2], tensor[2:]]),
+        torch.cat([2 * tensor[:2], tensor[2:]]),
+        torch.cat([-tensor[:, :2], tensor[:, 2:]], 1),
+        torch.cat([2 * tensor[:, :2], tensor[:, 2:]], 1),
+        *(tensor.clone().index_fill_(0, torch.tensor(row), 0) for row in (0, 1, 63)),
+        *(tensor.clone().index_fill_(1, torch.tensor(column), 0) for column in (0, 1, 127)),
+    ]
+    for row, one, other in [(0, 0, 1), (0, 0, 127), (63, 5, 9), (63, 64, 66)]:
+        changed = tensor.clone()
+        changed[row, [one, other]] *= -1
+        changes.append(changed)
+        changes.append(tensor.clone())
+        changes[-1][row, [one, other]] = tensor[row, [other, one]]
+    found |= {fingerprint._checksum(changed) for changed in changes}
+    assert len(found) == 1 + width + len(changes)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The models whose weights were read for a fingerprint."""
+    models_read = []
+    compute = fingerprint._computed
+    monkeypatch.setattr(fingerprint, "_computed", lambda model: (models_read.append(model), compute(model))[1])
+    return models_read
+
+
+def afresh(model) -> str:
+    with torch.no_grad():
+        return fingerprint._computed(model)
+
+
+@pytest.mark.parametrize("name", ["bloom", "llama", "gemma2", "gpt2"])
+def test_it_is_computed_once_for_a_model(animals, backend, name, prompts, computed):
+    model = copy.deepcopy(animals.lens(name, backend))
+    before = of_weights(model)
+    ns.categorise(model, prompts)
+    with torch.no_grad():
+        model(torch.tensor([[5, 6, 7]]))
+        model.run_with_cache(torch.tensor([[5, 6, 7]]))
+        model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, verbose=False)
+    assert ns.categorise(model, prompts, site="post", position="any").metadata["fingerprint"].startswith(before)
+    with torch.inference_mode():
+        assert of_weights(model) == before
+    assert len(computed) == 1
+
+
+def test_a_sample_meets_all_rows_and_columns_of_large_tensors():
+    for shape in ((640, 2048), (4096, 4096), (128, 768), (65_537,)):
+        sampled = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool)
+        sampled[:: fingerprint._STRIDE] = True
+        for axis in range(len(shape)):
+            assert len(shape) == 1 or sampled.reshape(shape).any(axis).all()
+
+
+EDITS = {
+    "one number": lambda weight: weight[3, 5].add_(1),
+    "one number of a view": lambda weight: weight.T[3, 5].mul_(2),
+    "a token, around torch": lambda weight: weight.data[3].zero_(),
+    "a column, around torch": lambda weight: weight.data[:, 3].zero_(),
+    "all, around torch": lambda weight: weight.data.mul_(1.01),
+    "a token's signs, through numpy": lambda weight: np.negative(weight.data.numpy()[7], out=weight.data.numpy()[7]),
+    "tokens that change places, around torch": lambda weight: weight.data.copy_(weight.data.roll(1, 0)),
+    "a new tensor": lambda weight: setattr(weight, "data", torch.zeros_like(weight)),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_edits_are_seen(animals, backend, edit):
+    """Also those that torch does not see, in tensors so large that only a sample of their numbers is compared."""
+    model = ns.demo.load_model(backend=backend, device="cpu")
+    before = of_weights(model)
+    weight = next(parameter for parameter in model.parameters() if parameter.numel() > fingerprint._FEW)
+    assert weight.shape == (4000, 128)
+    with torch.no_grad():
+        edit(weight)
+    assert of_weights(model) == afresh(model) != before
+
+
+def test_other_changes_are_seen(animals, backend):
+    model = ns.load_model(animals.directory("bloom"), backend=backend, device="cpu")
+    found = [of_weights(model)]
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    model(torch.tensor([[5, 6, 7]])).sum().backward()
+    optimiser.step()
+    found.append(of_weights(model))
+    model.to(torch.bfloat16)
+    found.append(of_weights(model))
+    assert found[-1] == afresh(model)
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("name", zoo.KINDS)
+def test_torch_counts_the_edits_of_every_weight(animals, backend, name, monkeypatch):
+    """After one number of one tensor has changed, what is remembered is what would be computed; without a sample."""
+    monkeypatch.setattr(fingerprint, "_FEW", 0)
+    monkeypatch.setattr(fingerprint, "_STRIDE", 1 << 40)
+    model = copy.deepcopy(animals.lens(name, backend))
+    of_weights(model)
+    for _, parameter in one_of_each(model):
+        with torch.no_grad():
+            parameter[(-1,) * parameter.ndim].add_(0.5)
+        assert of_weights(model) == afresh(model)
+
+
+def test_weights_that_torch_does_not_watch_are_read_every_time(animals, computed):
+    with torch.inference_mode():
+        model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
+        before = of_weights(model)
+        assert any(parameter.is_inference() for parameter in model.parameters())
+        model.blocks[1].mlp.original_component.dense_h_to_4h.weight[3, 5] += 1
+        assert of_weights(model) != before
+    assert of_weights(model) != before
+    assert len(computed) == 3
 
 
 def test_it_is_read_in_half_precision_too(animals, backend):

@@ -246,7 +246,7 @@ class Magnitude(Control):
     def drawable(self, targets: Targets, target: str) -> Drawable:
         """The examples for which enough neurons are outside the mask."""
         widths = torch.tensor(targets.widths, device="cpu")
-        others = widths - targets.whole(target, range(len(targets.prompts))).sum(-1)
+        others = widths - targets.sizes_of_whole(target)
         return where_enough(targets.counts[target] <= others, "fewer neurons are outside the type than are ablated")
 
     def draw(self, draw: Draw) -> Drawn:

@@ -6,6 +6,7 @@ the new values where mask and position say. It makes a new tensor, so a tensor t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral, Real
@@ -254,6 +255,10 @@ class _Put:
             raise NeuronShareError(f"The values are for {len(self.values)} rows, but the batch has {n_rows}.")
         return neurons.like(self.values.to(tensor.dtype), tensors)
 
+    def of_rows(self, rows: Int[Tensor, " row"]) -> _Put:
+        """The values of a batch whose rows belong to these."""
+        return _Put(self.values[rows, 0]) if self.has_rows else self
+
 
 class _Apply:
     """Applies the user's function to the values of all neurons at all positions.
@@ -403,6 +408,15 @@ class _Ablation(models.Editing):
         """Whether this hook assumes that the prompt has this many tokens, or does not need to know."""
         places = self.places
         return places.end == prompt_tokens or (places.end is None and places.position is None)
+
+    def following(self, rows: Int[Tensor, " row"]) -> _Ablation:
+        """The edit of tokens after the prompt, in a batch whose rows belong to these rows of the prompts."""
+        edit = copy.copy(self)  # it shares the tensors that the hooks of its other points keep
+        edit.edit = edit._edited
+        edit.mask = self.mask[rows] if self.has_rows else self.mask
+        edit.new = self.new.of_rows(rows) if isinstance(self.new, _Put) else self.new
+        edit.places, edit.is_empty = _Places("all", None, None), self.is_empty or not self.places.after
+        return edit
 
     def _edited(self, tensors: list[Tensor]) -> Tensor | None:
         tensor = tensors[-1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tl_neuronshare.checks import Options, flag, is_count, option, or_none, share
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.activation import count_bits
 from tl_neuronshare.maths.draws import drawn
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.identity import first_differing
@@ -26,6 +27,8 @@ from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.types import NeuronType, as_type
 
 _MAJORITY = 0.5
+_SOME = 32  # how many examples' masks are in memory together
+Rows = Callable[[Sequence[int]], Bool[Tensor, "row layer neuron"]]  # gives the masks of some examples
 
 
 def _as_layers(name: str, value: Any) -> list[int]:
@@ -62,24 +65,24 @@ class Masks:
         n_examples: how many examples there are; None if one mask is for all.
     """
 
-    rows: Callable[[Sequence[int]], Bool[Tensor, "row layer neuron"]]
+    rows: Rows
     n_examples: int | None
 
     def share(self) -> Float[Tensor, "layer neuron"]:
         """The share of the examples for which each neuron is in the mask."""
-        examples = range(1 if self.n_examples is None else self.n_examples)
-        count = self.rows([0])[0].int()
-        for example in examples[1:]:  # all at once would take eight bytes for each neuron and example
-            count += self.rows([example])[0]
-        return count.double() / len(examples)
+        n_examples = self.n_examples or 1
+        first, *others = _some_at_a_time(n_examples)
+        counts = self.rows(first).sum(0)
+        for some in others:
+            counts += self.rows(some).sum(0)
+        return counts.double() / n_examples
 
 
 def masks_of_types(sharing: NeuronSharing, types: Sequence[NeuronType | str]) -> dict[str, Masks]:
     """Make masks of the neurons of each type, by its label."""
-    types_of_neurons = sharing.types
 
     def of_type(type: NeuronType) -> Masks:
-        return Masks(lambda examples: types_of_neurons[list(examples)] == type, len(sharing))
+        return Masks(lambda examples: sharing.mask(type, examples=examples), len(sharing))
 
     return {type.label: of_type(type) for type in map(as_type, types)}
 
@@ -153,8 +156,7 @@ class Targets:
         in_layers[self.layers] = True
         # The neurons that may be ablated; if one mask is for all examples, this is the mask.
         self._allowed = {name: self._frequent(mask) & in_layers for name, mask in masks.items()}
-        every = range(len(prompts))
-        self.sizes = {name: self._before_equal_size(name, every).sum(-1) for name in masks}
+        self.sizes = {name: self._sizes(partial(self._before_equal_size, name)) for name in masks}
         smallest = torch.stack(list(self.sizes.values())).amin(0)
         self.counts = dict.fromkeys(masks, smallest) if choice.equal_size else self.sizes
 
@@ -167,6 +169,14 @@ class Targets:
     def is_one_mask(self, name: str) -> bool:
         """Whether the same neurons are ablated for every example."""
         return self.choice.one_mask or self.masks[name].n_examples is None
+
+    def _sizes(self, rows: Rows) -> Int[Tensor, "example layer"]:
+        """How many neurons are in the masks of every example."""
+        return torch.cat([rows(some).sum(-1) for some in _some_at_a_time(len(self.prompts))])
+
+    def sizes_of_whole(self, name: str) -> Int[Tensor, "example layer"]:
+        """How many neurons are in the `whole` mask of every example."""
+        return self._sizes(partial(self.whole, name))
 
     def _before_equal_size(self, name: str, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
         if self.is_one_mask(name):
@@ -190,8 +200,12 @@ class Targets:
         """How many neurons are active in the language with the fewest; 0 if activity is not known."""
         if self.active is None:
             return torch.zeros(len(self.prompts), len(self.widths), dtype=torch.long, device="cpu")
-        fewest = [self.active.activated(language=language).sum(-1)[:, 0] for language in self.prompts.languages]
-        return torch.stack(fewest).amin(0)
+        columns = [self.active.languages.index(language) for language in self.prompts.languages]
+        fewest = [
+            count_bits(self.active.bits.at(some)[:, columns] & self.active.packed_is_neuron).amin(1)
+            for some in _some_at_a_time(len(self.active))
+        ]
+        return torch.cat(fewest)
 
     def noise(self, seed: int, name: str, purpose: str, examples: Sequence[int]) -> Float[Tensor, "row layer neuron"]:
         """Random numbers for each neuron, keyed by seed, name, purpose and, unless one mask is for all, example."""
@@ -216,6 +230,10 @@ def knows_activity(sharing: NeuronSharing, prompts: ParallelPrompts, *, assume: 
     """Whether a result has these prompts' activations; if it does not know its prompts, the answer is `assume`."""
     known = sharing.prompt_hashes is not None or assume
     return known and len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
+
+
+def _some_at_a_time(n_examples: int) -> list[range]:
+    return [range(n_examples)[start : start + _SOME] for start in range(0, n_examples, _SOME)]
 
 
 def _is_neuron(widths: Sequence[int]) -> Bool[Tensor, "layer neuron"]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -149,6 +149,8 @@ def top_neurons(
     norm: Norm = "none",
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Find the neurons that are among the top of their layer for the most prompts, over all examples and languages.
@@ -164,6 +166,8 @@ def top_neurons(
         norm: as in `attribute`.
         batch_size: as in `attribute`.
         prepend_bos: as in `categorise`.
+        out: as in `categorise`.
+        shard: as in `categorise`.
         progress: whether to show a progress bar where it takes more than two seconds.
 
     Returns:
@@ -190,7 +194,7 @@ def top_neurons(
     one_of("score", score, get_args(Score))
     if n is not None and not is_count(n):
         raise NeuronShareError(f"n={n!r}; give a number of neurons, or None for all.")
-    options, how = ImpactOptions(top_k, answer, norm), Running(batch_size, prepend_bos)
+    options, how, keeping = ImpactOptions(top_k, answer, norm), Running(batch_size, prepend_bos), Keeping(out, shard)
     impacts = Impacts(model, prompts, sharing, options, how)
     _warn(impacts)
     times = torch.zeros(len(prompts.languages), sharing.n_layers, sharing.d_mlp, dtype=torch.int32, device="cpu")
@@ -206,7 +210,7 @@ def top_neurons(
         times[prompts.languages.index(language), layer, :width] += record["times"].sum(0)
         total[layer, :width] += record["total"].sum(0)
 
-    impacts.each(summed, add, task="top neurons", progress=progress)
+    impacts.each(summed, add, task=f"top neurons by {score}", progress=progress, keeping=keeping)
     table = _table_of_neurons(impacts, times, total)[:n]
     table.attrs.update(impacts.record | {"score": score, "n": n})
     return table
@@ -219,7 +223,7 @@ def _table_of_neurons(
     languages, n_examples = impacts.prompts.languages, len(impacts.prompts)
     layers, neurons = times.sum(0).nonzero().T
     often = n_examples <= 2 * times[:, layers, neurons].T
-    n_prompts = n_examples * len(languages)
+    n_prompts, times_of_types = n_examples * len(languages), impacts.sharing.times_of_types()
     names = [impacts.layers[layer].columns(neurons[layers == layer]) for layer in layers.unique().tolist()]
     named = pd.concat(map(pd.DataFrame, names or [impacts.layers[0].columns(neurons)]), ignore_index=True)
     if "expert" in named:  # a dense layer between mixtures of experts does not have these columns
@@ -234,7 +238,7 @@ def _table_of_neurons(
                 " ".join(language for language, yes in zip(languages, row, strict=True) if yes)
                 for row in often.tolist()
             ],
-            **{type.label: (impacts.types == type).sum(0)[layers, neurons].numpy() for type in TYPES},
+            **{type.label: times_of_types[type, layers, neurons].numpy() for type in TYPES},
         }
     )
     order = ["prompts", "score", "layer", "neuron"]
@@ -249,30 +253,39 @@ def _warn(impacts: Impacts) -> None:
 
 def _by_type(impacts: LayerImpacts, top_k: int) -> Float[Tensor, "kept type row"]:
     """Reduce a layer to the numbers in `_KEPT`. If there are no neurons of a type, its max and min are infinite."""
-    of_type = impacts.types == torch.tensor(TYPES, device=impacts.types.device).reshape(-1, 1, 1)  # type row neuron
-    of_top = largest(impacts.generation, top_k) & of_type
+    types = torch.tensor(TYPES, device=impacts.types.device).reshape(-1, 1, 1)
+    # Ones and zeros, since a product takes much less time than `where`; the scores are finite.
+    is_of_type = (impacts.types == types).to(impacts.generation.dtype)
     return torch.stack(
         [
-            of_type.sum(-1),
-            of_top.sum(-1),
-            *_sum_max_min(impacts.generation, of_type),
-            *_pushed(impacts.correctness, of_type),
-            *_pushed(impacts.other_answer, of_type),
+            is_of_type.sum(-1),
+            (is_of_type * largest(impacts.generation, top_k).to(is_of_type.dtype)).sum(-1),
+            *_sum_max_min(impacts.generation, impacts.types, is_of_type * impacts.generation),
+            *_pushed(impacts.correctness, impacts.types, is_of_type),
+            *_pushed(impacts.other_answer, impacts.types, is_of_type),
         ]
     )
 
 
-def _pushed(scores: Float[Tensor, "row neuron"], of_type: Bool[Tensor, "type row neuron"]) -> tuple[Tensor, ...]:
-    positive, absolute = (part.where(of_type, 0).sum(-1) for part in (scores.clamp(min=0), scores.abs()))
-    return *_sum_max_min(scores, of_type), positive, absolute
+def _pushed(
+    scores: Float[Tensor, "row neuron"],
+    types: UInt8[Tensor, "row neuron"],
+    is_of_type: Float[Tensor, "type row neuron"],
+) -> tuple[Tensor, ...]:
+    of_type = is_of_type * scores
+    return *_sum_max_min(scores, types, of_type), of_type.clamp(min=0).sum(-1), of_type.abs().sum(-1)
 
 
-def _sum_max_min(scores: Float[Tensor, "row neuron"], of_type: Bool[Tensor, "type row neuron"]) -> tuple[Tensor, ...]:
-    return (
-        scores.where(of_type, 0).sum(-1),
-        scores.where(of_type, -torch.inf).amax(-1),
-        scores.where(of_type, torch.inf).amin(-1),
-    )
+def _sum_max_min(
+    scores: Float[Tensor, "row neuron"], types: UInt8[Tensor, "row neuron"], of_type: Float[Tensor, "type row neuron"]
+) -> tuple[Tensor, ...]:
+    """Reduce scores by type; `of_type` has them once for each type, and 0 where the neuron is of a different type."""
+
+    def extreme(start: float, which: Literal["amax", "amin"]) -> Float[Tensor, "type row"]:
+        by_number = scores.new_full((len(scores), len(TYPES)), start)
+        return by_number.scatter_reduce(-1, types.long(), scores, which)[:, TYPES].T
+
+    return of_type.sum(-1), extreme(-torch.inf, "amax"), extreme(torch.inf, "amin")
 
 
 def _table(kept: dict[str, NDArray[np.float64]], languages: Sequence[str], bootstrap: Bootstrap) -> pd.DataFrame:

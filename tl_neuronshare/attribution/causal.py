@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import product
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,8 @@ from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.sharing import NeuronSharing
-from tl_neuronshare.running.loop import running
+from tl_neuronshare.running import provenance
+from tl_neuronshare.running.loop import Keeping, each_of, running
 from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Plan, Running
 from tl_neuronshare.running.shards import Record
 
@@ -38,6 +40,8 @@ def causal_check(
     n_neurons: int = 128,
     seed: int = 0,
     batch_size: BatchSize = "auto",
+    out: str | Path | None = None,
+    shard: tuple[int, int] | str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Compare the scores of single neurons with what zeroing each of them alone does.
@@ -53,6 +57,8 @@ def causal_check(
         n_neurons: of each layer, drawn at random; all where a layer has no more.
         seed: of the draw.
         batch_size: prompts in one forward pass, for the scores.
+        out: as in `categorise`; the folder has a folder for each kind of score.
+        shard: as in `categorise`.
         progress: whether to show a progress bar where it takes more than two seconds.
 
     Returns:
@@ -89,12 +95,17 @@ def causal_check(
     }
     for warning in impacts["none"].warnings:
         warn(warning, stacklevel=2)
+    keeping, which = Keeping(out, shard), f"{n_neurons} neurons, seed {seed}"
     generator = torch.Generator().manual_seed(seed)
     chosen = [
         torch.randperm(width, generator=generator, device="cpu")[:n_neurons].sort().values for width in sharing.widths
     ]
-    scores = _scores(impacts, chosen, progress)
-    effects = _effects(model, impacts["none"], chosen, max(sharing.widths), progress)
+    scores, effects = each_of(
+        [
+            lambda: _scores(impacts, chosen, which, keeping, progress),
+            lambda: _effects(model, impacts["none"], chosen, which=which, keeping=keeping, progress=progress),
+        ]
+    )
     table = _table(scores, effects, prompts)
     record = impacts["none"].record
     table.attrs.update(
@@ -103,7 +114,9 @@ def causal_check(
     return table
 
 
-def _scores(impacts: dict[str, Impacts], chosen: list[Tensor], progress: bool) -> dict[str, ByPlace]:
+def _scores(
+    impacts: dict[str, Impacts], chosen: list[Tensor], which: str, keeping: Keeping, progress: bool
+) -> dict[str, ByPlace]:
     """The scores of the chosen neurons."""
     scores: dict[str, ByPlace] = {name: {} for name in (*impacts, "generation")}
 
@@ -116,13 +129,28 @@ def _scores(impacts: dict[str, Impacts], chosen: list[Tensor], progress: bool) -
             scores[norm][example, language, layer] = record["correctness"][row]
             scores["generation"][example, language, layer] = record["generation"][row]
 
-    for norm, of_norm in impacts.items():
-        of_norm.each(of_chosen, partial(keep, norm=norm), task=f"scores, norm {norm}", progress=progress)
+    each_of(
+        partial(
+            of_norm.each,
+            of_chosen,
+            partial(keep, norm=norm),
+            task=f"scores of {which}, norm {norm}",
+            progress=progress,
+            keeping=keeping.inside(norm),
+        )
+        for norm, of_norm in impacts.items()
+    )
     return scores
 
 
 def _effects(
-    model: LensModel, impacts: Impacts, chosen: list[Tensor], width: int, progress: bool
+    model: LensModel,
+    impacts: Impacts,
+    chosen: list[Tensor],
+    *,
+    which: str,
+    keeping: Keeping,
+    progress: bool,
 ) -> dict[str, ByPlace]:
     """What each target loses when each chosen neuron alone is zeroed."""
     lost: dict[str, ByPlace] = {target: {} for target in _LOST}
@@ -136,7 +164,7 @@ def _effects(
         losses: dict[str, list[Tensor]] = {target: [] for target in _LOST}
         before = _targets(model, batch.tokens, answer, [])
         for layer, neurons in enumerate(chosen):
-            mask = torch.zeros(len(neurons), len(chosen), width, dtype=torch.bool, device="cpu")
+            mask = torch.zeros(len(neurons), len(chosen), max(impacts.widths), dtype=torch.bool, device="cpu")
             mask[torch.arange(len(neurons), device="cpu"), layer, neurons] = True
             after = [
                 _targets(
@@ -154,7 +182,12 @@ def _effects(
             for layer, loss in enumerate(record[target][row]):
                 lost[target][place.example, language, layer] = loss
 
-    with running(model, "ablation", n_rows=len(plan), progress=progress) as loop:
+    def about() -> dict[str, Any]:
+        of_prompts = provenance.of_prompts(model, impacts.prompts)
+        return {"call": f"ablation of {which}", **of_prompts, "prepend_bos": impacts.record["prepend_bos"]}
+
+    keeping = keeping.inside("ablated")
+    with running(model, "ablation", n_rows=len(plan), progress=progress, keeping=keeping, about=about) as loop:
         loop(plan, ablate, keep)
     return lost
 

@@ -109,6 +109,7 @@ class Impacts:
 
     Attributes:
         places: for each language and example, the scored tokens and the tokens before them.
+        sharing: the types.
         widths: how many neurons each layer has.
         top_k: how many neurons count as the top of each layer.
         record: how the scores are made, for the metadata of a result.
@@ -153,7 +154,7 @@ class Impacts:
             )
         self.model, self.prompts, self.sharing, self.options = model, prompts, sharing, options
         self.layers = [layer.weighted() for layer in models.neuron_layers(model, "post")]
-        self.widths, self.types = sharing.widths, sharing.types
+        self.widths = sharing.widths
         self.top_k = options.counts(self.widths)
         self.final_norm = models.final_norm(model) if options.norm != "none" else None
         self.places: dict[str, list[Continuation]] = {}
@@ -278,6 +279,7 @@ class Impacts:
         values = models.values_of(self.model, layers, batch, (row, position))
         residual = values.pop() if self.final_norm else None
         examples = [self.places[language][number].example for number in batch.rows]
+        types = self.sharing.types_of(examples)
         n_tokens = torch.tensor([[len(answer)] for answer in answers], device="cpu")
         for number, (layer, post) in enumerate(zip(self.layers, values, strict=True)):
             weights = layer.W_out().to(post.device)
@@ -297,7 +299,7 @@ class Impacts:
                 other_answer=mean(post * pushes.of(number, weights, other_token, residual)).masked_fill(
                     ~has_other.to(post.device), torch.nan
                 ),
-                types=self.types[examples, number, : layer.width].to(post.device),
+                types=types[:, number, : layer.width].to(post.device),
             )
 
     def _check_finite(self, scores: Tensor, language: str, examples: list[int], layer: int) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from tl_neuronshare.cli import folders
-from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.errors import NeuronShareError, UnfinishedError
+from tl_neuronshare.running.processes import launched
 
 # Each is a module of this folder, with `parser()` and `main(args)`.
 COMMANDS = (
@@ -40,11 +44,26 @@ def run(name: str, given: Sequence[str]) -> None:
         args.command = list(given)
         if "out" in args and args.out is None:
             args.out = folders.default_folder(parser, args)
-        module.main(args)
+        with nullcontext() if launched().is_main else _silent():
+            module.main(args)
+    except UnfinishedError as unfinished:
+        print(unfinished)
     except NeuronShareError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error}. Is the disk full, or the folder read-only? Name another with --out.")
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Say nothing, in a process whose results are those of the main one."""
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def command(name: str) -> Any:

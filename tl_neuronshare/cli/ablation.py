@@ -45,9 +45,9 @@ def main(args: argparse.Namespace) -> None:
     for kind in (Replacement, Choice):
         kind(**given(args, kind))
     with Run(args) as run:
-        prompts, model, sharing = run.start()
+        prompts, model, sharing = run.start(dealt=False)
         args.scoring = run.record["arguments"]["scoring"] = args.scoring or _scoring(args, prompts)
-        table, answers = _study(args, model, prompts, sharing)
+        table, answers = _study(args, run, model, prompts, sharing)
         run.record["study"] = table.attrs
         run.timed("study")
         shown, notes = _printed(table)
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _study(
-    args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts, sharing: ns.NeuronSharing
+    args: argparse.Namespace, run: Run, model: LensModel, prompts: ns.ParallelPrompts, sharing: ns.NeuronSharing
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Run the study; return its table, and each prompt's answers before and without each type."""
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
@@ -86,6 +86,7 @@ def _study(
         seeds=range(args.seed, args.seed + args.seeds),
         position=args.ablate,
         on_run=keep_answers,
+        **run.keeping("study"),
     )
     return table, answers
 

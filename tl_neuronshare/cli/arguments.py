@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import tl_neuronshare as ns
 from tl_neuronshare.checks import Options
 from tl_neuronshare.models.loading import Backend
+from tl_neuronshare.running.loop import Keeping
 from tl_neuronshare.running.plan import Running
 from tl_neuronshare.running.recording import Reading
 
@@ -56,6 +57,7 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     )
     add_options(parser, Reading)
     add_options(parser, Running)
+    add_options(parser, Keeping)
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default: 0)")
     parser.add_argument("--out", type=Path, help="folder to write to (default: runs/COMMAND/MODEL-TASK-ARGUMENTS)")
     return parser
@@ -149,6 +151,15 @@ def given(args: argparse.Namespace, options: type[Options]) -> dict[str, Any]:
 
 def _offered(options: type[Options]) -> Iterator[dataclasses.Field[Any]]:
     return (each for each in dataclasses.fields(options) if each.metadata["help"])  # type: ignore[arg-type]  # subclasses are dataclasses
+
+
+def without_shard(command: Sequence[str]) -> list[str]:
+    """Return the words of a command without --shard, which changes nothing in the results."""
+    words = list(command)
+    while "--shard" in words:
+        place = words.index("--shard")
+        del words[place : place + 2]
+    return [word for word in words if not word.startswith("--shard=")]
 
 
 def task_name(args: argparse.Namespace) -> str:

@@ -20,6 +20,7 @@ from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.arguments import add_options, given
 from tl_neuronshare.cli.runs import Run, title_of
 from tl_neuronshare.plots.drawing import LABELS
+from tl_neuronshare.running.loop import each_of
 
 SHOWN = 10  # of the top neurons
 READINGS = [f"{kind}_{sign}_share" for sign in ("positive", "absolute") for kind in ("mean", "pooled")]
@@ -29,13 +30,16 @@ def main(args: argparse.Namespace) -> None:
     """Categorise, attribute, print the tables, write them and the figures."""
     ImpactOptions(**given(args, ImpactOptions))
     with Run(args) as run:
-        prompts, model, sharing = run.start()
+        prompts, model, sharing = run.start(dealt=False)
         options = given(args, ImpactOptions) | {"batch_size": args.batch_size}
-        table = ns.attribute(model, prompts, sharing, **options)
+        table, neurons = each_of(
+            [
+                lambda: ns.attribute(model, prompts, sharing, **options, **run.keeping("attribute")),
+                lambda: ns.top_neurons(model, prompts, sharing, n=args.neurons, **options, **run.keeping("top")),
+            ]
+        )
         run.record["attribution"] = table.attrs
-        run.timed("attribute")
-        neurons = ns.top_neurons(model, prompts, sharing, n=args.neurons, **options)
-        run.timed("top neurons")
+        run.timed("scores")
         top = f"{args.top_k} neurons" if isinstance(args.top_k, int) else f"{args.top_k:.1%}"
         whole = pd.concat([_of_all(table, reading) for reading in READINGS]).query("layer == 'all'")
         print(f"{sharing}\n\nTop {top} of each layer by generation impact, percent that are of each type (mean of all)")

@@ -40,9 +40,15 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Compare scores with switching neurons off; print the table, write it and the figure."""
     with Run(args) as run:
-        prompts, model, sharing = run.start()
+        prompts, model, sharing = run.start(dealt=False)
         table = causal.causal_check(
-            model, prompts, sharing, n_neurons=args.neurons, seed=args.seed, batch_size=args.batch_size
+            model,
+            prompts,
+            sharing,
+            n_neurons=args.neurons,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            **run.keeping("causal check"),
         )
         run.record["scores"] = table.attrs
         run.timed("causal check")

@@ -1,10 +1,11 @@
 """The folder of a run: its name, and how a new run takes the place of an old one only when it is complete.
 
 A run writes into the folder `unfinished` inside its own folder. When it is complete its files move up, `run.json` last:
-where that is, the run is complete. A run that is killed leaves `unfinished` behind, and the old run as it was; the next
-run empties it. Where the kill came while the files moved up, the next run first moves up the rest. The working folder
-is inside and not beside, because the user may own the folder and nothing around it (a mounted disk, say), or may keep
-other files in it, which stay.
+where that is, the run is complete. A run that ends early leaves `unfinished` behind, and the old run as it was. What
+its batches gave is in `unfinished/kept`: the next run goes on from there if it is the same, and otherwise empties it.
+Where the kill came while the files moved up, the next run first moves up the rest. The working folder is inside and not
+beside, because the user may own the folder and nothing around it (a mounted disk, say), or may keep other files in it,
+which stay.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -21,17 +23,19 @@ from tl_neuronshare.cli.arguments import task_name
 from tl_neuronshare.cli.inputs import short_name
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import short_hash
+from tl_neuronshare.running.shards import locked
 
 RECORD = "run.json"
 UNFINISHED = "unfinished"
+_KEPT, _BEGUN = "kept", "begun.json"  # in `unfinished`: what batches gave, and of which run
 _LOCK = ".lock"  # in `unfinished`, held by the run that writes there: the system frees it when the run dies
 _REPLACED = "replaced.json"  # in `unfinished`, the old run's record, while the new files move up
 LONGEST = 120  # characters of a name: file systems take 255 bytes
 _DIGITS = 10  # of the hash
-# The model and the task begin a name in any case; --out only says where results go, and --parts which parts of a
-# reproduction are made now. All other arguments are in the name, even --device and --batch-size: rounding depends on
-# them, so that a value next to the threshold may fall on its other side, and who compares two devices wants both runs.
-_NOT_NAMED = ("command", "experiment", "model", "task", "out", "parts")
+# The model and the task begin a name in any case; --out only says where results go, --parts and --shard which part of
+# the work is done now. All other arguments are in the name, even --device and --batch-size: rounding depends on them,
+# and a value next to the threshold may fall on its other side. Who compares two devices wants both runs.
+_NOT_NAMED = ("command", "experiment", "model", "task", "out", "parts", "shard")
 
 
 def default_folder(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Path:
@@ -118,7 +122,7 @@ def _files(record: Path) -> list[str]:
 
 
 class RunFolder:
-    """The folder of one run, which alone writes to it.
+    """The folder of one run, which alone writes its results there.
 
     Attributes:
         folder: where the run is once it is complete.
@@ -127,15 +131,54 @@ class RunFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.unfinished = folder, folder / UNFINISHED
+        self._lock: IO[str] | None = None
         make_folder(folder)
-        self._lock = _locked(self.unfinished)
+
+    def open(self) -> RunFolder:
+        """Take the folder for writing, unless it is taken already, and return this.
+
+        Raises:
+            NeuronShareError: a different run writes there, or the folder holds something else.
+        """
+        if self._lock is None:
+            self._lock = _locked(self.unfinished)
+            try:
+                if (self.unfinished / RECORD).exists():
+                    self.publish()
+                self._empty()
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def kept(self, run: dict[str, Any], *, alone: bool) -> Path:
+        """Return the folder for what the batches of a run give, without that of different runs.
+
+        Args:
+            run: what the results depend on.
+            alone: whether no other processes work on the same run.
+
+        Raises:
+            NeuronShareError: other processes may work on a different run there.
+        """
+        kept = self.unfinished / _KEPT
+        begun = kept / _BEGUN
+        run = json.loads(json.dumps(run))
         try:
-            if (self.unfinished / RECORD).exists():
-                self.publish()
-            self._empty()
-        except BaseException:
-            self.close()
-            raise
+            before = json.loads(begun.read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            before = None
+        if before not in (None, run):
+            if not alone:
+                raise NeuronShareError(
+                    f"The folder {str(kept)!r} holds parts of a different run; remove it, or name another with --out."
+                )
+            shutil.rmtree(kept)
+        kept.mkdir(parents=True, exist_ok=True)
+        (self.unfinished / _LOCK).touch()  # without it the folder is not known as ours
+        if before != run:
+            write_whole(begun, json.dumps(run, indent=2, ensure_ascii=False))
+        return kept
 
     def publish(self) -> None:
         """Move the complete run to its place and remove the old one; a move that was interrupted is continued."""
@@ -155,21 +198,28 @@ class RunFolder:
             (self.folder / name).unlink(missing_ok=True)
         for name in [*waiting, RECORD]:
             (self.unfinished / name).replace(self.folder / name)
+        shutil.rmtree(self.unfinished / _KEPT, ignore_errors=True)
 
     def close(self) -> None:
-        """Release the folder, and remove a run that is not complete."""
+        """Release the folder, and remove files of a run that is not complete; what its batches gave stays."""
+        if self._lock is None:
+            return
         try:
             if not (self.unfinished / RECORD).exists():
                 self._empty()
-                (self.unfinished / _LOCK).unlink()
+                kept = self.unfinished / _KEPT
+                if kept.exists() and {path.name for path in kept.iterdir()} <= {_BEGUN}:
+                    shutil.rmtree(kept)  # no batch has run
+                if not kept.exists():
+                    (self.unfinished / _LOCK).unlink()
         finally:
             self._lock.close()
-            with suppress(OSError):  # not empty: complete, or another run's by now
+            with suppress(OSError):  # not empty: complete, with kept batches, or another run's by now
                 self.unfinished.rmdir()
 
     def _empty(self) -> None:
         for left in self.unfinished.iterdir():
-            if left.name != _LOCK:  # it goes last: without it the folder is not known as ours
+            if left.name not in (_LOCK, _KEPT):  # the lock goes last: without it the folder is not known as ours
                 left.unlink()
 
 
@@ -183,7 +233,7 @@ def _locked(folder: Path) -> IO[str]:
                 raise NeuronShareError(f"{str(folder)!r} is not the folder of a run; move it, or choose --out.")
             lock = path.open("a")
             try:
-                _take(lock)
+                locked(lock)
             except BlockingIOError as error:
                 lock.close()
                 raise NeuronShareError(
@@ -195,17 +245,3 @@ def _locked(folder: Path) -> IO[str]:
             lock.close()
         except FileNotFoundError:
             continue  # another run ended just now, and removed the folder
-
-
-def _take(lock: IO[str]) -> None:
-    """Lock a file if the system has such locks; if not, two runs at once are not noticed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks
-        return

@@ -9,6 +9,8 @@ Writes models.csv, run.json, and the figure models as PNG and PDF, to the run fo
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pandas as pd
 import torch
@@ -18,7 +20,8 @@ from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.inputs import categorise, load_model, load_prompts, short_name
 from tl_neuronshare.cli.runs import Run, title_of
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
-from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.models.lens import LensModel, name_of
+from tl_neuronshare.running.loop import each_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,8 +34,7 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Categorise with every model, print the table, write it and the figure."""
     with Run(args) as run:
-        results, shuffled = _first(run)
-        _add_others(run, results)
+        results, shuffled = _results(run)
         run.timed("categorise")
         run.record["sharing"] = {name: sharing.metadata for name, sharing in results.items()}
         table = ns.side_by_side(results, name="model")
@@ -46,30 +48,40 @@ def main(args: argparse.Namespace) -> None:
         _compare(run, means.query("type == 'all-shared'").droplevel("type"), shuffled)
 
 
-def _first(run: Run) -> tuple[dict[str, ns.NeuronSharing], str]:
-    """Categorise with the model as it is and with shuffled weights; return the name of the latter too."""
+def _results(run: Run) -> tuple[dict[str, ns.NeuronSharing], str]:
+    """Categorise with every model, one at a time in memory; return the name of the shuffled one too."""
     prompts, model = run.begin()
-    sharing = categorise(run.args, model, prompts)
-    name = short_name(sharing.metadata["model"])
-    shuffled = f"{name}, shuffled"
+    names: list[str] = []
+
+    def works() -> Iterator[Callable[[], ns.NeuronSharing]]:
+        for name, of_name, texts in _models(run, prompts, model):
+            if name in names:
+                raise ns.NeuronShareError(f"--others {name}: that model is there already.")
+            names.append(name)
+            yield partial(categorise, run.args, of_name, texts, **run.keeping(f"model {len(names)}"))
+
+    results = each_of(works())
+    return dict(zip(names, results, strict=True)), names[1]
+
+
+def _models(
+    run: Run, prompts: ns.ParallelPrompts, model: LensModel
+) -> Iterator[tuple[str, LensModel, ns.ParallelPrompts]]:
+    """Give the model as it is, with shuffled weights, and the models of --others, each with its name and prompts."""
+    first = short_name(name_of(model))
+    yield first, model, prompts
     shuffle(model, run.args.seed)
-    return {name: sharing, shuffled: categorise(run.args, model, prompts)}, shuffled
-
-
-def _add_others(run: Run, results: dict[str, ns.NeuronSharing]) -> None:
-    """Categorise with the models of --others, one at a time in memory."""
-    prompts = load_prompts(run.args)
+    yield f"{first}, shuffled", model, prompts
+    del model
+    plain = load_prompts(run.args)
     run.record["others"] = []
     for given in run.args.others:
-        model = load_model(run.args, model=given)
-        texts = prompts.with_chat_template(model.tokenizer) if run.args.chat_template else prompts
-        name = short_name(str(model.cfg.model_name))
-        name = given if name in results else name
-        if name in results:
-            raise ns.NeuronShareError(f"--others {given}: that model is there already.")
-        run.record["others"].append(fingerprint_of_weights(model))
-        results[name] = categorise(run.args, model, texts)
-        del model
+        other = load_model(run.args, model=given)
+        texts = plain.with_chat_template(other.tokenizer) if run.args.chat_template else plain
+        name = short_name(name_of(other))
+        run.record["others"].append(fingerprint_of_weights(other))
+        yield given if name == first else name, other, texts
+        del other
 
 
 def _compare(run: Run, all_shared: pd.DataFrame, shuffled: str) -> None:

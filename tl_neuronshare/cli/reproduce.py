@@ -12,6 +12,7 @@ others go on.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import shlex
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from tl_neuronshare.cli.folders import make_folder, recorded
 from tl_neuronshare.cli.inputs import inputs_hash, load_model, load_prompts, short_name, words
 from tl_neuronshare.cli.runs import versions
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
+from tl_neuronshare.running.processes import launched
 
 # In the order of the page; with what an experiment must be told whatever was said for all.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -44,6 +46,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "ablation": (),
 }
 REFUSED = ("--model", "--out", "--also", "--others", "--chat-template", "--help", "-h")  # of --with
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 LAST_WORDS = 25  # lines of a part that failed
 
 
@@ -56,6 +59,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Run the parts that are not done yet, and write the page again after each part."""
+    if launched().size > 1:
+        raise ns.NeuronShareError(
+            "reproduce starts its parts by itself. Launch the command of each part over several processes instead, or "
+            "divide the work with --shard."
+        )
     page = args.out / "report.html"
     make_folder(args.out)
     _refuse_other_pages(page)
@@ -65,7 +73,10 @@ def main(args: argparse.Namespace) -> None:
     print(f"Writing to {args.out}: {', '.join(commands)}")
     parts = _there_already(args.out, commands)
     for name, command in commands.items():
-        parts[name] = _part(name, command, args.out / name, expected)
+        part = _part(name, command, args.out / name, expected)
+        if part is None:
+            continue
+        parts[name] = part
         report.write(
             [parts[name] for name in PARTS if name in parts],
             page,
@@ -73,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
             command=_shown("reproduce", args.command),
         )
     print(f"\nWritten: {page}")
-    failed = [name for name in commands if parts[name].error]
+    failed = [name for name in commands if name in parts and parts[name].error]
     if failed:
         sys.exit(f"error: {len(failed)} of {len(commands)} parts failed: {', '.join(failed)}. The page says why.")
 
@@ -181,8 +192,8 @@ def _described(name: str, command: Sequence[str], folder: Path, *, error: str = 
     return report.Part(name, folder, title_of_command(name), _shown(name, command), error)
 
 
-def _part(name: str, command: list[str], folder: Path, expected: Expected) -> report.Part:
-    """Run one part, unless it is done."""
+def _part(name: str, command: list[str], folder: Path, expected: Expected) -> report.Part | None:
+    """Run one part, unless it is done; None if other processes of a job array have not done their share of it."""
     before = recorded(folder)
     if _is_done(name, command, folder, expected):
         print(f"{name}: done already", flush=True)
@@ -195,6 +206,7 @@ def _part(name: str, command: list[str], folder: Path, expected: Expected) -> re
         encoding="utf-8",
         errors="replace",
         check=False,
+        preexec_fn=_end_with_the_parent if sys.platform == "linux" else None,  # there are no threads
     )
     seconds = round(time.perf_counter() - start)
     after = recorded(folder)
@@ -202,8 +214,16 @@ def _part(name: str, command: list[str], folder: Path, expected: Expected) -> re
         print(f"{seconds} s", flush=True)
         return _described(name, command, folder)
     last, error = _last_words(done)
+    if done.returncode == 0 and "--shard" in command:
+        print(f"its share is done after {seconds} s; {last}", flush=True)
+        return None
     print(f"failed after {seconds} s: {last}", flush=True)
     return _described(name, command, folder, error=error)
+
+
+def _end_with_the_parent() -> None:
+    """Have the system kill this process when its parent ends, so that the next run finds the folder free."""
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
@@ -225,7 +245,7 @@ def _is_done(name: str, command: list[str], folder: Path, expected: Expected) ->
     record = recorded(folder)
     return (
         _is_complete(folder, record)
-        and record["command"][:-2] == command[:-2]
+        and record["command"][:-2] == arguments.without_shard(command)[:-2]
         and record["weights"] == expected.weights
         and record["inputs"] == expected.inputs[name]
         and record["versions"] == versions()

@@ -20,14 +20,16 @@ from matplotlib.figure import Figure
 
 import tl_neuronshare as ns
 from tl_neuronshare import checks
-from tl_neuronshare.cli.arguments import given
+from tl_neuronshare.cli.arguments import given, without_shard
 from tl_neuronshare.cli.folders import RECORD, RunFolder, recorded, write_whole
 from tl_neuronshare.cli.inputs import categorise, inputs_hash, load_model, load_prompts, report_of, short_name
+from tl_neuronshare.errors import NeuronShareError, UnfinishedError
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import short_hash
 from tl_neuronshare.running import provenance
 from tl_neuronshare.running.plan import Running
+from tl_neuronshare.running.processes import launched
 from tl_neuronshare.running.recording import Reading
 
 PACKAGES = (*provenance.PACKAGES, "babel", "pandas", "numpy", "matplotlib", "lang2vec")
@@ -61,7 +63,8 @@ class Finding:
 class Run:
     """What one run writes to its folder, and `run.json`, which says how it was made.
 
-    It takes the place of an older run in the folder when its block ends; where that ends with an error, it is removed.
+    It takes the place of an older run in the folder when its block ends. Where that ends with an error, it is removed,
+    except for what its batches gave. Of several processes only the main one writes.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -69,11 +72,12 @@ class Run:
         checks.count("--seed", args.seed, least=0)
         for kind in (Reading, Running):
             kind(**given(args, kind))
-        arguments = {name: value for name, value in vars(args).items() if name not in ("experiment", "command")}
+        not_recorded = ("experiment", "command", "shard")
+        arguments = {name: value for name, value in vars(args).items() if name not in not_recorded}
         self.args = args
         self.record: dict[str, Any] = {
             "experiment": args.experiment,
-            "command": args.command,
+            "command": without_shard(args.command),
             "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()},
             "versions": versions(),
             "seed": args.seed,
@@ -83,7 +87,11 @@ class Run:
         self.findings: list[Finding] = []
         self._files: list[str] = []
         self._since = time.perf_counter()
+        self._is_main = launched().is_main
         self._folder = RunFolder(args.out)
+        self._kept: Path | None = None
+        if self._is_main and args.shard is None:  # the parts of a job array share the folder until one joins them
+            self._folder.open()
         random.seed(args.seed)
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
@@ -95,7 +103,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if error is None:
+            if error is None and self._is_main:
                 self._finish()
         finally:
             self._folder.close()
@@ -112,15 +120,36 @@ class Run:
             prompts = prompts.with_chat_template(model.tokenizer)
         self.record["inputs"] = inputs_hash(self.args, prompts)
         self.timed("load")
+        if self._is_main:
+            run = {key: self.record[key] for key in ("experiment", "arguments", "versions", "weights", "inputs")}
+            self._kept = self._folder.kept(run, alone=self.args.shard is None)
+        self._kept = launched().gathered(self._kept)[0]
         return prompts, model
 
-    def start(self) -> tuple[ns.ParallelPrompts, LensModel, ns.NeuronSharing]:
-        """Begin an analysis that needs the types of neurons too."""
+    def start(self, *, dealt: bool = True) -> tuple[ns.ParallelPrompts, LensModel, ns.NeuronSharing]:
+        """Begin an analysis that needs the types of neurons too.
+
+        Args:
+            dealt: as in `keeping`.
+        """
         prompts, model = self.begin()
-        sharing = categorise(self.args, model, prompts)
+        sharing = categorise(self.args, model, prompts, **self.keeping("categorise", dealt=dealt))
         self.timed("categorise")
         self.record["sharing"] = sharing.metadata
         return prompts, model, sharing
+
+    def keeping(self, name: str, *, dealt: bool = True) -> dict[str, Any]:
+        """Return the options that keep what a function's batches give.
+
+        Args:
+            name: what the function does, different for each call of a run.
+            dealt: whether the processes of a job array share the work; what all of them need, each does for itself.
+        """
+        assert self._kept is not None  # `begin` comes first
+        shard: tuple[int, int] | None = self.args.shard
+        if shard is None or dealt:
+            return {"out": self._kept / name, "shard": shard}
+        return {"out": self._kept / f"{name} of {shard[0]} of {shard[1]}"}
 
     def _claim(self, model: LensModel) -> None:
         """Refuse a folder that holds a run of another model, or of another analysis."""
@@ -140,14 +169,29 @@ class Run:
 
     def table(self, table: pd.DataFrame, name: str, *, index: bool = False) -> None:
         """Write a table as CSV."""
+        if not self._writes():
+            return
         table.to_csv(self._folder.unfinished / f"{name}.csv", index=index)
         self._files.append(f"{name}.csv")
 
     def save(self, figure: Figure, name: str) -> None:
         """Write a figure as PNG and PDF."""
+        if not self._writes():
+            return
         for end in ("png", "pdf"):
             figure.savefig(self._folder.unfinished / f"{name}.{end}", dpi=200)
             self._files.append(f"{name}.{end}")
+
+    def _writes(self) -> bool:
+        """Take the folder for writing; return False in processes that leave this to the main one."""
+        if self._is_main:
+            try:
+                self._folder.open()
+            except NeuronShareError as error:
+                if self.args.shard is None:
+                    raise
+                raise UnfinishedError(f"All parts are done, and a different process joins them. ({error})") from error
+        return self._is_main
 
     def found(self, paper: str, here: str, agrees: Any, *, criterion: str = "") -> None:
         """Record what the paper found, what this run found, and whether they agree; None if that cannot be said."""
@@ -162,6 +206,7 @@ class Run:
         for finding in self.findings:
             print(finding)
         self.record |= {"findings": [asdict(finding) for finding in self.findings], "files": self._files}
+        self._writes()
         text = json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
         write_whole(self._folder.unfinished / RECORD, text)
         self._folder.publish()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from functools import partial
 
 import pandas as pd
 
@@ -18,6 +19,7 @@ import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.inputs import categorise, load_also, report_of
 from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.running.loop import each_of
 
 REASONING, RECALL = "xnli", "fact_probing"
 
@@ -34,7 +36,11 @@ def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
         prompts, model = run.begin()
         tasks = _in_common_languages(_tasks(args, prompts, model.tokenizer))
-        results = {name: categorise(args, model, task) for name, task in tasks.items()}
+        shares = each_of(
+            partial(categorise, args, model, task, **run.keeping(f"task {number}"))
+            for number, task in enumerate(tasks.values())
+        )
+        results = dict(zip(tasks, shares, strict=True))
         run.timed("categorise")
         run.record["sharing"] = {name: sharing.metadata for name, sharing in results.items()}
         table, overlap = ns.side_by_side(results, name="task"), ns.input_overlap(results)

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
         raise ns.NeuronShareError(f"--threshold {args.threshold}: this takes several; say --thresholds.")
     with Run(args) as run:
         prompts, model = run.begin()
-        results = categorise(args, model, prompts, threshold=args.thresholds)
+        results = categorise(args, model, prompts, threshold=args.thresholds, **run.keeping("categorise"))
         run.timed("categorise")
         run.record["sharing"] = {str(threshold): sharing.metadata for threshold, sharing in results.items()}
         table = ns.side_by_side(results, name="threshold")

@@ -35,9 +35,9 @@ def main(args: argparse.Namespace) -> None:
         raise ns.NeuronShareError(f"--position {args.position}: this looks at every token, which is any.")
     texts = _texts(args.texts) if args.texts else None
     with Run(args) as run:
-        prompts, model, sharing = run.start()
+        prompts, model, sharing = run.start(dealt=False)
         table = sharing.never_activated()
-        rates = _rates(args, model, texts or dict(prompts.prompts))
+        rates = _rates(args, run, model, texts or dict(prompts.prompts))
         run.timed("rates")
         _show(sharing, table, rates)
         run.table(table, "never_activated")
@@ -65,9 +65,10 @@ def _lines(file: Path) -> Iterator[str]:
         raise ns.NeuronShareError(f"{str(file)!r} is not UTF-8 ({error}); save it so.") from error
 
 
-def _rates(args: argparse.Namespace, model: LensModel, texts: dict[str, Iterable[str]]) -> pd.DataFrame:
+def _rates(args: argparse.Namespace, run: Run, model: LensModel, texts: dict[str, Iterable[str]]) -> pd.DataFrame:
     """Return the mean rate by layer and language, and how many neurons no token or every token activates (percent)."""
-    rates = ns.activation_rates(model, texts, site=args.site, threshold=args.threshold, batch_size=args.batch_size)
+    options = {"site": args.site, "threshold": args.threshold, "batch_size": args.batch_size}
+    rates = ns.activation_rates(model, texts, **options, **run.keeping("rates"))
     widths = [layer.width for layer in neuron_layers(model, args.site)]
     return pd.DataFrame(
         {

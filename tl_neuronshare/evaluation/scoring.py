@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Protocol, runtime_checkable
+from functools import partial
+from itertools import accumulate, zip_longest
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -15,11 +16,13 @@ from torch import Tensor
 from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.answers import Continuation
+from tl_neuronshare.evaluation.once import Once, Row, prompts_once, whole
 from tl_neuronshare.models import verification
+from tl_neuronshare.models.continuing import continuing
 from tl_neuronshare.models.hooks import Edit, Hooks
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.running.loop import Loop
-from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Plan
+from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize
 from tl_neuronshare.running.shards import Record
 
 # A function of the language, the example of each row, and maybe prompt_tokens and tokens, that returns hooks
@@ -32,7 +35,7 @@ class Beside(Protocol):
     """What is measured for the rows of each batch, beside their scores."""
 
     def measured(self, examples: Sequence[int]) -> Record:
-        """Return a number for the example of each row of the batch that has just run, by name."""
+        """Return a number for the example of each row of the batch whose hooks were made last, by name."""
         ...
 
     def keep(self, examples: Sequence[int], record: Record) -> None:
@@ -57,7 +60,9 @@ class Scorer:
     """Computes log-probabilities of continuations in one language, in batches that are planned once.
 
     Continuations of an example that differ only in their last token share a row, because the model need not see that
-    token. With `likeliest` the model sees it, and the scorer also finds the likeliest token after each token.
+    token. With `likeliest` the model sees it, and the scorer also finds the likeliest token after each token. Where an
+    example has several rows, its prompt is run once for all of them if that is cheaper, was shown to be right, and no
+    hook could tell the difference.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Scorer:
         likeliest: bool = False,
     ) -> None:
         self.model, self.language, self.continuations, self.likeliest = model, language, each, likeliest
+        self._batch_size = batch_size
         self._packing = verification.packing(model)
         # For each row (example, tokens before, tokens that are run), the numbers of the continuations that share it.
         sharing_row: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
@@ -79,16 +85,14 @@ class Scorer:
             sees_last = likeliest and not self._packing.crosses(len(before) + len(scored) - 1, 1)
             run = scored if sees_last else scored[:-1]
             sharing_row.setdefault((continuation.example, before, run), []).append(number)
-        self._examples = [example for example, _, _ in sharing_row]
-        self._numbers = list(sharing_row.values())
-        self.plan = Plan(
-            model,
-            [before for _, before, _ in sharing_row],
-            [run for _, _, run in sharing_row],
-            batch_size=batch_size,
-            n_more=1,  # the last token of the answer may be predicted without being run
-            per_token=model.cfg.d_vocab,
-        )
+        self._rows = [Row(*row, numbers) for row, numbers in sharing_row.items()]
+        self.plan = whole(model, self._rows, batch_size)
+        self._once = None if likeliest else prompts_once(model, self._rows, batch_size)
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows a run has without hooks."""
+        return len(self.plan) if self._once is None else len(self._once.plan) + len(self._once.left)
 
     def run(
         self, fwd_hooks: Hooks | HookMaker | None, loop: Loop, *, stage: str = "", beside: Beside | None = None
@@ -104,12 +108,14 @@ class Scorer:
         log_probs = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
         greedy: list[list[int]] = [[] for _ in self.continuations]
         noise = verification.noise(self.model) if self.likeliest else torch.inf
+        has_hooks = models.has_hooks(self.model)
         # Decoding runs different tokens from scoring, and what a user's hook does to them is not known. So scores
         # under such a hook prove nothing about decoding.
-        can_prove = self.likeliest and not models.has_hooks(self.model)
+        can_prove = self.likeliest and not has_hooks
 
-        def score(batch: Batch) -> Record:
-            scored = [(place, number) for place, row in enumerate(batch.rows) for number in self._numbers[row]]
+        def score(batch: Batch, rows: Sequence[Row]) -> Record:
+            of_batch = [rows[place] for place in batch.rows]
+            scored = [(place, number) for place, row in enumerate(of_batch) for number in row.numbers]
             # Where the logit of each scored token is (row, column, token), and which of `scored` it belongs to.
             row, column, token, which = torch.tensor(
                 [
@@ -119,32 +125,104 @@ class Scorer:
                 ],
                 device="cpu",
             ).T
-            examples = [self._examples[row] for row in batch.rows]
-            hooks = hooks_for(fwd_hooks, self.language, examples, batch.tokens[:, : batch.end])
-            proves = can_prove and all(isinstance(function, Edit) and function.is_local for _, function in hooks)
+            hooks = self._hooks(fwd_hooks, of_batch, batch)
+            proves = can_prove and _are_local(hooks)
             with models.all_firing(self.model, hooks):
                 picked = _picked(self.model, batch, (row, column, token), noise=noise if proves else None)
             sums = torch.zeros(len(scored), dtype=torch.float64, device="cpu")
             proved: list[list[int]] = [[] for _ in batch.rows]
-            for place, (row_number, surely) in enumerate(zip(batch.rows, picked.surely.tolist(), strict=True)):
-                run = self.plan.answers[row_number] if self.plan.answers is not None else ()
-                if proves and not self._packing.crosses(len(self.plan.prompts[row_number]), len(run)):
-                    proved[place] = _proved(run, surely)
+            for place, (one, surely) in enumerate(zip(of_batch, picked.surely.tolist(), strict=True)):
+                if proves and not self._packing.crosses(len(one.before), len(one.run)):
+                    proved[place] = _proved(one.run, surely)
             return {
                 "log_probs": sums.index_add_(0, which, picked.log_probs.double()),
                 **ragged("greedy", proved),
-                **({} if beside is None else beside.measured(examples)),
+                **({} if beside is None else beside.measured([row.example for row in of_batch])),
             }
 
-        def keep(rows: list[int], record: Record) -> None:
-            log_probs[[number for row in rows for number in self._numbers[row]]] = record["log_probs"]
-            for row, known in zip(rows, unragged("greedy", record), strict=True):
-                greedy[self._numbers[row][0]] = known
-            if beside is not None:
-                beside.keep([self._examples[row] for row in rows], record)
+        def score_once(batch: Batch, once: Once) -> Record:
+            of_batch = [once.groups[place] for place in batch.rows]
+            firsts = [group[0] for group in of_batch]
+            hooks = self._hooks(fwd_hooks, firsts, batch)
+            measured = {} if beside is None else beside.measured([row.example for row in firsts])
+            if _are_local(hooks):
+                return {"log_probs": self._scored_once(once, batch, hooks), **measured}
+            rows = [row for group in of_batch for row in group]
+            found = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
+            for part in whole(self.model, rows, self._batch_size):
+                found[_numbers(rows[place] for place in part.rows)] = score(part, rows)["log_probs"]
+            return {"log_probs": found[_numbers(rows)], **measured}
 
-        loop(self.plan, score, keep, stage=stage)
+        def keep(places: list[int], record: Record, rows: Sequence[Row]) -> None:
+            of_batch = [rows[place] for place in places]
+            log_probs[_numbers(of_batch)] = record["log_probs"]
+            for row, known in zip(of_batch, unragged("greedy", record), strict=True):
+                greedy[row.numbers[0]] = known
+            if beside is not None:
+                beside.keep([row.example for row in of_batch], record)
+
+        def keep_once(places: list[int], record: Record, once: Once) -> None:
+            of_batch = [once.groups[place] for place in places]
+            log_probs[_numbers(row for group in of_batch for row in group)] = record["log_probs"]
+            if beside is not None:
+                beside.keep([group[0].example for group in of_batch], record)
+
+        once, plan, rows = self._once, self.plan, self._rows
+        if once is not None and not has_hooks and (callable(fwd_hooks) or _are_local(fwd_hooks or [])):
+            loop(once.plan, partial(score_once, once=once), partial(keep_once, once=once), stage=f"{stage}/once")
+            plan, rows, stage = whole(self.model, once.left, self._batch_size), once.left, f"{stage}/left"
+        loop(plan, partial(score, rows=rows), partial(keep, rows=rows), stage=stage)
         return Scores(log_probs, greedy)
+
+    def _hooks(self, fwd_hooks: Hooks | HookMaker | None, rows: Sequence[Row], batch: Batch) -> Hooks:
+        """The hooks for a batch of these rows."""
+        return hooks_for(fwd_hooks, self.language, [row.example for row in rows], batch.tokens[:, : batch.end])
+
+    def _scored_once(
+        self, once: Once, batch: Batch, hooks: Sequence[tuple[str, Edit]]
+    ) -> Float[Tensor, " continuation"]:
+        """Run the prompts of a batch once, and then their rows; return the scores in the order of groups and rows."""
+        scores = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
+
+        def add(logits: Tensor, wanted: Sequence[tuple[int, int, int]]) -> None:
+            """Add the log-probabilities of tokens: (place of the logits, token, number of the continuation)."""
+            place, token, number = torch.tensor(wanted, device="cpu").T
+            scores.index_add_(0, number, _log_probs(logits, place, token).cpu().double())
+
+        groups = [once.groups[place] for place in batch.rows]
+        with continuing(self.model, batch.until(batch.end)) as run:
+            with models.all_firing(self.model, hooks):
+                first = run.prompts()
+            of_prompts = [(place, number) for place, group in enumerate(groups) for number in _numbers(group)]
+            add(first, [(place, self.continuations[number].scored[0], number) for place, number in of_prompts])
+            for rows in once.passes(batch.rows):
+                after = [place for place, _ in rows]
+                following = [(name, edit.following(torch.tensor(after, device="cpu"))) for name, edit in hooks]
+                with models.all_firing(self.model, following):
+                    later = run.texts(after, [row.run for _, row in rows])
+                starts = accumulate((len(row.run) for _, row in rows), initial=0)
+                add(
+                    later,
+                    [
+                        (start + place, token, number)
+                        for start, (_, row) in zip(starts, rows, strict=False)
+                        for number in row.numbers
+                        for place, token in enumerate(self.continuations[number].scored[1:])
+                    ],
+                )
+        return scores[_numbers(row for group in groups for row in group)]
+
+
+def _numbers(rows: Iterable[Row]) -> list[int]:
+    """The numbers of the continuations that are scored in these rows."""
+    return [number for row in rows for number in row.numbers]
+
+
+def _are_local(hooks: object) -> TypeGuard[Sequence[tuple[str, Edit]]]:
+    """Whether hooks are edits of single tokens, so that it does not matter which tokens share a forward pass."""
+    return isinstance(hooks, Sequence) and all(
+        isinstance(pair, Sequence) and isinstance(pair[-1], Edit) and pair[-1].is_local for pair in hooks
+    )
 
 
 def ragged(name: str, lists: Sequence[Sequence[int]]) -> Record:
@@ -207,13 +285,22 @@ def _picked(
         width = end - 1 + stop
         logits = models.last_logits(model, batch.until(width), stop - start)
         here = (column >= start) & (column < stop)
-        rows, columns, chosen = (part[here].to(logits.device) for part in (row, column - start, token))
-        parts = torch.split(logits, max(1, _CHUNK // logits[0].numel()))
-        total = torch.cat([part.float().logsumexp(-1) for part in parts])
-        log_probs[here] = (logits[rows, columns, chosen].float() - total[rows, columns]).cpu()
+        flat, place = logits.flatten(0, 1), row[here] * (stop - start) + column[here] - start
+        log_probs[here] = _log_probs(flat, place, token[here]).cpu()
         if noise is not None:
+            parts = torch.split(logits, max(1, _CHUNK // logits[0].numel()))
             surely[:, start:stop] = torch.cat([_surely_likeliest(part, noise) for part in parts]).cpu()
     return _Picked(log_probs, surely)
+
+
+def _log_probs(
+    logits: Float[Tensor, "place vocabulary"], place: Int[Tensor, " wanted"], token: Int[Tensor, " wanted"]
+) -> Float[Tensor, " wanted"]:
+    """The log-probabilities of tokens, each by the logits of a place."""
+    parts = torch.split(logits, max(1, _CHUNK // logits.shape[-1]))
+    total = torch.cat([part.float().logsumexp(-1) for part in parts])
+    place, token = place.to(logits.device), token.to(logits.device)
+    return logits[place, token].float() - total[place]
 
 
 def _surely_likeliest(logits: Float[Tensor, "*row vocabulary"], noise: float) -> Int[Tensor, "*row"]:

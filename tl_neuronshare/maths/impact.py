@@ -78,8 +78,12 @@ def largest(scores: Float[Tensor, "*batch neuron"], k: int) -> Bool[Tensor, "*ba
         >>> largest(torch.tensor([1.0, 3.0, 1.0, 1.0]), 2)
         tensor([ True,  True, False, False])
     """
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, value=True)
+    least = scores.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    marked = scores >= least
+    if (marked.sum(-1) > k).any():  # some that equal the least are too many
+        above, equal = scores > least, scores == least
+        marked = above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+    return marked
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from tl_neuronshare.models.lens import (
     version_of_transformer_lens,
 )
 from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, Places, Site, Stack
-from tl_neuronshare.models.packing import Packing, rope_boundary
+from tl_neuronshare.models.packing import Packing, rope_boundary, windows
 from tl_neuronshare.models.tokens import (
     answer_tokens,
     check_length,

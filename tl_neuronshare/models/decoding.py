@@ -8,17 +8,17 @@ Here prompts are padded on the left with a mask made from their lengths, and the
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.models.caches import Cache, empty_cache
 from tl_neuronshare.models.inputs import Inputs, inputs_of
 from tl_neuronshare.models.lens import LensModel
 
@@ -85,28 +85,21 @@ def next_logits(model: LensModel, inputs: Inputs, *, cached: bool) -> Iterator[S
     """Give the `Step` that decodes after prompts, all of which end at the last position."""
     with ExitStack() as stack:
         stack.enter_context(models.last_positions_only(model, 1))
-        if not cached:
-            yield _Recomputing(model, inputs)
-        elif models.is_bridge(model):
-            stack.enter_context(_cache_by_its_old_name(model))
-            yield _BridgeCache(model, inputs)
+        if cached:
+            yield _Cached(stack.enter_context(empty_cache(model, len(inputs))), inputs)
         else:
-            yield _HookedCache(model, inputs)
+            yield _Recomputing(model, inputs)
 
 
-class _Run:
-    """The inputs and options of the next forward pass, which the kinds of steps below update in their own way."""
+class _Recomputing:
+    """A step that runs the whole text again for every token."""
 
-    def __init__(self, model: LensModel, inputs: Inputs, **options: Any) -> None:
-        self.model, self.inputs, self.options = model, inputs, options
+    def __init__(self, model: LensModel, inputs: Inputs) -> None:
+        self.model, self.inputs = model, inputs
 
     def __call__(self) -> Float[Tensor, "row vocabulary"]:
-        logits: Tensor = models.forward(self.model, self.inputs, **self.options)
+        logits: Tensor = models.forward(self.model, self.inputs)
         return logits[:, -1]
-
-
-class _Recomputing(_Run):
-    """A step that runs the whole text again for every token."""
 
     def append(self, new: Int[Tensor, " row"]) -> None:
         """Add each row's next token, which is run with all tokens before it."""
@@ -114,58 +107,20 @@ class _Recomputing(_Run):
         self.inputs = replace(self.inputs, tokens=tokens, mask=_longer(self.inputs.mask))
 
 
-class _HookedCache(_Run):
-    """A step with a HookedTransformer's cache, which keeps the mask of the tokens that it holds."""
+class _Cached:
+    """A step that runs only the tokens that the cache does not hold."""
 
-    def __init__(self, model: LensModel, inputs: Inputs) -> None:
-        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+    def __init__(self, cache: Cache, inputs: Inputs) -> None:
+        self.cache, self.inputs = cache, inputs
 
-        cache = TransformerLensKeyValueCache.init_cache(model.cfg, models.device_of(model), len(inputs))
-        # Without a mask, a HookedTransformer with a cache makes its own mask from the padding token.
-        super().__init__(model, replace(inputs, mask=inputs.shown().long()), past_kv_cache=cache)
-
-    def append(self, new: Int[Tensor, " row"]) -> None:
-        """Add each row's next token, which is run alone."""
-        self.inputs = Inputs(new[:, None], torch.ones_like(new[:, None]))
-
-
-class _BridgeCache(_Run):
-    """A step with the Hugging Face cache of a bridge, which needs the mask of all tokens so far."""
-
-    def __init__(self, model: LensModel, inputs: Inputs) -> None:
-        from transformers import DynamicCache
-
-        hugging_face = model.original_model  # type: ignore[attr-defined]
-        name = "cache" if "cache" in inspect.signature(hugging_face.forward).parameters else "past_key_values"
-        options = {name: DynamicCache(config=hugging_face.config.get_text_config()), "use_cache": True}
-        super().__init__(model, replace(inputs, mask=inputs.shown().long()), **options)
+    def __call__(self) -> Float[Tensor, "row vocabulary"]:
+        return self.cache(self.inputs)[:, -1]
 
     def append(self, new: Int[Tensor, " row"]) -> None:
         """Add each row's next token, which is run alone."""
-        self.inputs = Inputs(new[:, None], _longer(self.inputs.mask))
+        self.inputs = Inputs(new[:, None])
 
 
 def _longer(mask: Int[Tensor, "row position"] | None) -> Int[Tensor, "row longer"] | None:
     """Return the mask with one more position."""
     return None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-
-
-@contextmanager
-def _cache_by_its_old_name(model: LensModel) -> Iterator[None]:
-    """Pass the cache to attention layers also under the name that TransformerLens reads.
-
-    Transformers 5.24 passes it as `cache`, and TransformerLens up to 4.3 reads only `past_key_values`, and the cache
-    would be lost. Layers that leave attention to Hugging Face's module need no second name.
-    """
-    from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
-
-    def rename(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if options.get("cache") is None or "past_key_values" in options:
-            return None
-        return args, {**options, "past_key_values": options["cache"]}
-
-    with ExitStack() as stack:
-        for module in model.modules():
-            if isinstance(module, AttentionBridge) and type(module).forward is not AttentionBridge.forward:
-                stack.callback(module.register_forward_pre_hook(rename, with_kwargs=True).remove)
-        yield

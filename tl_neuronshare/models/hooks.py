@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
@@ -30,6 +31,14 @@ class Edit(Protocol):
 
     def ends_at(self, prompt_tokens: int) -> bool:
         """Whether the hook takes the prompt to have so many tokens, or does not need to know."""
+        ...
+
+    def following(self, rows: Int[Tensor, " row"]) -> Edit:
+        """Return the edit of tokens after the prompt, in a batch whose rows belong to these rows of the prompts."""
+        ...
+
+    def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None:
+        """Return the new tensor, or None to leave it."""
         ...
 
 
@@ -82,6 +91,10 @@ class _Keep:
     def ends_at(self, prompt_tokens: int) -> bool:
         """Return True: the hook does not need to know how many tokens the prompt has."""
         return True
+
+    def following(self, rows: Int[Tensor, " row"]) -> _Keep:
+        """Return the hook itself: it keeps a tensor of any tokens."""
+        return self
 
     def __call__(self, tensor: Tensor, hook: Any) -> None:
         self._kept[self._name] = tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tl_neuronshare.checks import is_count
 from tl_neuronshare.models.lens import LensModel, nested
 
 
@@ -48,3 +49,16 @@ def rope_boundary(model: LensModel) -> int | None:
     parameters = [rope, *(part for part in rope.values() if isinstance(part, dict))] if rope else []
     long_rope = [part for part in parameters if part.get("rope_type") == "longrope"]
     return min((int(part["original_max_position_embeddings"]) for part in long_rope), default=None)
+
+
+def windows(model: LensModel) -> list[int]:
+    """Return how many tokens attention reaches back in layers where it does not reach to the start; often none.
+
+    Configurations name these windows and chunks in many ways, and some of the numbers may mean something else, which
+    does no harm: a text that is longer than each of them is tried.
+    """
+    config = nested(model, "original_model.config")
+    settings = {} if config is None else config.get_text_config().to_dict()
+    named = [number for name, number in settings.items() if "window" in name or "chunk" in name]
+    widths = [*named, nested(model, "cfg.window_size")]
+    return sorted({width for width in widths if is_count(width) and width < model.cfg.n_ctx})

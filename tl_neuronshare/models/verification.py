@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import decoding
+from tl_neuronshare.models.continuing import continuing
 from tl_neuronshare.models.forward import arguments_of
 from tl_neuronshare.models.inputs import Inputs, inputs_of
 from tl_neuronshare.models.lens import Architecture, LensModel, nothing_installed
@@ -47,6 +48,8 @@ Check = Literal[
     "unembedding",
     "padding",
     "cache",
+    "continuations",
+    "long continuations",
     "decoding",
     "generate",
 ]
@@ -54,11 +57,12 @@ Check = Literal[
 _OF_ARCHITECTURE: dict[str, tuple[Architecture, ...]] = {
     "unembedding": ("decoder",),
     "cache": ("decoder",),
+    "continuations": ("decoder",),
     "generate": ("decoder",),
     "decoding": ("decoder", "encoder-decoder"),
 }
 # If these fail, the package works in a different way, so that they refuse nothing.
-ADVISORY = ("padding", "cache", "generate")
+ADVISORY = ("padding", "cache", "continuations", "long continuations", "generate")
 # Texts of different lengths, in languages that most tokenizers know.
 TEXTS = (
     "The capital of France is the city of Paris, and the river that flows through it is",
@@ -68,6 +72,7 @@ TEXTS = (
 )
 _LONGEST = 16  # how many tokens of a text are run
 _N_NEW = 4  # how many tokens are decoded
+_WIDEST_WINDOW = 1024  # the widest window of attention beyond which texts are tried
 # The largest difference allowed between two ways to compute the same thing, relative to the largest number.
 _BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _SAFE = 16  # a difference this many times as large as the one seen between two ways cannot come from rounding
@@ -112,13 +117,15 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         setting neurons to zero there changes the model by exactly what they write. `output`: an MLP writes its neurons'
         values (in a mixture of experts, times routing weights) times W_out. `unembedding`: the logits are the
         final norm of the residual stream times the unembedding. `padding`: longer rows in a batch do not change a row.
-        `cache`: the key-value cache does not change the logits. `decoding`: our greedy tokens are the likeliest ones of
-        a run without cache and padding (value: how many are not). `generate`: the same for the model's own `generate`,
-        which nothing here uses.
+        `cache`: the key-value cache does not change the logits. `continuations`: nor does it where prompts are run once
+        for several texts that follow them. `long continuations`: the same beyond windows of attention of up to 1,024
+        tokens. `decoding`: our greedy tokens are the likeliest ones of a run without cache and padding (value: how many
+        are not). `generate`: the same for the model's own `generate`, which nothing here uses.
 
         If `padding` fails, only prompts of equal length share a batch; none do if these change one another too. If
-        `cache` fails, decoding runs the whole text for every token. A failure of `generate` has no effect. If any other
-        check fails, the functions that depend on it refuse the model.
+        `cache` fails, decoding runs the whole text for every token. If `continuations` fails, each choice is run with
+        its whole prompt; if `long continuations` fails, those beyond a window are. A failure of `generate` has no
+        effect. If any other check fails, the functions that depend on it refuse the model.
 
     Raises:
         NeuronShareError: the model is not a TransformerLens model, or its neurons cannot be read at all; or the texts
@@ -208,6 +215,23 @@ def _shares(model: LensModel) -> bool:
 def caches(model: LensModel) -> bool:
     """Return whether a check has shown that decoding with the key-value cache is right."""
     return model not in _UNVERIFIED and _applies(model, "cache") and _passes(model, "cache")
+
+
+def shared_up_to(model: LensModel, n_tokens: int) -> int:
+    """Return how long a prompt with a text after it may be, padding included, so that it can share the prompt's pass.
+
+    It is 0 where no check has shown that prompts can be run once for all texts that follow them.
+
+    Args:
+        model: the model.
+        n_tokens: how many tokens are needed; what holds beyond a window of attention is tried only where it matters.
+    """
+    if model in _UNVERIFIED or not _applies(model, "continuations") or not _passes(model, "continuations"):
+        return 0
+    windows = models.windows(model)
+    if any(width < n_tokens for width in windows) and _passes(model, "long continuations"):
+        windows = [width for width in windows if width > _WIDEST_WINDOW]
+    return min([_most_tokens(model), *windows])
 
 
 def noise(model: LensModel) -> float:
@@ -319,9 +343,11 @@ def _check_reference(reference: Any) -> None:
 
 
 def _applies(model: LensModel, name: str) -> bool:
-    """Return whether a check applies to the model: only gated MLPs have a gate, and only some models decode."""
+    """Return whether a check applies to the model: only gated MLPs have a gate, only some models decode, and so on."""
     if name in _OF_ARCHITECTURE:
         return models.architecture_of(model) in _OF_ARCHITECTURE[name]
+    if name == "long continuations":
+        return _applies(model, "continuations") and any(width <= _WIDEST_WINDOW for width in models.windows(model))
     return name.rsplit(maxsplit=1)[-1] not in ("gate", "up") or models.is_gated(model)
 
 
@@ -739,6 +765,46 @@ def _check_cache(run: _Run) -> Outcome:
     return Outcome.of(value, run.bound, note)
 
 
+def _check_continuations(run: _Run) -> Outcome:
+    """Compare texts after prompts that are run once, and padded, with the logits of each whole text alone."""
+    note = "texts that follow a prompt differ where it is run once for all of them; each is run with its whole prompt"
+    if run.n_new == 0 or not _passes(run.model, "padding"):
+        return Outcome.of(torch.inf, run.bound, note)
+    texts = [run.rows[0][:1], run.rows[-1][-run.n_new :], run.rows[0][-2:][: run.n_new]]
+    after = [*range(len(run.rows)), 0, 0]
+    of_prompts = [texts[number % len(texts)] for number in range(len(after))]
+    return Outcome.of(_difference_of_continuations(run, run.rows, after, of_prompts), run.bound, note)
+
+
+def _check_long_continuations(run: _Run) -> Outcome:
+    """Compare the same for two prompts, one longer than a window, the other so long that a text carries it beyond."""
+    note = "texts beyond a window of attention differ where their prompt is run once; each is run with its whole prompt"
+    if not _passes(run.model, "continuations"):
+        return Outcome.of(torch.inf, run.bound, note)
+    widest = max(width for width in models.windows(run.model) if width <= _WIDEST_WINDOW)
+    text = run.rows[-1][-run.n_new :]
+    n_tokens = [min(widest + more, _most_tokens(run.model) - run.n_new) for more in (8, 1 - len(text))]
+    prompts = [(run.rows[0] * widest + text * 8)[: max(1, length)] for length in n_tokens]
+    return Outcome.of(_difference_of_continuations(run, prompts, [0, 1], [text, text]), run.bound, note)
+
+
+def _difference_of_continuations(
+    run: _Run, prompts: Sequence[Sequence[int]], after: Sequence[int], texts: Sequence[Sequence[int]]
+) -> float:
+    """Return the largest difference in logits after prompts that are run once, and after every token of their texts."""
+    with continuing(run.model, inputs_of(run.model, prompts)) as once:
+        first, last = once.prompts(), len(texts) - 1
+        # The last text runs by itself, on what the others have left.
+        parts = [once.texts(after[where], texts[where]) for where in (slice(last), slice(last, None))]
+    found = iter(torch.split(torch.cat(parts), [len(text) for text in texts]))
+    differences = []
+    for number, text in zip(after, texts, strict=True):
+        ours = _on_cpu(torch.cat([first[number][None], next(found)]))
+        whole = inputs_of(run.model, [[*prompts[number], *text]])
+        differences.append(_difference(ours, _on_cpu(models.last_logits(run.model, whole, len(text) + 1)[0])))
+    return _worst(differences)
+
+
 def _check_decoding(run: _Run) -> Outcome:
     """Compare our greedy tokens with the likeliest ones of a run without cache, padding and TransformerLens."""
     cached = _passes(run.model, "cache")
@@ -789,6 +855,8 @@ _CHECKS: dict[str, Callable[[_Run], Outcome]] = {
     "unembedding": _check_unembedding,
     "padding": _check_padding,
     "cache": _check_cache,
+    "continuations": _check_continuations,
+    "long continuations": _check_long_continuations,
     "decoding": _check_decoding,
     "generate": _check_generate,
 }

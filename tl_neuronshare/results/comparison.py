@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations, combinations_with_replacement
+from math import isqrt
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from einops import einsum, rearrange
@@ -13,12 +16,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.maths.bootstrap import Bootstrap
+from tl_neuronshare.maths.bootstrap import Bootstrap, Collected
 from tl_neuronshare.maths.chance import expected_intersection, jaccard
+from tl_neuronshare.maths.totals import Means
 from tl_neuronshare.results.identity import first_difference
 from tl_neuronshare.results.sharing import NeuronSharing
-from tl_neuronshare.results.tables import MISMATCHES, mismatched_level
+from tl_neuronshare.results.tables import MISMATCHES, mismatched_level, pieces_of_intersections
 from tl_neuronshare.results.types import NeuronType
+
+# How much a tensor of pairs of inputs may hold, and one of the neurons of some inputs.
+_PAIRS_BYTES, _MASK_BYTES = 1 << 21, 1 << 25
 
 
 def side_by_side(
@@ -102,15 +109,16 @@ def language_overlap(
     """
     bootstrap = Bootstrap(n_resamples)
     pairs = list(combinations(range(len(sharing.languages)), 2))
-    indices, at_random = _jaccard_of_pairs(sharing, pairs)
-    low, high = bootstrap.intervals(indices.nan_to_num(0).numpy(), (~indices.isnan()).double().numpy())
-    value, independent = indices.nanmean(0), at_random.nanmean(0)
+    indices, independents, values, known = Means(), Means(), Collected(np.float64), Collected(np.bool_)
+    for of_examples, at_random in _jaccard_of_pairs(sharing, pairs):
+        indices.add(of_examples)
+        independents.add(at_random)
+        values.add(of_examples.nan_to_num(0).numpy())
+        known.add((~of_examples.isnan()).numpy())
+    low, high = bootstrap.intervals(values.whole(), known.whole())
+    value, independent = indices.means(), independents.means()
     mismatched = mismatched_level(
-        sharing,
-        lambda drawn: _jaccard_of_pairs(drawn, pairs)[0].nanmean(0),
-        mismatches=mismatches,
-        seed=seed,
-        like=value,
+        sharing, partial(_mean_of_pairs, pairs=pairs), mismatches=mismatches, seed=seed, like=value
     )
     return pd.DataFrame(
         {
@@ -134,7 +142,8 @@ def input_overlap(
     """Measure how far the neurons of one type are the same for two inputs: of two tasks, and of one task.
 
     Types belong to an input, so two tasks are compared input by input: every input of the first with every input of
-    the second. Two tasks differ if their inputs have less in common than two inputs of the same task.
+    the second. Two tasks differ if their inputs have less in common than two inputs of the same task. The time grows
+    with the square of the number of inputs, and the memory does not grow.
 
     Args:
         results: for each task its result, of one model and the same languages.
@@ -165,22 +174,17 @@ def input_overlap(
             raise NeuronShareError(
                 f"Task {name!r} has {what} {theirs!r}, the first {ours!r}; compare results that measured the same."
             )
-    masks = {task: result.mask(type) for task, result in results.items()}
     rows = []
-    for task, other in combinations_with_replacement(masks, 2):
-        indices, at_random = _jaccard_of_inputs(masks[task], masks[other], first.widths)
-        pairs = torch.ones(indices.shape[:2], dtype=torch.bool, device="cpu")
-        if task == other:
-            pairs = pairs.triu(diagonal=1)  # an input is never compared with itself
-        indices, at_random = indices[pairs], at_random[pairs]
+    for task, other in combinations_with_replacement(results, 2):
+        indices, at_random = _means_of_inputs(results[task], results[other], type)
         rows += [
             {
                 "layer": layer,
                 "task": task,
                 "other": other,
-                "jaccard": indices[:, place].nanmean().item(),
-                "independent": at_random[:, place].nanmean().item(),
-                "pairs": int((~indices[:, place].isnan()).sum()),
+                "jaccard": indices.means()[place].item(),
+                "independent": at_random.means()[place].item(),
+                "pairs": int(indices.n[place]),
             }
             for place, layer in enumerate(_layers(first))
         ]
@@ -201,12 +205,43 @@ def _layers(sharing: NeuronSharing) -> list[int | str]:
 
 def _jaccard_of_pairs(
     sharing: NeuronSharing, pairs: Sequence[tuple[int, int]]
-) -> tuple[Float[Tensor, "example pair layer_and_all"], Float[Tensor, "example pair layer_and_all"]]:
+) -> Iterator[tuple[Float[Tensor, "example pair layer_and_all"], Float[Tensor, "example pair layer_and_all"]]]:
     """The index of each pair of languages, and what it would be at random: by layer, and last over all layers."""
-    counts = rearrange(sharing.intersections().double(), "example layer a b -> example a b layer")
     first, second = (list(side) for side in zip(*pairs, strict=True))
-    sizes, other_sizes = counts[:, first, first], counts[:, second, second]
-    return _with_chance(counts[:, first, second], sizes, other_sizes, sharing.widths)
+    for by_layer in pieces_of_intersections(sharing):
+        counts = rearrange(by_layer.double(), "example layer a b -> example a b layer")
+        sizes, other_sizes = counts[:, first, first], counts[:, second, second]
+        yield _with_chance(counts[:, first, second], sizes, other_sizes, sharing.widths)
+
+
+def _mean_of_pairs(sharing: NeuronSharing, *, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "pair layer_and_all"]:
+    """The mean over examples of the index of each pair of languages."""
+    indices = Means()
+    for of_examples, _ in _jaccard_of_pairs(sharing, pairs):
+        indices.add(of_examples)
+    return indices.means()
+
+
+def _means_of_inputs(sharing: NeuronSharing, other: NeuronSharing, type: NeuronType | str) -> tuple[Means, Means]:
+    """The index of each two different inputs, and what it would be at random: by layer, and last over all layers.
+
+    Some inputs are compared with some others at a time, so that memory does not grow with their number.
+    """
+    n_layers, d_mlp = sharing.is_neuron.shape
+    step = max(1, min(isqrt(_PAIRS_BYTES // (8 * n_layers)), _MASK_BYTES // (n_layers * d_mlp)))
+    indices, at_random = Means(), Means()
+    for rows in (range(len(sharing))[start : start + step] for start in range(0, len(sharing), step)):
+        mask = sharing.mask(type, examples=rows)
+        # Of one task, each pair of inputs is looked at once.
+        for start in range(rows.start if sharing is other else 0, len(other), step):
+            columns = range(len(other))[start : start + step]
+            found = _jaccard_of_inputs(mask, other.mask(type, examples=columns), sharing.widths)
+            is_pair = torch.ones(len(rows), len(columns), dtype=torch.bool, device="cpu")
+            if sharing is other and rows == columns:
+                is_pair = is_pair.triu(diagonal=1)  # an input is never compared with itself
+            for means, of_pairs in zip((indices, at_random), found, strict=True):
+                means.add(of_pairs[is_pair])
+    return indices, at_random
 
 
 def _jaccard_of_inputs(

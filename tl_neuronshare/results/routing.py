@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import packed_width, unpack
+from tl_neuronshare.results.bits import Bits
 
 if TYPE_CHECKING:
     from tl_neuronshare.results.sharing import NeuronSharing
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 Experts = Sequence[tuple[int, int] | None]
 
 
-@dataclass(frozen=True, eq=False)
 class Routing:
     """Keep which experts each example is routed to, in each language and layer.
 
     At the positions `any` and `all`, these are the experts of at least one token and of every token.
 
-    Attributes:
+    Args:
         packed: the bits, eight experts to a byte; 0 for layers without experts.
         experts: for each layer, how many routed experts it has and how many neurons each of them; None where it has
             none. Their neurons come first in the layer, expert by expert; those after them are of every token.
@@ -42,38 +41,45 @@ class Routing:
                 [False, False,  True]])
     """
 
-    packed: UInt8[Tensor, "example language layer byte"]
-    experts: Experts
-
-    def __post_init__(self) -> None:
-        """Check that the bits fit the experts."""
-        object.__setattr__(self, "experts", tuple(self.experts))
-        expected = (len(self.experts), packed_width(self.n_experts))
-        if self.packed.dtype != torch.uint8 or self.packed.ndim != 4 or tuple(self.packed.shape[2:]) != expected:
+    def __init__(self, packed: UInt8[Tensor, "example language layer byte"] | Bits, experts: Experts) -> None:
+        self.bits = packed if isinstance(packed, Bits) else Bits(packed)
+        self.experts = tuple(experts)
+        stored, expected = self.bits.stored, (len(self.experts), packed_width(self.n_experts))
+        if stored.dtype != torch.uint8 or stored.ndim != 4 or tuple(stored.shape[2:]) != expected:
             raise NeuronShareError(
-                f"The routing is {self.packed.dtype} of shape {tuple(self.packed.shape)}; {expected[0]} layers of at "
+                f"The routing is {stored.dtype} of shape {tuple(stored.shape)}; {expected[0]} layers of at "
                 f"most {self.n_experts} experts need torch.uint8 of shape (examples, languages, {expected[0]}, "
                 f"{expected[1]})."
             )
 
     def __eq__(self, other: object) -> bool:
         """Return whether both route the same examples to the same experts."""
-        return isinstance(other, Routing) and self.experts == other.experts and torch.equal(self.packed, other.packed)
+        return isinstance(other, Routing) and self.experts == other.experts and self.bits == other.bits
 
     __hash__ = None  # type: ignore[assignment]  # compared by content, like a tensor's values
+
+    @property
+    def packed(self) -> UInt8[Tensor, "example language layer byte"]:
+        """The bits, eight experts to a byte."""
+        return self.bits.whole
 
     @property
     def n_experts(self) -> int:
         """The number of experts of the layer that has most of them."""
         return max((layer[0] for layer in self.experts if layer is not None), default=0)
 
-    def at(self, examples: Any) -> Routing:
-        """Return the routing of other examples, chosen as from a tensor."""
-        return replace(self, packed=self.packed[examples])
+    def at(self, examples: Sequence[int]) -> Routing:
+        """Return the routing of other examples."""
+        return Routing(self.bits.at(examples), self.experts)
 
     def routed(self, examples: slice = slice(None)) -> Bool[Tensor, "example language layer expert"]:
         """Unpack which experts each example is routed to; False beyond the experts of a layer."""
-        return unpack(self.packed[examples], self.n_experts)
+        return unpack(self.bits.at(range(len(self.bits))[examples]), self.n_experts)
+
+    def pieces(self) -> Iterator[Bool[Tensor, "example language layer expert"]]:
+        """Unpack all examples, some at a time."""
+        for _, piece in self.bits.pieces():
+            yield unpack(piece, self.n_experts)
 
     def neurons(
         self, widths: Sequence[int], examples: slice, *, languages: slice = slice(None)
@@ -94,7 +100,8 @@ def table(sharing: NeuronSharing) -> pd.DataFrame:
     """Make the table of `NeuronSharing.experts`."""
     if sharing.routing is None:
         raise NeuronShareError("The model of this result is not a mixture of experts; its layers have no experts.")
-    percent = 100 * sharing.routing.routed().double().mean(0)
+    counts = torch.stack([routed.sum(0) for routed in sharing.routing.pieces()]).sum(0)
+    percent = 100 * counts.double() / sharing.n_examples
     return pd.DataFrame(
         {"layer": layer, "language": language, "expert": expert, "percent": percent[number, layer, expert].item()}
         for layer, experts in enumerate(sharing.routing.experts)
@@ -114,9 +121,9 @@ def most_used(routing: Routing) -> list[list[tuple[int, ...]]]:
         >>> most_used(Routing(bits, experts=[(3, 2)]))
         [[(0,), (1,)]]
     """
-    routed = routing.routed()
-    n_most = routed.sum(-1).amax((0, 1))
-    counts = routed.sum(0)
+    pieces = [(routed.sum(-1).amax((0, 1)), routed.sum(0)) for routed in routing.pieces()]
+    n_most = torch.stack([most for most, _ in pieces]).amax(0)
+    counts = torch.stack([of_piece for _, of_piece in pieces]).sum(0)
     order = counts.sort(dim=-1, descending=True, stable=True).indices
     return [
         [

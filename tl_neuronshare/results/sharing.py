@@ -19,15 +19,15 @@ from tl_neuronshare.maths.activation import pack, packed_width, unpack
 from tl_neuronshare.prompts import PromptHashes, Selection
 from tl_neuronshare.results import routing as routings
 from tl_neuronshare.results import tables
+from tl_neuronshare.results.bits import Bits, joined, rows_at
 from tl_neuronshare.results.files import Stream, read_tensors, write_tensors
 from tl_neuronshare.results.identity import fingerprint, first_difference, merged_metadata, weights_of
 from tl_neuronshare.results.routing import Experts, Routing
-from tl_neuronshare.results.types import NeuronType, as_type, neuron_types
+from tl_neuronshare.results.types import NeuronType, as_type, packed_types
 
 FILE = "sharing.safetensors"  # the name of the result in a folder that `categorise` writes
 _KIND, _OLDER = "tl_neuronshare.NeuronSharing/2", "tl_neuronshare.NeuronSharing/1"
 _NO_NEURON = 255  # fills the types of layers that are narrower than the widest
-_CHUNK_BYTES = 1 << 27  # how much is unpacked at a time
 
 
 class NeuronSharing:
@@ -40,7 +40,7 @@ class NeuronSharing:
         languages: the languages, in the order of `activated`.
         widths: how many neurons each layer has.
         hooks: the hook that was read for each layer.
-        packed: the bits, eight neurons to a byte.
+        bits: the bits, eight neurons to a byte; they may lie in a file.
         metadata: where the result comes from: model, site, position, threshold, versions, fingerprint. What it says of
             the run (batches, borderline_fraction ...) describes the whole run, even when examples are selected.
         prompt_hashes: hashes of each example's prompts, a text an example, or None where they are not known.
@@ -58,7 +58,7 @@ class NeuronSharing:
 
     def __init__(
         self,
-        packed: UInt8[Tensor, "example language layer byte"],
+        packed: UInt8[Tensor, "example language layer byte"] | Bits,
         *,
         languages: Sequence[str],
         widths: Sequence[int],
@@ -67,14 +67,16 @@ class NeuronSharing:
         prompt_hashes: Sequence[str] | None = None,
         routing: Routing | None = None,
     ) -> None:
+        self.bits = packed if isinstance(packed, Bits) else Bits(packed)
         hashes = None if prompt_hashes is None else PromptHashes.of(prompt_hashes)
-        _check_sizes(packed, languages, widths, hooks, hashes)
-        if routing is not None and routing.packed.shape[:3] != packed.shape[:3]:
+        stored = self.bits.stored
+        _check_sizes(stored, languages, widths, hooks, hashes)
+        if routing is not None and routing.bits.stored.shape[:3] != stored.shape[:3]:
             raise NeuronShareError(
-                f"The routing is of shape {tuple(routing.packed.shape)}, the packed activations {tuple(packed.shape)}; "
-                "give that of the same examples, languages and layers."
+                f"The routing is of shape {tuple(routing.bits.stored.shape)}, the packed activations "
+                f"{tuple(stored.shape)}; give that of the same examples, languages and layers."
             )
-        self.packed, self.routing = packed, routing
+        self.routing = routing
         self.languages, self.widths, self.hooks = tuple(languages), tuple(widths), tuple(hooks)
         self.prompt_hashes = hashes
         self.metadata = copy.deepcopy(dict(metadata))
@@ -145,7 +147,7 @@ class NeuronSharing:
         hashes = [result.prompt_hashes for result in results]
         known = [of_result.numbers for of_result in hashes if of_result is not None]
         return results[0]._like(
-            torch.cat([result.packed for result in results]),
+            joined([result.bits for result in results]),
             routing=_joined([result.routing for result in results]),
             metadata=merged_metadata(results),
             prompt_hashes=PromptHashes(torch.cat(known)) if len(known) == len(results) else None,
@@ -153,7 +155,7 @@ class NeuronSharing:
 
     def _like(
         self,
-        packed: UInt8[Tensor, "example language layer byte"],
+        packed: UInt8[Tensor, "example language layer byte"] | Bits,
         *,
         routing: Routing | None,
         metadata: Mapping[str, Any],
@@ -171,9 +173,14 @@ class NeuronSharing:
         )
 
     @property
+    def packed(self) -> UInt8[Tensor, "example language layer byte"]:
+        """The bits of all examples, eight neurons to a byte."""
+        return self.bits.whole
+
+    @property
     def n_examples(self) -> int:
         """The number of examples."""
-        return len(self.packed)
+        return len(self.bits)
 
     @property
     def n_layers(self) -> int:
@@ -195,22 +202,18 @@ class NeuronSharing:
         """
         hashes, places = self.prompt_hashes, selected("sharing", self.n_examples, examples)
         return self._like(
-            self._bits(places),
-            routing=None if self.routing is None else self.routing.at(list(places)),
+            self.bits.at(places),
+            routing=None if self.routing is None else self.routing.at(places),
             metadata=self.metadata,
-            prompt_hashes=None if hashes is None else PromptHashes(_at(hashes.numbers, places)),
+            prompt_hashes=None if hashes is None else PromptHashes(rows_at(hashes.numbers, places)),
         )
-
-    def _bits(self, places: Sequence[int]) -> UInt8[Tensor, "example language layer byte"]:
-        """The packed activations of the examples at these places; a view where torch has one."""
-        return _at(self.packed, places)
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same activations of the same neurons and languages, in the same order."""
         return (
             isinstance(other, NeuronSharing)
             and (self.languages, self.widths, self.hooks) == (other.languages, other.widths, other.hooks)
-            and torch.equal(self.packed, other.packed)
+            and self.bits == other.bits
             and self.routing == other.routing
         )
 
@@ -235,31 +238,20 @@ class NeuronSharing:
         Raises:
             NeuronShareError: no such example or language.
         """
-        bits = self._bits(selected("sharing", self.n_examples, examples))
+        bits = self.bits.at(selected("sharing", self.n_examples, examples))
         if language is not None:
             if language not in self.languages:
                 raise NeuronShareError(f"There is no language {language!r}; use one of {', '.join(self.languages)}.")
             bits = bits[:, [self.languages.index(language)]]
         return unpack(bits, self.d_mlp) & self.is_neuron
 
-    def pieces(self) -> Iterator[Bool[Tensor, "example language layer neuron"]]:
-        """Unpack all activations, some examples at a time."""
-        for examples in self._slices():
-            yield self.activated(examples)
-
     def computed(self) -> Iterator[Bool[Tensor, "example language layer neuron"]]:
-        """Say which neurons are computed, for the examples of each of the `pieces`; all without experts."""
-        for examples in self._slices():
+        """Say which neurons are computed, some examples at a time; all without experts."""
+        for examples in self.bits.slices():
             if self.routing is None:
-                n_examples = len(range(self.n_examples)[examples])
-                yield self.is_neuron.expand(n_examples, len(self.languages), -1, -1)
+                yield self.is_neuron.expand(len(examples), len(self.languages), -1, -1)
             else:
-                yield self.routing.neurons(self.widths, examples)
-
-    def _slices(self) -> list[slice]:
-        """The examples that are unpacked together."""
-        step = max(1, _CHUNK_BYTES // (8 * self.packed[0].numel()))
-        return [slice(start, start + step) for start in range(0, self.n_examples, step)]
+                yield self.routing.neurons(self.widths, slice(examples.start, examples.stop))
 
     @property
     def is_neuron(self) -> Bool[Tensor, "layer neuron"]:
@@ -269,18 +261,63 @@ class NeuronSharing:
         )
 
     @property
+    def packed_is_neuron(self) -> UInt8[Tensor, "layer byte"]:
+        """Whether each place is a neuron, eight neurons to a byte."""
+        return pack(self.is_neuron)
+
+    @property
     def types(self) -> UInt8[Tensor, "example layer neuron"]:
         """Each neuron's type (a NeuronType's number); 255 where a layer is narrower than the widest."""
-        types = torch.cat([neuron_types(activated) for activated in self.pieces()])
+        return self.types_of(range(self.n_examples))
+
+    def types_of(self, examples: Sequence[int]) -> UInt8[Tensor, "example layer neuron"]:
+        """Give what `types` gives, of some examples alone, by their numbers.
+
+        Example:
+            >>> torch.equal(sharing.types_of([2, 0, 0]), sharing.types[[2, 0, 0]])
+            True
+        """
+        types = torch.empty((len(examples), *self.is_neuron.shape), dtype=torch.uint8, device="cpu")
+        for rows, of_types in self._types_of(examples):
+            is_of = unpack(of_types, self.d_mlp).view(torch.uint8)
+            types[rows] = sum(type * is_of[:, type] for type in NeuronType)
         return types.masked_fill_(~self.is_neuron, _NO_NEURON)
 
-    def mask(self, type: NeuronType | str) -> Bool[Tensor, "example layer neuron"]:
+    def mask(
+        self, type: NeuronType | str, *, examples: Sequence[int] | None = None
+    ) -> Bool[Tensor, "example layer neuron"]:
         """Say which neurons are of one type, given as a NeuronType or by its label.
+
+        Args:
+            type: the type.
+            examples: the numbers of some examples; all by default.
 
         Raises:
             NeuronShareError: an unknown type.
         """
-        return self.types == as_type(type)
+        type, examples = as_type(type), range(self.n_examples) if examples is None else examples
+        mask = torch.empty((len(examples), *self.is_neuron.shape), dtype=torch.bool, device="cpu")
+        for rows, of_types in self._types_of(examples):
+            mask[rows] = unpack(of_types[:, type], self.d_mlp)
+        return mask
+
+    def times_of_types(self) -> Int[Tensor, "type layer neuron"]:
+        """Count for how many examples each neuron is of each type, in the order of NeuronType.
+
+        Example:
+            >>> sharing.times_of_types().sum(0).unique()  # three examples
+            tensor([3])
+        """
+        times = torch.zeros((len(NeuronType), *self.is_neuron.shape), dtype=torch.long, device="cpu")
+        for _, of_types in self._types_of(range(self.n_examples)):
+            times += unpack(of_types, self.d_mlp).sum(0)
+        return times
+
+    def _types_of(self, examples: Sequence[int]) -> Iterator[tuple[slice, UInt8[Tensor, "row type layer byte"]]]:
+        """Some examples at a time, where they stand among all that are asked for, and the packed types."""
+        for start in range(0, len(examples), step := self.bits.step):
+            rows = slice(start, start + step)
+            yield rows, packed_types(self.bits.at(examples[rows]), self.packed_is_neuron)
 
     def mismatched(self, *, seed: int = 0) -> NeuronSharing:
         """Show a different example in each language, to see what is shared without shared meaning.
@@ -288,7 +325,7 @@ class NeuronSharing:
         Each language's examples are moved round by an offset of its own, so that every example of every language
         is used once, and no two languages of a new example show the same example. What is all-shared here is activated
         by whatever the examples have in common: their form, their task, or being text at all. Where examples are of
-        several kinds, the kinds are mixed; to keep them apart, mismatch each kind's examples alone.
+        several kinds, the kinds are mixed; to keep them apart, mismatch each kind's examples alone. No bits are copied.
 
         Args:
             seed: the seed of the offsets.
@@ -303,12 +340,10 @@ class NeuronSharing:
             [True, False]
         """
         offsets = _offsets(self.n_examples, len(self.languages), seed)
-        places = rearrange(torch.arange(self.n_examples, device="cpu"), "example -> example 1") + offsets
-        moved = (places % self.n_examples, torch.arange(len(self.languages), device="cpu"))
         return self._like(
-            self.packed[moved],
-            routing=None if self.routing is None else self.routing.at(moved),
-            metadata={**self.metadata, "mismatched": offsets.tolist()},
+            self.bits.moved(offsets),
+            routing=None if self.routing is None else Routing(self.routing.bits.moved(offsets), self.routing.experts),
+            metadata={**self.metadata, "mismatched": offsets},
             prompt_hashes=None,
         )
 
@@ -416,7 +451,7 @@ class NeuronSharing:
             tensor([[2, 1],
                     [1, 1]])
         """
-        return tables.intersections(self, range(self.n_layers))
+        return tables.intersections(self)
 
     def overlap(self, layer: int | None = None) -> pd.DataFrame:
         """Measure how far two languages activate the same neurons: the mean over examples of the Jaccard index.
@@ -443,13 +478,13 @@ class NeuronSharing:
         """
         write_sharing(
             path,
-            self.packed,
+            self.bits.stream(),
             languages=self.languages,
             widths=self.widths,
             hooks=self.hooks,
             metadata=self.metadata,
             prompt_hashes=self.prompt_hashes,
-            routed=None if self.routing is None else self.routing.packed,
+            routed=None if self.routing is None else self.routing.bits.stream(),
             experts=None if self.routing is None else self.routing.experts,
         )
 
@@ -515,19 +550,12 @@ def _in_folder(folder: Path) -> Path:
     return folder / FILE
 
 
-def _at(rows: Tensor, places: Sequence[int]) -> Tensor:
-    """The rows at these places; a view where torch has one."""
-    if isinstance(places, range) and places.step > 0:
-        return rows[places.start : places.stop : places.step]
-    return rows[list(places)]
-
-
 def _joined(routings: Sequence[Routing | None]) -> Routing | None:
     """The routing of the examples of several results, of which all have one or none has."""
     known = [routing for routing in routings if routing is not None]
     if not known:
         return None
-    return Routing(torch.cat([routing.packed for routing in known]), known[0].experts)
+    return Routing(joined([routing.bits for routing in known]), known[0].experts)
 
 
 def _check_sizes(
@@ -578,7 +606,7 @@ def _check_same_measure(results: Sequence[NeuronSharing]) -> None:
             )
 
 
-def _offsets(n_examples: int, n_languages: int, seed: int) -> Int[Tensor, " language"]:
+def _offsets(n_examples: int, n_languages: int, seed: int) -> list[int]:
     """Draw by how many examples each language is moved round: the first by none, and no two by as many."""
     if n_examples < n_languages:
         raise NeuronShareError(
@@ -587,4 +615,4 @@ def _offsets(n_examples: int, n_languages: int, seed: int) -> Int[Tensor, " lang
         )
     generator = torch.Generator().manual_seed(whole("seed", seed))
     others = 1 + torch.randperm(n_examples - 1, generator=generator, device="cpu")
-    return torch.cat([torch.zeros(1, dtype=torch.long, device="cpu"), others])[:n_languages]
+    return [0, *others[: n_languages - 1].tolist()]

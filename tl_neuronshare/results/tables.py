@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
-from einops import einsum
-from jaxtyping import Bool, Float, Int
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from tl_neuronshare.checks import count, is_count
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.activation import count_bits, pack
 from tl_neuronshare.maths.chance import independent_types, jaccard
+from tl_neuronshare.maths.totals import Counts, Means, one_after_the_other
 from tl_neuronshare.results.routing import most_used
-from tl_neuronshare.results.types import TYPES, NeuronType, neuron_types
+from tl_neuronshare.results.types import TYPES, packed_types
 
 if TYPE_CHECKING:
     from tl_neuronshare.results.sharing import NeuronSharing
@@ -25,16 +29,15 @@ MISMATCHES = 3  # draws of mismatched examples
 
 def summary(sharing: NeuronSharing, *, mismatches: int, seed: int) -> pd.DataFrame:
     """Make the table of `NeuronSharing.summary`."""
-    percent = _percent_of_types(sharing)
-    independent = 100 * independent_types(_percent_by_language(sharing) / 100).mean(1)
-    mismatched = mismatched_level(
-        sharing,
-        lambda drawn: _percent_of_types(drawn).mean(1),
-        mismatches=mismatches,
-        seed=seed,
-        like=independent,
+    counts, at_random, widths = Counts(), Means(), _widths(sharing)
+    for packed in _pieces(sharing):
+        counts.add(count_bits(packed_types(packed, sharing.packed_is_neuron)))
+        independent = independent_types(count_bits(packed).double() / widths)
+        at_random.add(rearrange(independent, "type example layer -> example type layer"))
+    columns = {**counts.statistics(sharing.widths), "independent": 100 * at_random.means()}
+    columns["mismatched"] = mismatched_level(
+        sharing, _percent_of_types, mismatches=mismatches, seed=seed, like=columns["mean"]
     )
-    columns = {**_statistics(percent), "independent": independent, "mismatched": mismatched}
     if sharing.routing is not None:
         columns |= _of_routed(sharing)
     return _table(sharing, "type", _IN_ORDER, columns)
@@ -42,12 +45,15 @@ def summary(sharing: NeuronSharing, *, mismatches: int, seed: int) -> pd.DataFra
 
 def by_language(sharing: NeuronSharing) -> pd.DataFrame:
     """Make the table of `NeuronSharing.by_language`."""
-    percent = _percent_by_language(sharing).transpose(0, 1)
-    columns = _statistics(percent)
+    counts = Counts()
+    for packed in _pieces(sharing):
+        counts.add(count_bits(packed))
+    columns = counts.statistics(sharing.widths)
     if sharing.routing is not None:
-        pairs = zip(sharing.pieces(), sharing.computed(), strict=True)
-        shares = [_percent_of(activated, computed) for activated, computed in pairs]
-        columns["of_routed"] = torch.cat(shares).nanmean(0)
+        of_routed = Means()
+        for packed, computed in zip(_pieces(sharing), sharing.computed(), strict=True):
+            of_routed.add(_percent_of(packed, pack(computed)))
+        columns["of_routed"] = of_routed.means()
     table = _table(sharing, "language", _numbered(sharing.languages), columns)
     if sharing.routing is not None:
         table["experts"] = [experts for of_layer in most_used(sharing.routing) for experts in of_layer]
@@ -56,56 +62,63 @@ def by_language(sharing: NeuronSharing) -> pd.DataFrame:
 
 def persistence(sharing: NeuronSharing) -> pd.DataFrame:
     """Make the table of `NeuronSharing.persistence`."""
-    shares = []
-    always = torch.ones(len(TYPES), sharing.n_layers, sharing.d_mlp, dtype=torch.bool, device="cpu")
-    for of_types in _masks(sharing):
-        shares.append(_percent(sharing, of_types))
-        always &= of_types.all(1)
-    percent = torch.cat(shares, dim=1)
+    counts, widths = Counts(), _widths(sharing)
+    always = sharing.packed_is_neuron.repeat(len(TYPES), 1, 1)
+    chance = torch.ones(len(TYPES), sharing.n_layers, dtype=torch.float64, device="cpu")
+    for packed in _pieces(sharing):
+        types = packed_types(packed, sharing.packed_is_neuron)
+        of_examples = count_bits(types)
+        counts.add(of_examples)
+        always &= _in_all(types)
+        chance = one_after_the_other(np.multiply, chance, of_examples.double() / widths)
     columns = {
-        "average": percent.mean(1),
-        "every": _percent(sharing, always),
-        "chance": 100 * (percent / 100).prod(1),
+        "average": counts.statistics(sharing.widths)["mean"],
+        "every": 100 * count_bits(always).double() / widths,
+        "chance": 100 * chance,
     }
     return _table(sharing, "type", _IN_ORDER, columns)
 
 
 def never_activated(sharing: NeuronSharing) -> pd.DataFrame:
     """Make the table of `NeuronSharing.never_activated`."""
-    names = (*sharing.languages, "all")
-    percent = []
-    ever = torch.zeros(len(names), sharing.n_layers, sharing.d_mlp, dtype=torch.bool, device="cpu")
-    for activated in sharing.pieces():
-        with_all = torch.cat([activated, activated.any(1, keepdim=True)], dim=1)
-        percent.append(_percent(sharing, ~with_all & sharing.is_neuron))
-        ever |= with_all.any(0)
-    every = _percent(sharing, ~ever & sharing.is_neuron)
-    columns = {**_statistics(torch.cat(percent).transpose(0, 1)), "every": every}
+    names, is_neuron = (*sharing.languages, "all"), sharing.packed_is_neuron
+    counts, never = Counts(), is_neuron.repeat(len(names), 1, 1)
+    for packed in _pieces(sharing):
+        silent = is_neuron & ~packed
+        silent = torch.cat([silent, _in_all(silent.transpose(0, 1))[:, None]], dim=1)
+        counts.add(count_bits(silent))
+        never &= _in_all(silent)
+    columns = {**counts.statistics(sharing.widths), "every": 100 * count_bits(never).double() / _widths(sharing)}
     return _table(sharing, "language", _numbered(names), columns)
 
 
-def intersections(sharing: NeuronSharing, layers: Iterable[int]) -> Int[Tensor, "example layer language language"]:
-    """Count in some layers how many neurons two languages both activate."""
-    counts = []
-    for activated in sharing.pieces():
-        by_layer = []
-        for layer in layers:  # one at a time: as floats they take four times the bytes
-            chosen = activated[:, :, layer].float()
-            by_layer.append(einsum(chosen, chosen, "example a neuron, example b neuron -> example a b"))
-        counts.append(torch.stack(by_layer, dim=1).long())
-    return torch.cat(counts)
+def intersections(sharing: NeuronSharing) -> Int[Tensor, "example layer language language"]:
+    """Count in each layer how many neurons two languages both activate."""
+    return torch.cat(list(pieces_of_intersections(sharing)))
+
+
+def pieces_of_intersections(sharing: NeuronSharing) -> Iterator[Int[Tensor, "example layer language language"]]:
+    """Count what `intersections` counts, some examples at a time."""
+    n_languages = len(sharing.languages)
+    for packed in _pieces(sharing):
+        shape = (len(packed), sharing.n_layers, n_languages, n_languages)
+        counts = torch.empty(shape, dtype=torch.long, device="cpu")
+        for a, b in combinations_with_replacement(range(n_languages), 2):
+            counts[..., a, b] = counts[..., b, a] = count_bits(packed[:, a] & packed[:, b])
+        yield counts
 
 
 def overlap(sharing: NeuronSharing, layer: int | None) -> pd.DataFrame:
     """Make the table of `NeuronSharing.overlap`."""
     if layer is not None and not (is_count(layer, 0) and layer < sharing.n_layers):
         raise NeuronShareError(f"There is no layer {layer!r}; use 0 to {sharing.n_layers - 1}, or None for all.")
-    layers = range(sharing.n_layers) if layer is None else [layer]
-    both = intersections(sharing, layers).sum(1).double()
-    sizes = torch.diagonal(both, dim1=-2, dim2=-1)
-    indices = jaccard(both, sizes[:, :, None], sizes[:, None])
+    indices = Means()
+    for counts in pieces_of_intersections(sharing):
+        both = (counts.sum(1) if layer is None else counts[:, layer]).double()
+        sizes = torch.diagonal(both, dim1=-2, dim2=-1)
+        indices.add(jaccard(both, sizes[:, :, None], sizes[:, None]))
     names = pd.Index(sharing.languages, name="language")
-    return pd.DataFrame(indices.nanmean(0).numpy(), index=names, columns=names)
+    return pd.DataFrame(indices.means().numpy(), index=names, columns=names)
 
 
 def mismatched_level(
@@ -129,57 +142,45 @@ def mismatched_level(
     return torch.stack(draws).mean(0)
 
 
-def _percent_of_types(sharing: NeuronSharing) -> Float[Tensor, "type example layer"]:
-    """Percent of each layer's neurons that are of each type, in the order of NeuronType."""
-    return torch.cat([_percent(sharing, of_types) for of_types in _masks(sharing)], dim=1)
+def _pieces(sharing: NeuronSharing) -> Iterator[UInt8[Tensor, "example language layer byte"]]:
+    """The packed activations of some examples at a time, without bits beyond a layer's width."""
+    is_neuron = sharing.packed_is_neuron
+    for _, packed in sharing.bits.pieces():
+        yield packed & is_neuron
+
+
+def _percent_of_types(sharing: NeuronSharing) -> Float[Tensor, "type layer"]:
+    """Mean percent of each layer's neurons that are of each type, in the order of NeuronType."""
+    counts = Counts()
+    for packed in _pieces(sharing):
+        counts.add(count_bits(packed_types(packed, sharing.packed_is_neuron)))
+    return counts.statistics(sharing.widths)["mean"]
 
 
 def _of_routed(sharing: NeuronSharing) -> dict[str, Float[Tensor, "type layer"]]:
     """Mean percent of the types among neurons that are computed in at least one language, and in every language."""
-    shares: dict[str, list[Tensor]] = {"of_routed": [], "of_routed_in_all": []}
-    for of_types, computed in zip(_masks(sharing), sharing.computed(), strict=True):
-        shares["of_routed"].append(_percent_of(of_types, computed.any(1)))
-        shares["of_routed_in_all"].append(_percent_of(of_types, computed.all(1)))
-    return {name: torch.cat(parts, dim=1).nanmean(1) for name, parts in shares.items()}
+    in_one, in_all = Means(), Means()
+    for packed, computed in zip(_pieces(sharing), sharing.computed(), strict=True):
+        types = packed_types(packed, sharing.packed_is_neuron)
+        in_one.add(_percent_of(types, pack(computed.any(1, keepdim=True))))
+        in_all.add(_percent_of(types, pack(computed.all(1, keepdim=True))))
+    return {"of_routed": in_one.means(), "of_routed_in_all": in_all.means()}
 
 
 def _percent_of(
-    chosen: Bool[Tensor, "*batch layer neuron"], among: Bool[Tensor, "*#batch layer neuron"]
-) -> Float[Tensor, "*batch layer"]:
+    chosen: UInt8[Tensor, "*batch name layer byte"], among: UInt8[Tensor, "*batch #name layer byte"]
+) -> Float[Tensor, "*batch name layer"]:
     """Percent of some neurons that are chosen; NaN where there are none of them."""
-    return 100 * (chosen & among).sum(-1).double() / among.sum(-1)
+    return 100 * count_bits(chosen & among).double() / count_bits(among)
 
 
-def _masks(sharing: NeuronSharing) -> Iterator[Bool[Tensor, "type example layer neuron"]]:
-    """Which neurons are of each type, in the order of NeuronType, some examples at a time."""
-    for activated in sharing.pieces():
-        types = neuron_types(activated)
-        yield torch.stack([(types == type) & sharing.is_neuron for type in NeuronType])
+def _in_all(packed: UInt8[Tensor, "set ..."]) -> UInt8[Tensor, ...]:
+    """What is in all of the sets."""
+    return torch.from_numpy(np.bitwise_and.reduce(packed.numpy(), axis=0))
 
 
-def _percent_by_language(sharing: NeuronSharing) -> Float[Tensor, "example language layer"]:
-    """Percent of each layer's neurons that each language activates."""
-    return torch.cat([_percent(sharing, activated) for activated in sharing.pieces()])
-
-
-def _percent(sharing: NeuronSharing, chosen: Bool[Tensor, "*batch layer neuron"]) -> Float[Tensor, "*batch layer"]:
-    """Percent of each layer's own neurons that are chosen."""
-    return 100 * chosen.sum(-1).double() / torch.tensor(sharing.widths, device="cpu")
-
-
-def _statistics(values: Float[Tensor, "name example layer"]) -> dict[str, Float[Tensor, "name layer"]]:
-    """Mean, standard deviation (the population's), least and most over the examples."""
-    measures: Mapping[str, Callable[[Tensor], Tensor]] = {
-        "mean": torch.Tensor.mean,
-        "std": lambda of_examples: of_examples.std(correction=0),
-        "min": torch.Tensor.min,
-        "max": torch.Tensor.max,
-    }
-    # One vector at a time, since torch rounds a sum over an axis of a larger tensor differently.
-    return {
-        name: torch.stack([torch.stack([measure(row) for row in rows.unbind(-1)]) for rows in values])
-        for name, measure in measures.items()
-    }
+def _widths(sharing: NeuronSharing) -> Int[Tensor, " layer"]:
+    return torch.tensor(sharing.widths, device="cpu")
 
 
 def _numbered(labels: Sequence[str]) -> dict[str, int]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from enum import IntEnum
 
 import torch
-from einops import reduce
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
@@ -60,10 +59,38 @@ def neuron_types(activated: Bool[Tensor, "*batch language layer neuron"]) -> UIn
     n_languages = activated.shape[-3]
     if n_languages < 2:
         raise NeuronShareError(f"activated has {n_languages} language(s); sharing needs at least two.")
-    count = reduce(activated.to(torch.int32), "... language layer neuron -> ... layer neuron", "sum")
-    types = count.clamp(max=NeuronType.PARTIAL_SHARED)
-    types[count == n_languages] = NeuronType.ALL_SHARED  # with two languages, two is all
-    return types.to(torch.uint8)
+    once, twice, every = _levels(activated)
+    return once.to(torch.uint8) + twice + every  # with two languages, two is all
+
+
+def packed_types(
+    packed: UInt8[Tensor, "*batch language layer byte"], is_neuron: UInt8[Tensor, "layer byte"]
+) -> UInt8[Tensor, "*batch type layer byte"]:
+    """Say which neurons are of each type, from packed activations, as packed booleans in the order of NeuronType.
+
+    Args:
+        packed: whether each neuron is activated in each language, eight neurons to a byte.
+        is_neuron: whether each place is a neuron, packed likewise.
+
+    Example:
+        >>> in_english, in_german = [0b11000000], [0b10000000]
+        >>> packed = torch.tensor([[in_english], [in_german]], dtype=torch.uint8)
+        >>> packed_types(packed, torch.tensor([[0b11100000]], dtype=torch.uint8)).flatten().tolist()
+        [32, 64, 0, 128]
+    """
+    once, twice, every = _levels(packed & is_neuron)
+    return torch.stack([~once & is_neuron, once & ~twice, twice & ~every, every], dim=-3)
+
+
+def _levels(activated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What at least one language, at least two, and every language activates: booleans, or bits of packed ones."""
+    first, *others = activated.unbind(-3)
+    once, twice, every = first.clone(), torch.zeros_like(first), first.clone()
+    for other in others:
+        twice |= once & other
+        once |= other
+        every &= other
+    return once, twice, every
 
 
 def as_type(type: NeuronType | str) -> NeuronType:

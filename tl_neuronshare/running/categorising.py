@@ -230,7 +230,7 @@ class _Categorising:
             for language, texts in prompts.prompts.items()
             for row in models.tokenised(model, texts, language, prompts.examples, prepend_bos=self.how.prepend_bos)
         ]
-        plan = Plan(model, rows, batch_size=self.how.batch_size)
+        plan, n_examples = Plan(model, rows, batch_size=self.how.batch_size), len(prompts)
         recorded: RecordedPass  # the batch that is running
 
         def read(layer: int, tensors: tuple[Tensor, ...]) -> None:
@@ -238,13 +238,13 @@ class _Categorising:
 
         def record(batch: Batch) -> Record:
             nonlocal recorded
-            numbers, places = zip(*(divmod(row, len(prompts)) for row in batch.rows), strict=True)
+            numbers, places = zip(*(divmod(row, n_examples) for row in batch.rows), strict=True)
             recorded = recorder.recorded_pass([prompts.languages[each] for each in numbers], places, batch)
             run_once(batch)
             return recorder.bits.of(recorded.prompts)
 
         def keep(rows: list[int], of_batch: Record) -> None:
-            numbers = [row % len(prompts) * len(prompts.languages) + row // len(prompts) for row in rows]
+            numbers = [row % n_examples * len(prompts.languages) + row // n_examples for row in rows]
             recorder.bits.take(torch.tensor(numbers, device="cpu"), of_batch)
 
         with models.reading(model, recorder.layers, read) as run_once:

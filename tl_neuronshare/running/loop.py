@@ -76,6 +76,10 @@ class Keeping(Options):
         if self.shard is not None and self.out is None:
             raise NeuronShareError(f"shard={self.shard} needs out=, the folder in which the parts are joined.")
 
+    def inside(self, name: str) -> Keeping:
+        """Return the same for one of several loops, which has a folder of its own in the folder."""
+        return self if self.folder is None else Keeping(self.folder / name, self.part)
+
     def opened(self, model: LensModel, about: Callable[[], Mapping[str, Any]], among: Processes) -> Shards | None:
         """Open the folder; None if nothing is kept.
 
@@ -314,6 +318,26 @@ def _is_lack_of_memory(error: Exception) -> bool:
     # What a driver or a library says if it finds no memory for itself.
     by_others = any(text in str(error) for text in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error) or by_others
+
+
+def each_of(works: Iterable[Callable[[], _Value]]) -> list[_Value]:
+    """Do several works, each with loops of its own, and return what they give.
+
+    Raises:
+        UnfinishedError: this process has done its part of all of them, and other processes have not yet.
+    """
+    missing: list[UnfinishedError] = []
+
+    def attempt(work: Callable[[], _Value]) -> Iterator[_Value]:
+        try:
+            yield work()
+        except UnfinishedError as error:
+            missing.append(error)
+
+    done = [value for work in works for value in attempt(work)]
+    if missing:
+        raise missing[0]
+    return done
 
 
 @contextmanager

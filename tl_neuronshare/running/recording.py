@@ -622,18 +622,19 @@ class RecordedPass:
     def _experts(self, layer: int, tensors: Sequence[Tensor]) -> UInt8[Tensor, "row expert_byte"]:
         """Which experts each row is routed to, at its token or over all its counted tokens, as bits."""
         neurons, device, where = self.recorder.layers[layer], tensors[-1].device, self._where_of(layer)
+        places: Any = ...
         if where.index is not None:
             places = (torch.arange(self.n_prompts, device=device), where.index.to(device))
-            routed = neurons.routed(tensors, places)
-        elif (routed := neurons.routed(tensors)) is not None:
+        routed = neurons.routed(tensors, places)
+        if routed is None:
+            return torch.zeros(self.n_prompts, 0, dtype=torch.uint8, device="cpu")
+        if where.index is None:
             counted = None if where.counted is None else where.counted[..., None].to(device)
             if self.recorder.reading.position == "any":
                 routed = (routed if counted is None else routed & counted).any(1)
             else:
                 routed = (routed if counted is None else routed | ~counted).all(1)
-        return pack_with_torch(
-            torch.zeros(self.n_prompts, 0, dtype=torch.bool, device="cpu") if routed is None else routed
-        )
+        return pack_with_torch(routed)
 
     @property
     def n_prompts(self) -> int:
