@@ -128,7 +128,9 @@ def test_only_the_main_process_says_something(tmp_path):
 
 @pytest.mark.slow
 def test_processes_that_are_not_at_the_same_work_are_refused(tmp_path):
-    ended(begun([*LAUNCHERS["torchrun"], "2"], tmp_path / "results", "--own-prompts", "--names", "categorise", "choice"))
+    ended(
+        begun([*LAUNCHERS["torchrun"], "2"], tmp_path / "results", "--own-prompts", "--names", "categorise", "choice")
+    )
     for each in read(tmp_path / "results").values():
         for said in each:
             assert "The processes of this launch are not at the same work; call the same function in each" in said
@@ -138,7 +140,9 @@ def test_processes_that_are_not_at_the_same_work_are_refused(tmp_path):
 def test_all_processes_refuse_a_folder_of_a_different_call(tmp_path):
     ended(begun(ALONE, tmp_path / "first", "--out", tmp_path / "out", "--names", "choice"))
     (tmp_path / "out" / "choice").rename(tmp_path / "out" / "exact")
-    ended(begun([*LAUNCHERS["torchrun"], "2"], tmp_path / "then", "--out", tmp_path / "out", "--names", "exact", "choice"))
+    ended(
+        begun([*LAUNCHERS["torchrun"], "2"], tmp_path / "then", "--out", tmp_path / "out", "--names", "exact", "choice")
+    )
     found = read(tmp_path / "then")
     assert all("belongs to a different call: its scoring is 'choice'" in said for said in found["exact"])
     assert found["choice"] == 2 * read(tmp_path / "first")["choice"]  # after which all go on
