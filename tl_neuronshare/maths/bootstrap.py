@@ -13,7 +13,7 @@ from tl_neuronshare.errors import NeuronShareError
 
 FEWEST = 10  # examples that an interval needs; one from fewer would look more certain than it is
 _CHUNK = 1 << 22  # how many numbers are held at a time
-_EXAMPLES, _RESAMPLES = 1 << 12, 1 << 9  # how many of them are multiplied at a time
+_EXAMPLES, _RESAMPLES = 1 << 12, 1 << 8  # how many of them are multiplied at a time
 _IN_MEMORY = 1 << 22  # how many bytes of values are kept in memory; more are kept in a file
 
 
@@ -60,7 +60,9 @@ class Bootstrap:
                         total[first : first + _RESAMPLES] += times @ of_block
             with np.errstate(invalid="ignore"):  # a resample may have no denominator
                 ratios = np.divide(totals[0], totals[1], out=totals[0])
-            low[columns], high[columns] = np.nanquantile(ratios, [0.025, 0.975], axis=0)
+            # `nanquantile` takes one column at a time.
+            quantile = np.nanquantile if np.isnan(ratios).any() else np.quantile
+            low[columns], high[columns] = quantile(ratios, [0.025, 0.975], axis=0)
         return low.reshape(shape), high.reshape(shape)
 
     def _resamples(self, n: int) -> NDArray[np.uint8]:

