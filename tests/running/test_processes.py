@@ -102,7 +102,7 @@ def test_processes_share_a_folder(one, tmp_path, launcher, n_processes):
 @pytest.mark.parametrize(("name", "passes"), [("categorise", 2), ("rates", 3), ("attribute", 5), ("study", 20)])
 @pytest.mark.parametrize("then", [1, 3])
 def test_a_process_that_dies_ends_the_launch_and_the_run_goes_on(one, tmp_path, name, passes, then):
-    out = ("--out", tmp_path / "out", name)
+    out = ("--out", tmp_path / "out", "--names", name)
     ended(begun([*LAUNCHERS["torchrun"], "2"], tmp_path / "dies", "--kill", passes, *out), well=False)
     assert time.time() - (tmp_path / "dies" / "killed").stat().st_mtime < 60
     assert read(tmp_path / "dies") == {}
@@ -115,7 +115,7 @@ def test_a_process_that_dies_ends_the_launch_and_the_run_goes_on(one, tmp_path, 
 def test_only_the_main_process_says_something(tmp_path):
     run = [*LAUNCHERS["torchrun"], "2", "--redirects", "3", "--log-dir", str(tmp_path / "logs")]
     names = ["categorise", "choice", "perplexity"]
-    ended(begun(run, tmp_path / "results", "--most-tokens", 24, *names))
+    ended(begun(run, tmp_path / "results", "--most-tokens", 24, "--names", *names))
     main, other = (
         "".join(file.read_text("utf-8") for file in sorted((tmp_path / "logs").rglob(f"{rank}/*.log")))
         for rank in range(2)
@@ -128,7 +128,9 @@ def test_only_the_main_process_says_something(tmp_path):
 
 @pytest.mark.slow
 def test_processes_that_are_not_at_the_same_work_are_refused(tmp_path):
-    ended(begun([*LAUNCHERS["torchrun"], "2"], tmp_path / "results", "--own-prompts", "categorise", "choice"))
+    ended(
+        begun([*LAUNCHERS["torchrun"], "2"], tmp_path / "results", "--own-prompts", "--names", "categorise", "choice")
+    )
     for each in read(tmp_path / "results").values():
         for said in each:
             assert "The processes of this launch are not at the same work; call the same function in each" in said
@@ -136,9 +138,11 @@ def test_processes_that_are_not_at_the_same_work_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_all_processes_refuse_a_folder_of_a_different_call(tmp_path):
-    ended(begun(ALONE, tmp_path / "first", "--out", tmp_path / "out", "choice"))
+    ended(begun(ALONE, tmp_path / "first", "--out", tmp_path / "out", "--names", "choice"))
     (tmp_path / "out" / "choice").rename(tmp_path / "out" / "exact")
-    ended(begun([*LAUNCHERS["torchrun"], "2"], tmp_path / "then", "--out", tmp_path / "out", "exact", "choice"))
+    ended(
+        begun([*LAUNCHERS["torchrun"], "2"], tmp_path / "then", "--out", tmp_path / "out", "--names", "exact", "choice")
+    )
     found = read(tmp_path / "then")
     assert all("belongs to a different call: its scoring is 'choice'" in said for said in found["exact"])
     assert found["choice"] == 2 * read(tmp_path / "first")["choice"]  # after which all go on
@@ -180,8 +184,8 @@ def test_tasks_of_an_array_at_the_same_time(one, tmp_path, run):
 @pytest.mark.slow
 def test_an_array_that_is_cut_short_is_finished_by_one_call(one, tmp_path):
     """What a task kept of later segments and groups is not run again, nor removed with what is done."""
-    ended(begun(ALONE, tmp_path / "1", "--out", tmp_path / "out", "--shard", "1/2", "categorise", "rates"))
-    ended(begun(ALONE, tmp_path / "joined", "--out", tmp_path / "out", "categorise", "rates"))
+    ended(begun(ALONE, tmp_path / "1", "--out", tmp_path / "out", "--shard", "1/2", "--names", "categorise", "rates"))
+    ended(begun(ALONE, tmp_path / "joined", "--out", tmp_path / "out", "--names", "categorise", "rates"))
     assert_all(tmp_path / "joined", one, 1, ["categorise", "rates"])
 
 
@@ -190,7 +194,7 @@ def test_variables_of_a_launcher_without_a_launch(one, tmp_path):
     """A batch system's script may have them for other programs, and nobody else will come."""
     variables = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
     slurm = {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"}
-    ended(begun(ALONE, tmp_path, "categorise", "choice", **variables, **slurm))
+    ended(begun(ALONE, tmp_path, "--names", "categorise", "choice", **variables, **slurm))
     assert_all(tmp_path, one, 1, ["categorise", "choice"])
 
 

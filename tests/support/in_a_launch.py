@@ -1,6 +1,6 @@
 """What each process of a launch runs, or a task of an array: every function, with and without a folder.
 
-    torchrun --nproc-per-node 2 tests/support/in_a_launch.py RESULTS [--out FOLDER] [--shard I/N] [NAME ...]
+    torchrun --nproc-per-node 2 tests/support/in_a_launch.py RESULTS [--out FOLDER] [--shard I/N] [--names ...]
 
 The process writes what each result says to RESULTS/NAME.RANK, or that other parts are not done yet.
 """
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--kill", type=int, help="kill process 1 after so many forward passes of each run")
     parser.add_argument("--most-tokens", type=float, default=float("inf"), help="there is no memory for more")
     parser.add_argument("--own-prompts", action="store_true", help="each process has prompts of its own")
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("--names", nargs="*")
     given = parser.parse_args()
     model, rank = ns.demo.load_model(backend="bridge", device="cpu"), launch.rank()
     prompts = ns.demo.prompts().select(["en", "zh"])[:5]
