@@ -10,7 +10,7 @@ import torch
 import tl_neuronshare as ns
 from support import zoo
 from support.planted import LANGUAGES, NEEDED, SETS, WORDS, save_planted
-from tl_neuronshare.ablation import controls, targets
+from tl_neuronshare.ablation import controls, study, targets
 
 
 @pytest.fixture(scope="module")
@@ -397,6 +397,26 @@ def test_special_tokens_are_left_alone_on_request(animals, backend, quiz):
     without_bos = found[True].loc[("all-shared", "type"), "value"]
     assert without_bos == pytest.approx(by_hand["log_prob"].mean(), abs=1e-4)
     assert abs(without_bos - found[False].loc[("all-shared", "type"), "value"]) > 1e-3
+
+
+def test_the_impacts_for_magnitude_are_measured_once_for_all_seeds(small, monkeypatch):
+    """And where they do not fit, each time anew, with the same result."""
+    model, prompts, sharing = small
+    measured = []
+    original = study._Study._measured_impact
+
+    def watched(self, language, examples):
+        measured.append((language, tuple(examples)))
+        return original(self, language, examples)
+
+    monkeypatch.setattr(study._Study, "_measured_impact", watched)
+    few = {"types": ["specific"], "controls": ["magnitude"], "seeds": [0, 1], "n_resamples": 10}
+    once = ns.ablation_study(model, prompts[:3], sharing[:3], **few)
+    assert len(measured) == len(set(measured)) > 0
+    monkeypatch.setattr(study, "_KEPT_IMPACTS", 0)
+    again = ns.ablation_study(model, prompts[:3], sharing[:3], **few)
+    assert len(measured) == 3 * len(set(measured))
+    pd.testing.assert_frame_equal(once, again)
 
 
 def test_magnitude_controls_are_near_by_the_impact_at_the_last_token(small):

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import literal
-from common import Bench, Pass, add_step, passes_of, ratios, single_prompts, trunk_job
+from common import Bench, Pass, add_step, again, passes_of, ratios, single_prompts, trunk_job
 
 import tl_neuronshare as ns
 from tl_neuronshare import models
@@ -25,6 +25,7 @@ def measure(bench: Bench) -> None:
 
     scoring = job(n_resamples=NO_INTERVALS)
     tokens, answers = single_prompts(model, few), _first_tokens(model, few)
+    single = [Pass((one,)) for one in tokens]
     layers = models.neuron_layers(model, "post")
     weights = [layer.W_out() for layer in layers]
     types = [sharing.types[example] for example in range(len(few)) for _ in few.languages]
@@ -37,17 +38,18 @@ def measure(bench: Bench) -> None:
         "attribute, without intervals, whole answer": job(n_resamples=NO_INTERVALS, answer="all"),
         "top_neurons": partial(ns.top_neurons, model, prompts, sharing, progress=False),
         "the literal way": lambda: literal.attribute(model, tokens, answers, types, weights),
-        "bare trunk, single prompts": trunk_job(model, [Pass((one,)) for one in tokens]),
+        "bare trunk, single prompts": trunk_job(model, single),
+        "bare forward, single prompts": partial(again, model, single, "all"),
     }
     seconds = bench.turns(jobs)
     n_prompts = len(prompts) * len(prompts.languages)
     bench.add_time(SUBJECT, f"bare trunk, {n_prompts} prompts", seconds["bare trunk"])
     for name in [name for name in jobs if name.startswith(("attribute", "top"))]:
         bench.add_ratio(SUBJECT, name, "bare trunk", ratios(seconds[name], seconds["bare trunk"]))
-    single = "bare trunk, single prompts"
-    bench.add_ratio(SUBJECT, f"the literal way, {len(tokens)} prompts", single,
-                    ratios(seconds["the literal way"], seconds[single]))  # fmt: skip
-    names = ("the literal way", single, "attribute, without intervals", "bare trunk")
+    trunk = "bare trunk, single prompts"
+    bench.add_ratio(SUBJECT, f"the literal way, {len(tokens)} prompts", trunk,
+                    ratios(seconds["the literal way"], seconds[trunk]))  # fmt: skip
+    names = ("the literal way", trunk, "bare forward, single prompts", "attribute, without intervals", "bare trunk")
     add_step(bench, SUBJECT, seconds, names, (len(tokens), n_prompts), target="at least 20")
 
 

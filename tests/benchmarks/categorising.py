@@ -68,11 +68,13 @@ def _against_the_literal_way(bench: Bench) -> None:
     """A step is the time beyond the bare trunk, for a prompt."""
     model, prompts, fewer = bench.model, bench.prompts(bench.sizes.single), bench.prompts(bench.sizes.fewer)
     tokens = single_prompts(model, prompts)
+    single = [Pass((one,)) for one in tokens]
     job = _job(bench, fewer)
     passes = passes_of(model, _job(bench, prompts))
     jobs = {
         "the literal way": lambda: literal.categorise(model, tokens, n_languages=len(prompts.languages)),
-        "bare trunk, single prompts": trunk_job(model, [Pass((one,)) for one in tokens]),
+        "bare trunk, single prompts": trunk_job(model, single),
+        "bare forward, single prompts": partial(again, model, single, "all"),
         "bare trunk, same prompts": trunk_job(model, passes),
         "bare forward, same prompts": lambda: again(model, passes, "all"),
         "categorise": job,
@@ -86,5 +88,6 @@ def _against_the_literal_way(bench: Bench) -> None:
         ("the literal way", "bare trunk, single prompts"),
     ):
         bench.add_ratio(SUBJECT, f"{name}, {n_prompts} prompts", against, ratios(seconds[name], seconds[against]))
-    names = ("the literal way", "bare trunk, single prompts", "categorise", "bare trunk")
+    forward = "bare forward, single prompts"
+    names = ("the literal way", "bare trunk, single prompts", forward, "categorise", "bare trunk")
     add_step(bench, SUBJECT, seconds, names, (n_prompts, n_fewer), target="at least 30")

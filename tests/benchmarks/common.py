@@ -117,24 +117,36 @@ def add_step(
     bench: Bench,
     subject: str,
     seconds: Mapping[str, Sequence[float]],
-    names: tuple[str, str, str, str],
+    names: tuple[str, str, str, str, str],
     sizes: tuple[int, int],
     *,
     target: str = "",
 ) -> None:
     """Add the rows of a step: the time beyond the bare trunk, literally and here, for each prompt.
 
-    `names` are the jobs: the literal way, its bare trunk, ours, and our bare trunk. `sizes` are how many prompts the
-    literal way and ours run. The ratio is that of the medians, since a difference of two near times may be about zero
-    in one round.
+    `names` are the jobs: the literal way, its bare trunk, its bare forward, ours, and our bare trunk. `sizes` are how
+    many prompts the literal way and ours run. The ratio is that of the medians, since a difference of two near times
+    may be about zero in one round. A second ratio leaves out the logits that the literal way makes of every token.
     """
-    literal = less(seconds[names[0]], seconds[names[1]], sizes[0])
-    ours = less(seconds[names[2]], seconds[names[3]], sizes[1])
-    for what, step in ((names[0], literal), (names[2], ours)):
-        spread = f"{1e3 * min(step):.3g} to {1e3 * max(step):.3g}"
-        bench.add(subject, f"step of {what}, a prompt", value=f"{1e3 * statistics.median(step):.3g} ms", spread=spread)
-    ratio = statistics.median(literal) / statistics.median(ours)
-    bench.add(subject, f"step of {names[0]}", against=f"step of {names[2]}", value=f"{ratio:.1f} x", target=target)
+    whole, trunk, forward, here, here_trunk = names
+    ours = less(seconds[here], seconds[here_trunk], sizes[1])
+    _add_milliseconds(bench, subject, f"step of {here}, a prompt", ours)
+    for beyond, its_target in ((trunk, target), (forward, "")):
+        literal = less(seconds[whole], seconds[beyond], sizes[0])
+        _add_milliseconds(bench, subject, f"step of {whole} beyond its {beyond}, a prompt", literal)
+        ratio = statistics.median(literal) / statistics.median(ours)
+        bench.add(
+            subject,
+            f"step of {whole} beyond its {beyond}",
+            against=f"step of {here}",
+            value=f"{ratio:.1f} x",
+            target=its_target,
+        )
+
+
+def _add_milliseconds(bench: Bench, subject: str, what: str, seconds: Sequence[float]) -> None:
+    spread = f"{1e3 * min(seconds):.3g} to {1e3 * max(seconds):.3g}"
+    bench.add(subject, what, value=f"{1e3 * statistics.median(seconds):.3g} ms", spread=spread)
 
 
 @dataclass

@@ -29,7 +29,7 @@ from tl_neuronshare.evaluation.evaluating import Evaluation, Scoring, ScoringNam
 from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import Number
 from tl_neuronshare.maths.bootstrap import Bootstrap
-from tl_neuronshare.maths.impact import generation_impact
+from tl_neuronshare.maths.impact import lengths
 from tl_neuronshare.models import Hooks, LensModel, Site, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
@@ -39,6 +39,7 @@ from tl_neuronshare.running.loop import Keeping, Loop, running
 from tl_neuronshare.running.plan import BatchSize, Plan, Running
 from tl_neuronshare.running.shards import Record
 
+_KEPT_IMPACTS = 1 << 28  # bytes that the neurons' impacts may take
 # Called after each run with the mask's name, what was ablated, the seed, and the run's table of `evaluate`.
 _SUM = "sum of "  # begins the names of sums over neurons in a batch's record
 OnRun = Callable[[str, str, int | None, pd.DataFrame], None]
@@ -267,6 +268,8 @@ class _Study:
     def __init__(self, model: LensModel, evaluation: Evaluation, targets: Targets, replacing: Replacing) -> None:
         self.model, self.evaluation, self.targets, self.replacing = model, evaluation, targets, replacing
         self.layers = [layer.weighted() for layer in models.neuron_layers(model, "post")]
+        self._lengths: dict[int, Float[Tensor, " neuron"]] = {}  # of each layer's output weights
+        self._impacts: dict[tuple[str, tuple[int, ...]], Float[Tensor, "row layer neuron"]] = {}
 
     def run(
         self, kinds: Sequence[Control], seeds: Sequence[int], on_run: OnRun | None, loop: Loop
@@ -309,15 +312,28 @@ class _Study:
         return unablated, outcomes
 
     def impact(self, language: str, examples: Sequence[int]) -> Float[Tensor, "row layer neuron"]:
-        """Each neuron's generation impact in the unablated model, at the last prompt token; NaN beyond the neurons."""
+        """Each neuron's generation impact in the unablated model, at the last prompt token; NaN beyond the neurons.
+
+        It is the same for all seeds and masks, so that as much as fits is kept.
+        """
+        key = (language, tuple(examples))
+        impact = self._impacts.get(key)
+        if impact is None:
+            impact = self._measured_impact(language, examples)
+            if sum(kept.nbytes for kept in self._impacts.values()) + impact.nbytes <= _KEPT_IMPACTS:
+                self._impacts[key] = impact
+        return impact.clone()  # a control may change what it gets
+
+    def _measured_impact(self, language: str, examples: Sequence[int]) -> Float[Tensor, "row layer neuron"]:
         rows = [self.evaluation.prompt_tokens[language][example] for example in examples]
         impact = torch.full((len(rows), *self.targets.is_neuron.shape), torch.nan, dtype=torch.float32, device="cpu")
 
         for batch in Plan(self.model, rows, batch_size=len(rows)):
             read = models.values_of(self.model, self.layers, batch, -1)
             for number, (layer, values) in enumerate(zip(self.layers, read, strict=True)):
-                weights = layer.W_out().to(values.device)
-                impact[batch.rows, number, : layer.width] = generation_impact(values, weights).cpu()
+                if number not in self._lengths:
+                    self._lengths[number] = lengths(layer.W_out().to(values.device))
+                impact[batch.rows, number, : layer.width] = (values.abs() * self._lengths[number]).cpu()
         return impact
 
 

@@ -18,8 +18,8 @@ from tl_neuronshare.checks import Options, is_count, one_of, option
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.answers import Continuation, continuations
 from tl_neuronshare.maths.activation import Number
-from tl_neuronshare.maths.impact import FinalNorm, generation_impact, projected
-from tl_neuronshare.models import LensModel, verification
+from tl_neuronshare.maths.impact import FinalNorm, lengths, projected
+from tl_neuronshare.models import LensModel, NeuronLayer, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running import provenance
@@ -160,6 +160,7 @@ class Impacts:
         self.places: dict[str, list[Continuation]] = {}
         self._others: dict[str, list[tuple[int, ...]]] = {}  # for each example, the answer of a different example
         self._plans: dict[str, Plan] = {}
+        self._lengths: dict[int, Float[Tensor, " neuron"]] = {}
         merged = [is_merged for language in prompts.languages for is_merged in self._prepare(language, how)]
         self.record = {
             **provenance.of_run(model, prompts, sharing),
@@ -282,7 +283,6 @@ class Impacts:
         types = self.sharing.types_of(examples)
         n_tokens = torch.tensor([[len(answer)] for answer in answers], device="cpu")
         for number, (layer, post) in enumerate(zip(self.layers, values, strict=True)):
-            weights = layer.W_out().to(post.device)
 
             def mean(scores: Tensor, number: int = number) -> Tensor:
                 """The mean of scores over the tokens of each answer."""
@@ -294,13 +294,19 @@ class Impacts:
                 language,
                 examples,
                 number,
-                generation=mean(generation_impact(post, weights)),
-                correctness=mean(post * pushes.of(number, weights, token, residual)),
-                other_answer=mean(post * pushes.of(number, weights, other_token, residual)).masked_fill(
+                generation=mean(post.abs() * self._lengths_of(number, post.device)),
+                correctness=mean(pushes.impact(number, layer, post, token, residual)),
+                other_answer=mean(pushes.impact(number, layer, post, other_token, residual)).masked_fill(
                     ~has_other.to(post.device), torch.nan
                 ),
                 types=types[:, number, : layer.width].to(post.device),
             )
+
+    def _lengths_of(self, number: int, device: torch.device) -> Float[Tensor, " neuron"]:
+        """The lengths of a layer's output weights, which are computed once."""
+        if number not in self._lengths:
+            self._lengths[number] = lengths(self.layers[number].W_out().to(device))
+        return self._lengths[number]
 
     def _check_finite(self, scores: Tensor, language: str, examples: list[int], layer: int) -> None:
         finite = scores.isfinite().all(-1)
@@ -326,28 +332,37 @@ class _Pushes:
         self.final_norm = final_norm and final_norm.to(self._unembedding)
         self._projected: dict[int, Tensor] = {}
 
-    def of(
+    def impact(
         self,
-        layer: int,
-        weights: Float[Tensor, "neuron d_model"],
+        number: int,
+        layer: NeuronLayer,
+        post: Float[Tensor, "place neuron"],
         tokens: Tensor,
         residual: Float[Tensor, "place d_model"] | None,
     ) -> Float[Tensor, "place neuron"]:
-        """The push of each neuron at each place, which has a token to predict and the residual stream before it."""
-        numbers = torch.tensor([self._number[token] for token in tokens.tolist()], device="cpu")
+        """The neurons' values at each place times their pushes of its token, with the residual stream before it."""
+        places = torch.tensor([self._number[token] for token in tokens.tolist()], device="cpu")
         if self.final_norm is None or residual is None:
-            return self._of_distinct(layer, weights, self._unembedding)[numbers]
+            return post * self._of_distinct(number, layer, self._unembedding, post.device)[places]
         residual = residual.to(self._unembedding)
         if self.norm == "full":
-            directions = self.final_norm.full(self._unembedding[numbers], residual)
-            return projected(weights, directions.to(weights.device))
-        pushes = self._of_distinct(layer, weights, self.final_norm.unscaled(self._unembedding))[numbers]
-        return pushes / self.final_norm.scale(residual).to(pushes)
+            directions = self.final_norm.full(self._unembedding[places], residual)
+            return post * _projected(layer, directions, post.device)
+        pushes = self._of_distinct(number, layer, self.final_norm.unscaled(self._unembedding), post.device)[places]
+        return post * (pushes / self.final_norm.scale(residual).to(pushes))
 
-    def _of_distinct(self, layer: int, weights: Tensor, directions: Tensor) -> Float[Tensor, "token neuron"]:
-        if layer not in self._projected:
-            self._projected[layer] = projected(weights, directions.to(weights.device))
-        return self._projected[layer]
+    def _of_distinct(
+        self, number: int, layer: NeuronLayer, directions: Tensor, device: torch.device
+    ) -> Float[Tensor, "token neuron"]:
+        if number not in self._projected:
+            self._projected[number] = _projected(layer, directions, device)
+        return self._projected[number]
+
+
+def _projected(
+    layer: NeuronLayer, directions: Float[Tensor, "direction d_model"], device: torch.device
+) -> Float[Tensor, "direction neuron"]:
+    return projected(layer.W_out().to(device), directions.to(device))
 
 
 def _other_answers(answers: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

@@ -30,8 +30,18 @@ def generation_impact(
         >>> generation_impact(torch.tensor([-2.0, 1.0]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
         tensor([10.,  1.])
     """
+    return post.abs() * lengths(W_out)
+
+
+def lengths(W_out: Float[Tensor, "*layers neuron d_model"]) -> Float[Tensor, "*layers neuron"]:  # noqa: N803
+    """Return the length of each neuron's row of W_out, in at least float32.
+
+    Example:
+        >>> lengths(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        tensor([5., 1.])
+    """
     norms: Tensor = torch.linalg.vector_norm(W_out, dim=-1, dtype=torch.promote_types(W_out.dtype, torch.float32))
-    return post.abs() * norms
+    return norms
 
 
 def correctness_impact(

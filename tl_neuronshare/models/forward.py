@@ -144,8 +144,21 @@ def reading(
                     "it? Remove them, or use a different site."
                 )
 
-    with hooked(model, layer_hooks(layers, hand_over)):
+    with hooked(model, [*layer_hooks(layers, hand_over), *_unembedding_nothing(model)]):
         yield run_once
+
+
+def _unembedding_nothing(model: LensModel) -> list[tuple[str, Callable[..., Any]]]:
+    """Return a hook that leaves no position to a bridge's unembedding, which cannot be left out otherwise.
+
+    One position of each row would be enough to double the time of a small model with a large vocabulary. If the user
+    has hooks there, they see that position.
+    """
+    points = model.hook_dict if is_bridge(model) else {}
+    ends = [points[name] for name in ("unembed.hook_in", "unembed.hook_out") if name in points]
+    if not ends or points.get("unembed.hook_in") is None or any(point.fwd_hooks for point in ends):
+        return []
+    return [("unembed.hook_in", lambda residual, hook: residual[:0])]
 
 
 def values_of(
