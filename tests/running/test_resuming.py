@@ -12,7 +12,7 @@ from tl_neuronshare.running import rates, segments
 
 # How many forward passes a batch has at most, where it has more than one: those of a control by impact, those that
 # decode an answer. Where references are measured for a language, this happens again in each call.
-MORE_PASSES = {"exact": 3, "study": 2, "study mean": 9, "study resample": 9}
+MORE_PASSES = {"exact": 3, "causal check": 4, "study": 2, "study mean": 9, "study resample": 9}
 SLOW = [pytest.param(name, marks=[pytest.mark.slow] * ("study" in name)) for name in KEPT]
 
 
@@ -32,11 +32,11 @@ def expected_of(model, name):
 
 def needed_by(model, name):
     """How many passes a call makes beside those that it keeps: `categorise` of what the others take."""
-    if not name.startswith(("attribute", "study")):
+    if not name.startswith(("attribute", "top", "causal", "study")):
         return 0
     with passes(model) as needed:
         KEPT["categorise"](model, QUIZ)
-        if name.startswith("attribute"):
+        for _ in range(0 if "study" in name else 3 if "causal" in name else 1):
             models.changes_mlp_output(model)
     return needed.done
 

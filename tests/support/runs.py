@@ -56,8 +56,8 @@ def _top_neurons(model: Any, prompts: Any, **options: Any) -> pd.DataFrame:
     return ns.top_neurons(model, prompts, _sharing(model, prompts), top_k=0.1, **HOW | options)
 
 
-def _causal_check(model: Any, prompts: Any) -> pd.DataFrame:
-    return causal_check(model, prompts, _sharing(model, prompts), n_neurons=4, **HOW)
+def _causal_check(model: Any, prompts: Any, **options: Any) -> pd.DataFrame:
+    return causal_check(model, prompts, _sharing(model, prompts), n_neurons=4, **HOW | options)
 
 
 # Each takes a model, prompts with answers and choices, and options: out, shard, and others of the function.
@@ -67,6 +67,8 @@ KEPT: dict[str, Run] = {
     "rates": lambda model, prompts, **more: ns.activation_rates(model, TEXTS, **HOW | more),
     "attribute": _attribute,
     "attribute all": partial(_attribute, answer="all", norm="full"),
+    "top neurons": _top_neurons,
+    "causal check": _causal_check,
     "choice": lambda model, prompts, **more: ns.evaluate(model, prompts, **HOW | more),
     "exact": lambda model, prompts, **more: ns.evaluate(
         model, prompts, scoring="exact", max_new_tokens=3, **HOW | more
@@ -77,10 +79,8 @@ KEPT: dict[str, Run] = {
 }
 # These keep nothing, but the processes of a launch share them too.
 SHARED: dict[str, Run] = KEPT | {
-    "top neurons": _top_neurons,
     "perplexity": lambda model, prompts, **more: ns.perplexity(model, TEXTS, **HOW | more),
     "reference values": lambda model, prompts, **more: ns.reference_values(model, prompts, **HOW | more),
-    "causal check": _causal_check,
 }
 
 
