@@ -20,13 +20,13 @@ TESTS = Path(__file__).parent
 ROOT = "tl_neuronshare"
 # A module imports from its own part of the package and from those before it.
 ORDER = [
-    "errors", "checks", "prompts", "maths", "results", "models", "running", "evaluation", "ablation", "attribution",
-    "tasks", "plots", "demo", "cli", "__main__",
+    "errors", "launch", "checks", "prompts", "maths", "results", "models", "running", "evaluation", "ablation",
+    "attribution", "tasks", "plots", "demo", "cli", "__main__",
 ]  # fmt: skip
 # Of those before them these see less; the commands also see the package's public names, as a user does.
 SEES = {
     "maths": {"errors", "checks"},
-    "tasks": {"errors", "checks", "prompts"},
+    "tasks": {"errors", "launch", "checks", "prompts"},
     "plots": {"errors", "checks", "maths", "results"},
     "cli": {"", *ORDER[: ORDER.index("cli")]},
 }

@@ -79,7 +79,7 @@ def test_it_passes_every_check(gemma, hugging_face):
     """But for its own `generate`, with a Transformers that renames the cache."""
     table = ns.verify(gemma, reference=hugging_face[0]).set_index("check")
     assert table.drop(index="generate")["passed"].all()
-    assert len(table) == 13
+    assert len(table) == 15
     assert table.loc["logits", "value"] < 1e-5
 
 

@@ -13,6 +13,7 @@ import tl_neuronshare as ns
 from support import zoo
 from tl_neuronshare.maths.activation import (
     as_position,
+    count_bits,
     count_borderline,
     extreme,
     nth_from_the_end,
@@ -151,3 +152,9 @@ def test_above_a_threshold_is_what_torch_says_it_is(values, threshold):
 def test_positions_that_are_none(position):
     with pytest.raises(ns.NeuronShareError, match=r"position=.* is unknown; use one of last, any, all, or a negative"):
         as_position(position)
+
+
+@given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=3, max_side=150)).map(torch.from_numpy))
+def test_bits_are_counted_as_booleans_are(activated):
+    assert torch.equal(count_bits(pack(activated)), activated.sum(-1))
+    assert torch.equal(count_bits(pack(activated)[::2, ..., ::3]), count_bits(pack(activated)[::2, ..., ::3].clone()))

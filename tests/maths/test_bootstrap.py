@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths import bootstrap
-from tl_neuronshare.maths.bootstrap import Bootstrap
+from tl_neuronshare.maths.bootstrap import Bootstrap, Collected
 
 
 def by_hand(numerators, denominators=None, n_resamples=20_000):
@@ -51,3 +52,38 @@ def test_many_at_once_are_each_as_alone(monkeypatch):
     for place in np.ndindex(3, 4):
         one = numbers[(slice(None), *place)]
         np.testing.assert_allclose((low[place], high[place]), Bootstrap(300).intervals(one, one**2))
+
+
+def test_intervals_are_the_same_from_memory_and_from_a_file_and_in_blocks(monkeypatch):
+    numbers = np.random.default_rng(3).normal(size=(40, 5))
+    has = numbers > 0
+    expected = Bootstrap(100).intervals(numbers, has)
+    collected = [Collected(np.float64), Collected(np.bool_)]
+    monkeypatch.setattr(bootstrap, "_IN_MEMORY", 100)
+    for start in range(0, 40, 7):
+        for kept, values in zip(collected, (numbers, has), strict=True):
+            kept.add(values[start : start + 7])
+    values, known = (kept.whole() for kept in collected)
+    assert isinstance(values, np.memmap)
+    np.testing.assert_array_equal(values, numbers)
+    np.testing.assert_array_equal(known, has)
+    np.testing.assert_array_equal(Bootstrap(100).intervals(values, known), expected)
+    monkeypatch.setattr(bootstrap, "_EXAMPLES", 16)
+    monkeypatch.setattr(bootstrap, "_RESAMPLES", 8)
+    np.testing.assert_allclose(Bootstrap(100).intervals(values, known), expected, rtol=1e-12)
+
+
+def test_resamples_are_those_of_one_draw(monkeypatch):
+    """However few are drawn at a time, they are the rows of one multinomial draw."""
+    expected = np.random.default_rng(0).multinomial(25, np.full(25, 1 / 25), size=60)
+    monkeypatch.setattr(bootstrap, "_CHUNK", 700)
+    low, high = Bootstrap(60).intervals(np.arange(25.0))
+    means = expected @ np.arange(25.0) / 25
+    np.testing.assert_allclose((low, high), np.quantile(means, [0.025, 0.975]))
+
+
+def test_no_room_for_the_temporary_file_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(bootstrap, "_IN_MEMORY", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(NeuronShareError, match="temporary folder .*absent' cannot be written .*set the environment"):
+        Collected(np.float64).add(np.ones(3))

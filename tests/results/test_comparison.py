@@ -6,6 +6,7 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -119,6 +120,13 @@ def test_input_overlap_equals_brute_force(seed):
                 either = sum(map(sum, counts)) - common
                 chance.append(common / either if either else NAN)
             np.testing.assert_allclose(row["independent"], nanmean(chance), atol=1e-12)
+
+
+def test_inputs_are_compared_in_blocks_as_at_once(monkeypatch):
+    results = {"a": random_sharing(n_examples=7), "b": random_sharing(n_examples=5, seed=1)}
+    at_once = ns.input_overlap(results)
+    monkeypatch.setattr(ns.results.comparison, "_MASK_BYTES", 3 * 2 * 12)  # three inputs at a time
+    pd.testing.assert_frame_equal(ns.input_overlap(results), at_once, rtol=1e-12)
 
 
 def test_inputs_of_other_models_are_not_compared():

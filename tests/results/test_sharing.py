@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import json
 import math
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -19,6 +21,7 @@ from safetensors.torch import save_file
 
 import tl_neuronshare as ns
 from tl_neuronshare.maths.activation import pack
+from tl_neuronshare.maths.totals import Counts
 from tl_neuronshare.prompts import hashes_of
 
 LABELS = {"all-shared", "partial-shared", "specific", "non-activated"}
@@ -270,13 +273,120 @@ def test_overlap_equals_brute_force(activated):
         np.testing.assert_allclose(table.to_numpy(), np.array(expected), atol=1e-9)
 
 
-def test_tables_are_the_same_whether_unpacked_at_once_or_in_pieces(monkeypatch):
-    sharing = sharing_of(torch.rand(7, 3, 2, 40, generator=torch.Generator().manual_seed(0)) > 0.6)
-    tables = ("summary", "by_language", "persistence", "never_activated", "overlap")
-    at_once = [getattr(sharing, table)() for table in tables]
-    monkeypatch.setattr(ns.results.bits, "_CHUNK_BYTES", 1)
-    for table, expected in zip(tables, at_once, strict=True):
-        pd.testing.assert_frame_equal(getattr(sharing, table)(), expected)
+def test_results_are_the_same_to_the_bit_however_examples_are_cut(monkeypatch):
+    sharing = sharing_of(torch.rand(23, 3, 2, 40, generator=torch.Generator().manual_seed(0)) > 0.6)
+    tables = {
+        **{name: getattr(sharing, name) for name in ("summary", "by_language", "persistence", "never_activated")},
+        "overlap": sharing.overlap,
+        "language_overlap": lambda: ns.language_overlap(sharing, n_resamples=100),
+    }
+    tensors = {
+        "types": lambda: sharing.types,
+        "mask": lambda: sharing.mask("specific"),
+        "intersections": sharing.intersections,
+        "times": sharing.times_of_types,
+        "moved": lambda: sharing.mismatched().packed,
+    }
+    at_once = {name: make() for name, make in (tables | tensors).items()}
+    for n_bytes in (1, 5 * 8 * sharing.packed[0].numel()):  # one example at a time, and five
+        monkeypatch.setattr(ns.results.bits, "_CHUNK_BYTES", n_bytes)
+        for name, make in tables.items():
+            pd.testing.assert_frame_equal(make(), at_once[name], check_exact=True)
+        for name, make in tensors.items():
+            assert torch.equal(make(), at_once[name])
+
+
+@pytest.mark.parametrize("n_languages", [2, 3, 9])
+def test_types_and_masks_of_some_examples(n_languages):
+    activated = torch.rand(6, n_languages, 3, 21, generator=torch.Generator().manual_seed(1)) > 0.4
+    sharing, types = sharing_of(activated), ns.neuron_types(activated)
+    assert torch.equal(sharing.types, types)
+    for examples in ([3], [5, 0, 0, 2], range(1, 4)):
+        assert torch.equal(sharing.types_of(examples), types[list(examples)])
+        for type in ns.NeuronType:
+            assert torch.equal(sharing.mask(type, examples=examples), types[list(examples)] == type)
+    assert torch.equal(sharing.times_of_types(), torch.stack([(types == type).sum(0) for type in ns.NeuronType]))
+
+
+def test_statistics_are_exact():
+    """The deviation of counts that hardly differ, of which a sum of squares in floating point would keep nothing."""
+    counts = Counts()
+    for piece in torch.tensor([10**9, 10**9, 10**9 + 1]).split(1):
+        counts.add(piece[:, None])
+    statistics = counts.statistics([100])
+    assert statistics["std"].item() == pytest.approx(math.sqrt(2) / 3, rel=1e-15)
+    assert statistics["mean"].item() == pytest.approx(10**9 + 1 / 3, rel=1e-15)
+
+
+def test_mismatched_examples_stay_where_they_are(tmp_path):
+    """No bits are copied; whatever is asked of them is as of a result that holds them in that order."""
+    sharing = sharing_of(torch.rand(11, 3, 2, 21, generator=torch.Generator().manual_seed(0)) > 0.5)
+    moved = sharing.mismatched(seed=2)
+    assert moved.bits.stored.data_ptr() == sharing.packed.data_ptr()
+    offsets = moved.metadata["mismatched"]
+    rolled = [sharing.activated()[:, place].roll(-offset, 0) for place, offset in enumerate(offsets)]
+    held = ns.NeuronSharing.from_activated(torch.stack(rolled, dim=1), languages=sharing.languages)
+    assert moved == held == moved
+    assert moved != sharing
+    assert torch.equal(moved.types, held.types)
+    assert torch.equal(moved.activated([9, 0], language="l1"), held.activated([9, 0], language="l1"))
+    assert moved[3:7] == held[3:7]
+    assert moved[::-1][[0, 4]] == held[[10, 6]]
+    assert ns.NeuronSharing.concatenate([moved, sharing]) == ns.NeuronSharing.concatenate([held, sharing])
+    assert moved.mismatched(seed=5) == held.mismatched(seed=5)
+    for table in ("summary", "by_language", "persistence", "never_activated"):
+        pd.testing.assert_frame_equal(getattr(moved, table)(), getattr(held, table)(), check_exact=True)
+    moved.save(tmp_path / "moved")
+    assert ns.NeuronSharing.load(tmp_path / "moved") == held
+
+
+FLAT = """
+import sys, threading, time, torch
+import tl_neuronshare as ns
+from tl_neuronshare.results.files import Stream
+from tl_neuronshare.results.sharing import write_sharing
+
+def memory():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon"))) / 1024
+
+def peak(step):
+    least, most, done = memory(), [], False
+    def watch():
+        while not done:
+            most.append(memory())
+            time.sleep(0.001)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    step()
+    done = True
+    watcher.join()
+    return max(most) - least
+
+def pieces(n):
+    for _ in range(0, n, 500):
+        yield torch.randint(0, 256, (500, 4, 4, 64), generator=generator, dtype=torch.uint8)
+
+def tables(sharing):
+    sharing.summary(), sharing.by_language(), sharing.persistence(), sharing.never_activated(), sharing.overlap()
+    sharing.mismatched().save(sys.argv[1] + ".moved")
+    ns.language_overlap(sharing, n_resamples=50)
+    ns.side_by_side({"a": sharing[: len(sharing) // 2], "b": sharing[len(sharing) // 2 :]}, name="task")
+
+generator, how = torch.Generator().manual_seed(0), {"widths": [512] * 4, "hooks": list("abcd"), "metadata": {}}
+for n in (5_000, 80_000):
+    write_sharing(sys.argv[1], Stream((n, 4, 4, 64), torch.uint8, pieces(n)), languages=["en", "de", "th", "zh"],
+                  prompt_hashes=None, **how)
+    sharing = ns.NeuronSharing.load(sys.argv[1])
+    print(peak(lambda: tables(sharing)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_tables_take_no_more_memory_for_more_examples(tmp_path):
+    run = [sys.executable, "-c", FLAT, str(tmp_path / "file")]
+    few, many = map(float, subprocess.run(run, capture_output=True, text=True, check=True).stdout.split())
+    assert many < few + 20  # MiB; the bits alone are 78
 
 
 # Layers of different width.

@@ -8,7 +8,6 @@ many, so their number alone may do the damage.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from tl_neuronshare.ablation.targets import Choice, Targets, given_masks, knows_
 from tl_neuronshare.checks import distinct, whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.evaluating import Evaluation, Scoring, ScoringName
+from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import Number
 from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.maths.impact import lengths
@@ -161,7 +161,7 @@ def ablation_study(
     if any(kind.uses_weights for kind in kinds):
         verification.require(model, "output")
     for warning in _warnings(model, sharing_or_masks if active is None else active, kinds, record["weights"]):
-        warnings.warn(warning, stacklevel=2)
+        warn(warning, stacklevel=2)
     record |= {"types": list(targets.masks), "controls": [kind.name for kind in kinds], "seeds": seeds}
     record |= {**choice.record, "layers": targets.layers, **replacement.record, **evaluation.record}
 
@@ -171,6 +171,7 @@ def ablation_study(
             **evaluation.about(),
             **record,
             "neurons": provenance.hash_of_bits(sharing_or_masks),
+            "active neurons": None if active is None else provenance.hash_of_bits(active),
             "values": provenance.hash_of_values(values),
         }
 

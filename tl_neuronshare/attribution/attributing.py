@@ -6,7 +6,6 @@ all layers. They are reduced at once to a few numbers for each example and type,
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from tl_neuronshare.attribution.impacts import TOP_K, Answer, ImpactOptions, Impacts, LayerImpacts, Norm
 from tl_neuronshare.checks import is_count, one_of
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import Number
 from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.maths.impact import largest
@@ -248,7 +248,7 @@ def _table_of_neurons(
 def _warn(impacts: Impacts) -> None:
     """Give the warnings about the scores, at the line that called the public function."""
     for warning in impacts.warnings:
-        warnings.warn(warning, stacklevel=3)
+        warn(warning, stacklevel=3)
 
 
 def _by_type(impacts: LayerImpacts, top_k: int) -> Float[Tensor, "kept type row"]:

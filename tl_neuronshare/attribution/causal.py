@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,6 +16,7 @@ from tl_neuronshare import checks, models
 from tl_neuronshare.ablation.hooks import ablation_hooks
 from tl_neuronshare.attribution.impacts import ImpactOptions, Impacts, LayerImpacts, Norm
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts
@@ -94,7 +94,7 @@ def causal_check(
         norm: Impacts(model, prompts, sharing, ImpactOptions(norm=norm), Running(batch_size)) for norm in get_args(Norm)
     }
     for warning in impacts["none"].warnings:
-        warnings.warn(warning, stacklevel=2)
+        warn(warning, stacklevel=2)
     keeping, which = Keeping(out, shard), f"{n_neurons} neurons, seed {seed}"
     generator = torch.Generator().manual_seed(seed)
     chosen = [

@@ -137,14 +137,17 @@ def evaluate(
             has a parameter `prompt_tokens`, it also gets the length of the padded prompts. If it has a parameter
             `tokens`, it gets their tokens; while answers are scored, these end where an answer merges with its prompt.
             A function with `**options` gets both. With greedy decoding, your function is called again for the examples
-            that must be decoded, because scoring alone does not prove their answer. A hook on the unembedding sees only
-            the positions that are scored.
+            that must be decoded, because scoring alone does not prove their answer. Where a prompt is run once for all
+            its choices, an example has one row; if your function then gives hooks that are not from `ablation_hooks`,
+            which may look at whole texts, it is called again for these. A hook on the unembedding sees only the
+            positions that are scored.
         length_normalised: with `choice`, whether to compare the mean log-probability over a choice's tokens instead of
             the sum.
         max_new_tokens: how many tokens to decode at most. By default this is one more than the longest answer of the
             language has; for `number` it is nine more, because a number can be written in longer ways.
         stop: texts at which a decoded answer is cut off. It also ends at the end tokens of the tokenizer and the model.
-        batch_size: how many rows share a forward pass. Choices that differ only in their last token share a row.
+        batch_size: how many rows share a forward pass. Choices that differ only in their last token share a row, and
+            the prompt of others is run once for all where that costs less (see `verify`, check `continuations`).
         prepend_bos: as in `categorise`.
         out: as in `categorise`; not together with hooks, which a folder cannot identify.
         shard: as in `categorise`. The parts are languages.

@@ -34,8 +34,9 @@ class Once:
 
     Attributes:
         groups: the rows of each of these examples.
+        plan: the batches of their prompts. Its answers only say how much is run after them.
         left: all other rows.
-        plan: the batches of prompts, with a row for each of the groups. What its answers are only says how much is run.
+        plan_of_left: the batches of these, each with its prompt.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Once:
             per_token=model.cfg.d_vocab,
             packing=replace(packing, boundary=up_to, tokens_a_pass=2 * packing.tokens_a_pass),
         )
+        self.plan_of_left = whole(model, left, batch_size)
 
     def passes(self, batch: Sequence[int]) -> list[list[tuple[int, Row]]]:
         """Which rows share a forward pass after a batch's prompts have been run.
@@ -75,36 +77,44 @@ class Once:
         return max(len(row.before) for row in of_batch), max(len(row.run) for row in of_batch)
 
     def cost(self, tokens_a_pass: int) -> int:
-        """How many tokens are run, padding and the fixed cost of each pass included; without the rows that are left."""
-        return sum(
+        """How many tokens are run, padding and the fixed cost of each pass included."""
+        of_groups = sum(
             tokens_a_pass
             + len(batch) * self.widths(batch)[0]
             + sum(tokens_a_pass + len(rows) * len(rows[-1][1].run) for rows in self.passes(batch))
             for batch in self.plan.batches
         )
+        return of_groups + _cost_of(self.plan_of_left, tokens_a_pass)
 
 
-def prompts_once(model: LensModel, rows: Sequence[Row], batch_size: BatchSize) -> Once | None:
+def prompts_once(plan: Plan, rows: Sequence[Row], batch_size: BatchSize) -> Once | None:
     """Find the examples whose prompts may be run once, where this costs less than to run each row with its prompt.
 
-    It is decided by the numbers of tokens alone, and by what `verification` has shown for the model. None if no prompts
-    are to be run once.
+    It is decided by the numbers of tokens alone, and by what `verification` has shown for the model.
+
+    Args:
+        plan: the plan in which each row is run with its prompt.
+        rows: the rows, those of an example side by side.
+        batch_size: how many rows share a forward pass.
+
+    Returns:
+        These examples, or None if no prompts are to be run once.
     """
-    once = _cheaper(model, rows, batch_size, int(model.cfg.n_ctx))
+    once = _cheaper(plan, rows, batch_size, int(plan.model.cfg.n_ctx))
     if once is None:
         return None
     needed = max(sum(once.widths(batch)) for batch in once.plan.batches)
-    up_to = verification.shared_up_to(model, needed)
-    return once if needed <= up_to else _cheaper(model, rows, batch_size, up_to)
+    up_to = verification.shared_up_to(plan.model, needed)
+    return once if needed <= up_to else _cheaper(plan, rows, batch_size, up_to)
 
 
-def _cheaper(model: LensModel, rows: Sequence[Row], batch_size: BatchSize, up_to: int) -> Once | None:
+def _cheaper(plan: Plan, rows: Sequence[Row], batch_size: BatchSize, up_to: int) -> Once | None:
     """The same, for texts of up to this number of tokens."""
-    packing = verification.packing(model)
+    model, packing = plan.model, verification.packing(plan.model)
     groups: list[list[Row]] = []
     left: list[Row] = []
-    for _, of_example in groupby(rows, key=lambda row: row.example):
-        group = list(of_example)
+    for _, of_prompt in groupby(rows, key=lambda row: (row.example, row.before)):
+        group = list(of_prompt)
         longest = max(len(row.run) for row in group)
         fits = len(group[0].before) + longest <= up_to and longest * model.cfg.d_vocab <= AUTO_NUMBERS
         if len(group) > 1 and fits:
@@ -114,8 +124,7 @@ def _cheaper(model: LensModel, rows: Sequence[Row], batch_size: BatchSize, up_to
     if not groups or not packing.pads:
         return None
     once = Once(model, groups, left, batch_size, up_to)
-    shared = once.cost(packing.tokens_a_pass) + cost_of(whole(model, left, batch_size), packing.tokens_a_pass)
-    return once if shared < cost_of(whole(model, rows, batch_size), packing.tokens_a_pass) else None
+    return once if once.cost(packing.tokens_a_pass) < _cost_of(plan, packing.tokens_a_pass) else None
 
 
 def whole(model: LensModel, rows: Sequence[Row], batch_size: BatchSize) -> Plan:
@@ -130,7 +139,7 @@ def whole(model: LensModel, rows: Sequence[Row], batch_size: BatchSize) -> Plan:
     )
 
 
-def cost_of(plan: Plan, tokens_a_pass: int) -> int:
+def _cost_of(plan: Plan, tokens_a_pass: int) -> int:
     """How many tokens the batches of a plan run, padding and the fixed cost of each pass included."""
 
     def longest(rows: Iterable[int], texts: Sequence[Sequence[int]] | None) -> int:

@@ -87,7 +87,7 @@ class Scorer:
             sharing_row.setdefault((continuation.example, before, run), []).append(number)
         self._rows = [Row(*row, numbers) for row, numbers in sharing_row.items()]
         self.plan = whole(model, self._rows, batch_size)
-        self._once = None if likeliest else prompts_once(model, self._rows, batch_size)
+        self._once = None if likeliest else prompts_once(self.plan, self._rows, batch_size)
 
     @property
     def n_rows(self) -> int:
@@ -170,7 +170,7 @@ class Scorer:
         once, plan, rows = self._once, self.plan, self._rows
         if once is not None and not has_hooks and (callable(fwd_hooks) or _are_local(fwd_hooks or [])):
             loop(once.plan, partial(score_once, once=once), partial(keep_once, once=once), stage=f"{stage}/once")
-            plan, rows, stage = whole(self.model, once.left, self._batch_size), once.left, f"{stage}/left"
+            plan, rows, stage = once.plan_of_left, once.left, f"{stage}/left"
         loop(plan, partial(score, rows=rows), partial(keep, rows=rows), stage=stage)
         return Scores(log_probs, greedy)
 

@@ -128,8 +128,7 @@ def count_borderline(
     """
     n_eps = _N_EPS_HALF if torch.finfo(dtype).bits == 16 else _N_EPS
     reach = n_eps * torch.finfo(dtype).eps * root_mean_square
-    beyond = torch.nextafter(reach, torch.full_like(reach, torch.inf))  # a distance below this is at most the reach
-    distance, near = torch.empty_like(values), torch.empty_like(values)
+    distance = torch.empty_like(values)
     counts = []
     for threshold in thresholds:
         torch.sub(values, threshold, out=distance).abs_()
@@ -138,7 +137,8 @@ def count_borderline(
             counts.append(torch.zeros(len(values), dtype=torch.int32, device="cpu"))
             continue
         # Here 1 is yes and 0 is no: on a CPU, arithmetic is several times faster than comparisons, which make booleans.
-        torch.sub(beyond, distance, out=near).sign_().clamp_(min=0).mul_(distance.sign_())
+        beyond = torch.nextafter(reach, torch.full_like(reach, torch.inf))  # a distance below this is at most the reach
+        near = torch.sub(beyond, distance).sign_().clamp_(min=0).mul_(distance.sign_())
         if threshold != 0:  # at threshold 0, zeros are already left out as exact hits
             near.mul_(torch.sign(values, out=distance).abs_())
         counts.append(near.sum(-1).int())

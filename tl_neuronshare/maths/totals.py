@@ -68,14 +68,15 @@ class Means:
     """
 
     def __init__(self) -> None:
-        self.n = self._total = torch.zeros((), device="cpu")
+        self.n = torch.zeros((), dtype=torch.long, device="cpu")
+        self._total = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def add(self, values: Float[Tensor, "example ..."]) -> None:
         """Add the numbers of more examples."""
         known = ~values.isnan()
         self.n = self.n + known.sum(0)
-        total = self._total.to(values.dtype).expand(values.shape[1:])
-        self._total = one_after_the_other(np.add, total, values.masked_fill(~known, 0))
+        values = values.double().masked_fill(~known, 0)
+        self._total = one_after_the_other(np.add, self._total.expand(values.shape[1:]), values)
 
     def means(self) -> Float[Tensor, ...]:
         """Give the mean of all that were added; NaN where none was known."""

@@ -10,7 +10,7 @@ fingerprint finds mistakes; it does not protect against somebody who wants to de
 
 It is remembered with the model, together with cheap signs that the weights are still the same (`_signs`): where each
 tensor is in memory, how often torch has seen it edited, and a sample of its numbers. An edit that torch does not see,
-such as one through `.data`, numpy or a pointer, is noticed by the sample: in tensors of up to 65,536 numbers always,
+such as one through `.data`, numpy or a pointer, is noticed by the sample: in tensors of up to 16,384 numbers always,
 and in larger ones if it changes at least 127 neighbouring numbers, or one of the few that are in the sample. After a
 smaller one the remembered fingerprint would be wrong; edit under `torch.no_grad()` and without `.data` instead.
 """
@@ -49,7 +49,7 @@ _GOLDEN = -7046029254386353131  # 2 to the 64th divided by the golden ratio, sig
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 # The sample: all numbers of a tensor that has few, and else every 127th in the order of memory. This is a prime that no
 # tensor's width is a multiple of, so that it meets all columns.
-_FEW, _STRIDE = 1 << 16, 127
+_FEW, _STRIDE = 1 << 14, 127
 
 # The fingerprint of each model, and the signs that its weights had. They keep no model alive.
 _REMEMBERED: WeakKeyDictionary[Any, tuple[tuple[Any, ...] | None, str]] = WeakKeyDictionary()

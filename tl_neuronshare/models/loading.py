@@ -13,6 +13,7 @@ import torch
 
 from tl_neuronshare.checks import flag
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.launch import local_rank
 from tl_neuronshare.models import points, verification
 from tl_neuronshare.models.lens import (
     LensModel,
@@ -43,7 +44,8 @@ def load_model(
             `auto` is `hooked` on TransformerLens 3 for the names that HookedTransformer knows, unless it would run code
             that you did not trust. It is `bridge` for all other names, for local directories and files, and on
             TransformerLens 4.
-        device: the device to put the model on; by default TransformerLens chooses (a GPU if there is one).
+        device: the device to put the model on; by default TransformerLens chooses (a GPU if there is one). Under
+            `accelerate launch` or `torchrun`, the default is a GPU of its own for each process.
         dtype: the dtype of the weights; float32 by default.
         verify: whether every function that runs this model first makes the checks of `verify` that it depends on. A
             HookedTransformer that is made from a directory is compared with the Hugging Face model at once. False
@@ -54,7 +56,8 @@ def load_model(
     Raises:
         NeuronShareError: the backend is unknown, `hooked` is asked for on TransformerLens 4 or for a file, there is
             nothing to load, the model comes with code that you did not trust, TransformerLens cannot make this model,
-            or a HookedTransformer computes something different from the model it was made from.
+            a HookedTransformer computes something different from the model it was made from, or a launch has more
+            processes than GPUs.
 
     Example:
         >>> model = load_model(demo_directory, backend="bridge", device="cpu")
@@ -85,7 +88,7 @@ def load_model(
         )
     )
     how: dict[str, Any] = {
-        "device": device,
+        "device": _own_gpu() if device is None else device,
         "dtype": dtype or torch.float32,
         "trust_remote_code": trust_remote_code,
     }
@@ -130,6 +133,20 @@ def _check(name_or_path: Any, backend: Any, device: Any, dtype: Any, *, trust_re
         raise NeuronShareError(f"device={device!r} is unknown; give one of torch's, such as cpu or cuda.") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise NeuronShareError(f"device={device!r}: there is no such device here; use cpu.")
+
+
+def _own_gpu() -> torch.device | None:
+    """Return this process's own GPU, if it is one of a launch on a machine with GPUs; else None."""
+    number = local_rank()
+    if number is None or not torch.cuda.is_available():
+        return None
+    n_gpus = torch.cuda.device_count()
+    if number >= n_gpus:
+        raise NeuronShareError(
+            f"Process {number} of this launch has no GPU of its own, since there are {n_gpus}; start as many processes "
+            "as there are GPUs, or give device=."
+        )
+    return torch.device("cuda", number)
 
 
 def _known_name(name: str) -> bool:

@@ -245,12 +245,12 @@ def tokenised(
         if not isinstance(text, str):
             raise NeuronShareError(f"Language {language!r}, example {example!r}: {text!r} is not a text; give strings.")
     rows = tokenise(model, texts, prepend_bos=prepend_bos, language=language)
-    unreadable = set(model.tokenizer.all_special_ids)
+    unreadable, bos = set(model.tokenizer.all_special_ids), model.tokenizer.bos_token_id
     for example, text, tokens in zip(examples, texts, rows, strict=True):
         where = f"Language {language!r}, example {example!r}"
         if not tokens:
             raise NeuronShareError(f"{where}: the prompt has no token; write one that the tokenizer can read.")
-        read = tokens[1:] if tokens[:1] == [model.tokenizer.bos_token_id] else tokens
+        read = tokens[1:] if tokens[:1] == [bos] else tokens
         if read and unreadable.issuperset(read):
             raise NeuronShareError(
                 f"{where}: the tokenizer, which has {len(model.tokenizer)} tokens, knows nothing of "

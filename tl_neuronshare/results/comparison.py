@@ -24,7 +24,8 @@ from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.tables import MISMATCHES, mismatched_level, pieces_of_intersections
 from tl_neuronshare.results.types import NeuronType
 
-_CHUNK_BYTES = 1 << 23  # how much a tensor of pairs of inputs, or of the neurons of some inputs, may hold
+# How much a tensor of pairs of inputs may hold, and one of the neurons of some inputs.
+_PAIRS_BYTES, _MASK_BYTES = 1 << 21, 1 << 25
 
 
 def side_by_side(
@@ -227,7 +228,7 @@ def _means_of_inputs(sharing: NeuronSharing, other: NeuronSharing, type: NeuronT
     Some inputs are compared with some others at a time, so that memory does not grow with their number.
     """
     n_layers, d_mlp = sharing.is_neuron.shape
-    step = max(1, min(isqrt(_CHUNK_BYTES // (8 * n_layers)), _CHUNK_BYTES // (n_layers * d_mlp)))
+    step = max(1, min(isqrt(_PAIRS_BYTES // (8 * n_layers)), _MASK_BYTES // (n_layers * d_mlp)))
     indices, at_random = Means(), Means()
     for rows in (range(len(sharing))[start : start + step] for start in range(0, len(sharing), step)):
         mask = sharing.mask(type, examples=rows)

@@ -6,7 +6,6 @@ files, tables, and the neuron files of other tools.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from tl_neuronshare.checks import is_count
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.draws import NEAR, drawn, matched
 from tl_neuronshare.results.files import read_tensors, write_tensors
 from tl_neuronshare.results.routing import Experts, named
@@ -95,7 +95,7 @@ def magnitude_matched_like(
     noise = torch.rand(mask.shape, generator=generator, dtype=torch.float32, device="cpu").to(impact.device)
     match, is_far = matched(noise, mask.to(impact.device), impact)
     if share := is_far.sum().item() / max(1, mask.sum().item()):
-        warnings.warn(
+        warn(
             f"For {share:.1%} of the mask's neurons no unused neuron outside it has an impact within {NEAR:.0%}.",
             stacklevel=2,
         )

@@ -29,6 +29,7 @@ from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running
 from tl_neuronshare.running.recording import RecordedPass, SharingRecorder
 from tl_neuronshare.running.segments import (
     Segment,
+    has_results,
     hashes_in,
     result_file,
     results_in,
@@ -156,10 +157,9 @@ class _Categorising:
     def about(self) -> dict[str, Any]:
         """Return what the result depends on."""
         hashes = (text for _, prompts in self._segments() for text in hashes_of(prompts))
-        of_result = self.recorder.header(
-            0, self.prompts.name, hashes, 0, {"call": "categorise", **self.how.record}, had_tokens=True
-        )
-        return {**of_result["metadata"], "threshold": list(self.recorder.reading.thresholds)}
+        of_result = self.recorder.header(0, self.prompts.name, hashes, 0, self.how.record, had_tokens=True)
+        thresholds = list(self.recorder.reading.thresholds)
+        return {"call": "categorise", **of_result["metadata"], "threshold": thresholds}
 
     def _segments(self) -> Iterator[tuple[range, ParallelPrompts]]:
         """Each segment's examples, counted from 0, and their prompts."""
@@ -178,19 +178,19 @@ class _Categorising:
     def kept(self, loop: Loop, folder: Path) -> NeuronSharing | dict[float, NeuronSharing]:
         """Run the segments that are not in the folder yet, and return the result, which is opened from there."""
         thresholds = self.recorder.reading.thresholds
-        results = results_in(folder, thresholds)
-        if results is None:
-            files = [folder / segment_file(number) for number in range(len(self.segments))]
+        files = [folder / segment_file(number) for number in range(len(self.segments))]
+        is_whole = loop.of_main(partial(has_results, folder, thresholds))
+        if not is_whole:
             for (examples, prompts), file in zip(self._segments(), files, strict=True):
-                if file.exists():
+                if loop.of_main(file.exists):
                     continue
                 segment = loop.part(partial(self._segment, prompts, examples, loop))
                 if segment is not None:
                     loop.seal(file.name, segment.write)
             loop.finish()
             self._join(files, loop)
-            results = results_in(folder, thresholds)
-        assert results is not None  # they have just been written
+        loop.clear(files)
+        results = results_in(folder, thresholds)
         return results if isinstance(self.recorder.reading.threshold, tuple) else results[thresholds[0]]
 
     def _join(self, files: list[Path], loop: Loop) -> None:
@@ -203,7 +203,6 @@ class _Categorising:
             header = self.recorder.header(number, name, hashes_in(files), borderline, facts, had_tokens=True)
             write = partial(write_result, files, number, experts=self.recorder.experts, **header)
             loop.seal(result_file(thresholds, threshold), write)
-        loop.clear(files)
 
     def _facts(self, parts: Sequence[_Ran | Segment]) -> dict[str, Any]:
         n_prompts = len(self.prompts) * len(self.prompts.languages)
@@ -231,7 +230,7 @@ class _Categorising:
             for language, texts in prompts.prompts.items()
             for row in models.tokenised(model, texts, language, prompts.examples, prepend_bos=self.how.prepend_bos)
         ]
-        plan = Plan(model, rows, batch_size=self.how.batch_size)
+        plan, n_examples = Plan(model, rows, batch_size=self.how.batch_size), len(prompts)
         recorded: RecordedPass  # the batch that is running
 
         def read(layer: int, tensors: tuple[Tensor, ...]) -> None:
@@ -239,13 +238,13 @@ class _Categorising:
 
         def record(batch: Batch) -> Record:
             nonlocal recorded
-            numbers, places = zip(*(divmod(row, len(prompts)) for row in batch.rows), strict=True)
+            numbers, places = zip(*(divmod(row, n_examples) for row in batch.rows), strict=True)
             recorded = recorder.recorded_pass([prompts.languages[each] for each in numbers], places, batch)
             run_once(batch)
             return recorder.bits.of(recorded.prompts)
 
         def keep(rows: list[int], of_batch: Record) -> None:
-            numbers = [row % len(prompts) * len(prompts.languages) + row // len(prompts) for row in rows]
+            numbers = [row % n_examples * len(prompts.languages) + row // n_examples for row in rows]
             recorder.bits.take(torch.tensor(numbers, device="cpu"), of_batch)
 
         with models.reading(model, recorder.layers, read) as run_once:

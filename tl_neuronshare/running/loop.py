@@ -6,12 +6,12 @@ it, and whether it is computed now or was read from disk. Records are taken into
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from tqdm.auto import tqdm
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from tl_neuronshare import models
 from tl_neuronshare.checks import Options, option, or_none
 from tl_neuronshare.errors import NeuronShareError, UnfinishedError
+from tl_neuronshare.launch import warn
 from tl_neuronshare.models import LensModel
 from tl_neuronshare.running.plan import Batch, Plan
 from tl_neuronshare.running.processes import Processes, launched
@@ -93,12 +94,17 @@ class Keeping(Options):
                 "they are the same; take them off, or leave out= out."
             )
         number, of = self.part or (1, 1)
-        name = f"{number}-of-{of}-{among.rank + 1}-of-{among.size}"
-        shards = Shards(self.folder, about(), name) if among.is_main else None
-        among.wait()  # the main process makes the folder
-        shards = shards or Shards(self.folder, about(), name)
-        among.wait()  # all have read the same records before one of them writes
-        return shards
+        folder, name = self.folder, f"{number}-of-{of}-{among.rank + 1}-of-{among.size}"
+        # The main process makes the folder before the others open it.
+        shards: list[Shards] = []
+
+        def open_it(is_turn: bool) -> None:
+            if is_turn:
+                shards.append(Shards(folder, about(), name))
+
+        for is_turn in (among.is_main, not among.is_main):  # the main process makes the folder, or refuses it
+            among.together(partial(open_it, is_turn))
+        return shards[0]
 
 
 class Loop:
@@ -122,6 +128,7 @@ class Loop:
         self._most: int | None = None  # tokens in a batch, once memory has run out
         self._n_parts, self._n_missing = 0, 0
         self._is_mine: bool | None = None  # whether this process computes the present part; None: its share of batches
+        self._stages: set[str] = set()  # those whose records nothing has been sealed of
 
     def __call__(self, plan: Plan, compute: Compute, keep: Keep, *, stage: str = "", shown: bool = True) -> None:
         """Compute each batch that has no record yet, and give all records to `keep`, in the order of the plan.
@@ -138,7 +145,10 @@ class Loop:
             UnfinishedError: this process has computed its part, and other parts are missing.
             NeuronShareError: there is too little memory for a single row.
         """
-        known = self.shards.known(stage) if self.shards else set()
+        if self.shards or self._among.size > 1:
+            stage = f"{stage} {plan.fingerprint}"
+            self._stages.add(stage)
+        known = self._known(stage)
         left = [number for number in range(len(plan.batches)) if number not in known]
         own = self._own(left)
         self._count(sum(len(plan.batches[number]) for number in known) if shown else 0)
@@ -154,12 +164,13 @@ class Loop:
             for number, rows in enumerate(plan.batches):
                 keep(rows, computed(number) if number not in known else self._read(stage, number))
             return
-        records = {number: computed(number) for number in own}
-        for of_process in self._among.gathered(records):
+        records: dict[int, Record] = {}
+        for of_process in self._among.together(lambda: {number: computed(number) for number in own}):
             records |= of_process
-        if self.shards:
+        self._count(sum(len(plan.batches[number]) for number in set(records) - set(own)) if shown else 0)
+        if self._shard is not None and self.shards:
             self.shards.look()
-            known = self.shards.known(stage)
+            known = self._known(stage)
         if any(number not in records and number not in known for number in left):
             raise UnfinishedError("Other parts of the work are not done yet.")
         for number, rows in enumerate(plan.batches):
@@ -187,7 +198,7 @@ class Loop:
     def seal(self, name: str, write: Callable[[Path], None]) -> None:
         """Write a file of what a finished part of the run gave, and remove its records; do nothing without a folder.
 
-        Records that a job array has written stay, since its other processes may be at work.
+        In a job array records stay, since its other processes may need them.
 
         Args:
             name: the name of the file, which appears only when it is whole.
@@ -195,20 +206,26 @@ class Loop:
         """
         if self.shards is None:
             return
-        if self._among.is_main:
-            self.shards.put(name, write)
-        self._among.wait()
+        shards = self.shards
+        self.of_main(lambda: shards.put(name, write))
         if self._shard is None:
-            self.shards.forget()
-            self._among.wait()
+            self._among.together(lambda: shards.forget(self._stages))
+        self._stages.clear()
 
-    def clear(self, files: Iterable[Path]) -> None:
-        """Remove files of the folder, and all records, once the whole result is there."""
-        if self.shards is not None:
-            if self._among.is_main:
-                for file in files:
-                    file.unlink(missing_ok=True)
-            self.shards.forget()
+    def clear(self, files: Iterable[Path] = ()) -> None:
+        """Remove files of the folder, and all records, once the whole result is there; not in a job array."""
+        if self.shards is None or self._shard is not None:
+            return
+        shards = self.shards
+        self.of_main(lambda: shards.remove(files))
+        self._among.together(shards.forget)
+
+    def of_main(self, work: Callable[[], _Value]) -> _Value:
+        """Do something in the main process, and return what it gives, in every process.
+
+        So all of them decide alike about a folder in which a job array's other processes write at the same time.
+        """
+        return cast(_Value, self._among.together(lambda: work() if self._among.is_main else None)[0])
 
     def expect(self, n_rows: int) -> None:
         """Tell the progress bar how many rows all loops have together."""
@@ -227,6 +244,21 @@ class Loop:
                 f"Part {number} of {of} is done and kept in {str(self.shards.folder)!r}; other parts are not done yet. "
                 "The call that finds all of them there, with or without shard=, gives the whole result."
             )
+
+    def _known(self, stage: str) -> set[int]:
+        """The batches that all processes of a launch have found records of.
+
+        Raises:
+            NeuronShareError: the processes do not run the same stage and plan.
+        """
+        known = self.shards.known(stage) if self.shards else set()
+        of_all = self._among.gathered((stage, known))
+        if len({of_process for of_process, _ in of_all}) > 1:
+            raise NeuronShareError(
+                "The processes of this launch are not at the same work; call the same function in each of them, with "
+                "the same model, prompts and options. It deals the work to them by itself."
+            )
+        return set.intersection(*(of_process for _, of_process in of_all))
 
     def _own(self, left: list[int]) -> list[int]:
         """The batches that this process computes, of those that have no record yet."""
@@ -249,7 +281,8 @@ class Loop:
     def _computed(self, plan: Plan, rows: list[int], compute: Compute) -> Record:
         """The record of a batch; it is cut in halves, and these again, as long as memory does not suffice."""
         batch = plan.batch(rows)
-        n_tokens = batch.tokens.numel()
+        n_tokens = sum(each.tokens.numel() for each in (batch, batch.source) if each is not None)
+        half = (len(rows) + 1) // 2
         if len(rows) == 1 or self._most is None or n_tokens <= self._most:
             try:
                 return compute(batch)
@@ -261,29 +294,30 @@ class Loop:
                         f"There is too little memory to run a single row of {n_tokens} tokens ({error}). Use a GPU "
                         "with more memory, a smaller dtype, or a model that is split over several GPUs (device_map)."
                     ) from error
-            self._cut(n_tokens)
-        half = (len(rows) + 1) // 2
+            self._cut(n_tokens, half * n_tokens // len(rows))
         first, second = (self._computed(plan, part, compute) for part in (rows[:half], rows[half:]))
         return {name: torch.cat([first[name], second[name]]) for name in first}
 
-    def _cut(self, n_tokens: int) -> None:
-        """From now on, put at most half of these tokens in a batch; say so once."""
+    def _cut(self, n_tokens: int, most: int) -> None:
+        """From now on, put fewer tokens in a batch, since there was too little memory for so many; say so once."""
         from accelerate.utils.memory import clear_device_cache
 
         clear_device_cache(garbage_collection=True)
         if self._most is None:
-            warnings.warn(
+            warn(
                 f"Memory does not suffice for a batch of {n_tokens} tokens; it is run in halves, and later batches "
                 "are made smaller too. A smaller batch_size avoids this.",
                 stacklevel=2,
             )
-        self._most = n_tokens // 2
+        self._most = most
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
+    # What a driver or a library says if it finds no memory for itself.
+    by_others = any(text in str(error) for text in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error) or by_others
 
 
 def each_of(works: Iterable[Callable[[], _Value]]) -> list[_Value]:

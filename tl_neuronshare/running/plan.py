@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from math import ceil, inf
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,7 @@ from tl_neuronshare import models
 from tl_neuronshare.checks import Options, is_count, option
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import Inputs, LensModel, Packing, verification
+from tl_neuronshare.prompts import short_hash
 
 BatchSize = Literal["auto"] | int
 # What "auto" puts in one batch, padding included: enough to keep a GPU busy, but little beside a model's weights.
@@ -122,6 +124,11 @@ class Plan:
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.batch, self.batches)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the rows and of how they are batched."""
+        return short_hash(repr((self.prompts, self.answers, self.batches)))
 
     def batch(self, rows: list[int]) -> Batch:
         """The batch of these rows, padded."""

@@ -6,7 +6,7 @@ others. So every process ends with the whole result, and only the command that l
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.launch import is_launched
+
 _Value = TypeVar("_Value")
 # A process that dies closes its connections, which the others notice at once; a slow one is waited for.
 _PATIENCE = timedelta(days=7)
-_OF_A_LAUNCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells each process
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,27 @@ class Processes:
         dist.all_gather_object(of_all, own, group=self.group)
         return of_all
 
-    def wait(self) -> None:
-        """Wait until all processes have come here."""
-        self.gathered(None)
+    def together(self, work: Callable[[], _Value]) -> list[_Value]:
+        """Do work in each process, and return what it gives in each; all of them must call this.
+
+        Raises:
+            NeuronShareError: the work has failed in a different process. So all stop, and none waits for another.
+        """
+        if self.size == 1:
+            return [work()]
+        own: Any = None
+        failure: Exception | None = None
+        try:
+            own = work()
+        except Exception as error:
+            failure = error
+        of_all = self.gathered((own, None if failure is None else f"{type(failure).__name__}: {failure}"))
+        if failure is not None:
+            raise failure
+        for rank, (_, said) in enumerate(of_all):
+            if said is not None:
+                raise NeuronShareError(f"Process {rank} of {self.size} has failed ({said}).")
+        return [of_process for of_process, _ in of_all]
 
 
 def launched() -> Processes:
@@ -56,15 +76,15 @@ def launched() -> Processes:
     if not dist.is_available():
         return Processes()
     if not dist.is_initialized():
-        if not set(_OF_A_LAUNCH) <= set(os.environ) or int(os.environ["WORLD_SIZE"]) < 2:
+        if not is_launched():
             return Processes()
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        dist.init_process_group("gloo")
     if dist.get_world_size() < 2:
         return Processes()
-    return Processes(dist.get_rank(), dist.get_world_size(), _group())
+    return Processes(dist.get_rank(), dist.get_world_size(), _group(dist.group.WORLD))
 
 
 @cache
-def _group() -> Any:
-    """The connection for results, which are on the CPU; a user's own may be for GPUs only."""
-    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=_PATIENCE)
+def _group(world: Any) -> Any:
+    """The connection for results. The user's own may be for GPUs only, or may not wait long for slow processes."""
+    return dist.new_group(backend="gloo", timeout=_PATIENCE)

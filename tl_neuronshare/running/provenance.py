@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +24,8 @@ from tl_neuronshare.results.identity import first_differing
 from tl_neuronshare.results.sharing import NeuronSharing
 
 PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch")
-_CHUNK_OF_COLUMNS = 1000  # enough to estimate a standard deviation
+# Processing centres all rows of a tensor. These are enough to see it, and few, because each run looks.
+_ROWS, _COLUMNS_FOR_SPREAD = 16, 1000
 
 
 def describe(model: LensModel) -> dict[str, Any]:
@@ -38,8 +40,14 @@ def describe(model: LensModel) -> dict[str, Any]:
         "dtype": str(parameter.dtype).removeprefix("torch."),
         **({"quantised": quantised} if quantised else {}),
         "device": models.device_of(model).type,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": dict(_versions()),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """The versions of the packages, which are read from files."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def decoder_prompt_of(model: LensModel) -> dict[str, list[int]]:
@@ -181,11 +189,12 @@ def _is_centred(model: LensModel) -> bool:
 
 
 def _has_no_mean(weights: Float[Tensor, "row column"]) -> bool:
-    """Whether the rows' means are as small as rounding errors, and far smaller than the means of random numbers.
+    """Whether the means of the first rows are as small as rounding errors, and smaller than those of random numbers.
 
     The mean of n random numbers is about their standard deviation divided by the square root of n.
     """
-    spread = weights[:, :_CHUNK_OF_COLUMNS].float().std(-1)
-    means = weights.mean(-1, dtype=torch.promote_types(weights.dtype, torch.float32))
+    rows = weights[:_ROWS]
+    spread = rows[:, :_COLUMNS_FOR_SPREAD].float().std(-1)
+    means = rows.mean(-1, dtype=torch.promote_types(weights.dtype, torch.float32))
     relative = (means / spread)[spread > 0].square().mean().sqrt().item()  # NaN if no row has any spread
     return relative < 8 * torch.finfo(weights.dtype).eps and relative * weights.shape[-1] ** 0.5 < 0.05

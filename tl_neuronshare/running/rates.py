@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tl_neuronshare import models
 from tl_neuronshare.checks import texts_by_language
-from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.errors import NeuronShareError, UnfinishedError
 from tl_neuronshare.maths.activation import Number, widened
 from tl_neuronshare.models import LensModel, NeuronLayer, Site, verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
@@ -105,6 +105,8 @@ def activation_rates(
                     plan = Plan(model, rows, batch_size=how.batch_size)
                     loop.part(partial(so_far.count, language, plan, counter))
             so_far.end(language)
+        loop.finish()
+        loop.clear()
     # Counts may be large.
     widest = max(layer.width for layer in every_layer)
     rates = torch.full((len(texts), len(every_layer), widest), torch.nan, dtype=torch.float64, device="cpu")
@@ -128,11 +130,8 @@ class _SoFar:
             "groups": torch.zeros(n, dtype=torch.int64, device="cpu"),  # of pieces that share a plan
             "hashes": torch.zeros(n, 32, dtype=torch.uint8, device="cpu"),
         }
-        if loop.shards is not None and (path := loop.shards.folder / _FILE).exists():
-            # Copies, since they are added to.
-            self.tensors = read_tensors(
-                path, lambda tensors, _: {name: each.clone() for name, each in tensors.items()}, kind=_KIND
-            )
+        kept = None if loop.shards is None else loop.of_main(partial(_kept, loop.shards.folder / _FILE))
+        self.tensors = self.tensors if kept is None else kept
         self._group, self._hash = 0, bytes(32)  # how much of a language's text has been met, and its hash
 
     @property
@@ -179,12 +178,21 @@ class _SoFar:
                 counts.add_(record[str(layer)].sum(0))
 
         self.loop(plan, counter.counted, add, stage=f"{language}/{self._group}/{self._hash.hex()}")
+        if self._group != self.tensors["groups"][number] + 1:
+            raise UnfinishedError(f"Language {language!r}: the counts of earlier texts are not there yet.")
         self.tokens[number] += n_tokens
         for layer, counts in enumerate(of_layers):
             self.counts[number, layer, : len(counts)] += counts
         self.tensors["groups"][number] = self._group
         self.tensors["hashes"][number] = torch.tensor(list(self._hash), dtype=torch.uint8, device="cpu")
         self.loop.seal(_FILE, lambda path: write_tensors(self.tensors, path, kind=_KIND))
+
+
+def _kept(path: Path) -> dict[str, Tensor] | None:
+    """Copy the counts in a folder, which are added to; None if there are none."""
+    if not path.exists():
+        return None
+    return read_tensors(path, lambda tensors, _: {name: each.clone() for name, each in tensors.items()}, kind=_KIND)
 
 
 def _pieces(model: LensModel, texts: Iterable[str], language: str, *, prepend_bos: bool | None) -> Iterator[list[int]]:

@@ -7,7 +7,6 @@ all layers are in memory together. `categorising.py` has ready-made runs.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ from torch import Tensor
 from tl_neuronshare import models
 from tl_neuronshare.checks import Options, count, finite, is_count, one_of, option, refuse_language_all
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import (
     Number,
     Position,
@@ -424,7 +424,7 @@ class SharingRecorder:
         """Give a warning that would repeat for many batches only once."""
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, stacklevel=stacklevel)
+            warn(message, stacklevel=stacklevel)
 
     def where(self, prompt: int) -> str:
         """Name a prompt's language and example, for messages."""
@@ -622,18 +622,19 @@ class RecordedPass:
     def _experts(self, layer: int, tensors: Sequence[Tensor]) -> UInt8[Tensor, "row expert_byte"]:
         """Which experts each row is routed to, at its token or over all its counted tokens, as bits."""
         neurons, device, where = self.recorder.layers[layer], tensors[-1].device, self._where_of(layer)
+        places: Any = ...
         if where.index is not None:
             places = (torch.arange(self.n_prompts, device=device), where.index.to(device))
-            routed = neurons.routed(tensors, places)
-        elif (routed := neurons.routed(tensors)) is not None:
+        routed = neurons.routed(tensors, places)
+        if routed is None:
+            return torch.zeros(self.n_prompts, 0, dtype=torch.uint8, device="cpu")
+        if where.index is None:
             counted = None if where.counted is None else where.counted[..., None].to(device)
             if self.recorder.reading.position == "any":
                 routed = (routed if counted is None else routed & counted).any(1)
             else:
                 routed = (routed if counted is None else routed | ~counted).all(1)
-        return pack_with_torch(
-            torch.zeros(self.n_prompts, 0, dtype=torch.bool, device="cpu") if routed is None else routed
-        )
+        return pack_with_torch(routed)
 
     @property
     def n_prompts(self) -> int:

@@ -111,9 +111,11 @@ def _each(files: Sequence[Path], name: str) -> Iterator[Tensor]:
     return (getattr(Segment.read(file), name) for file in files)
 
 
-def results_in(folder: Path, thresholds: Sequence[float]) -> dict[float, NeuronSharing] | None:
-    """Open the results in a folder, by threshold; None if they are not all there."""
-    paths = {threshold: folder / result_file(thresholds, threshold) for threshold in thresholds}
-    if not all(path.exists() for path in paths.values()):
-        return None
-    return {threshold: NeuronSharing.load(path) for threshold, path in paths.items()}
+def has_results(folder: Path, thresholds: Sequence[float]) -> bool:
+    """Return whether a folder has the results for all thresholds."""
+    return all((folder / result_file(thresholds, threshold)).exists() for threshold in thresholds)
+
+
+def results_in(folder: Path, thresholds: Sequence[float]) -> dict[float, NeuronSharing]:
+    """Open the results in a folder, by threshold."""
+    return {threshold: NeuronSharing.load(folder / result_file(thresholds, threshold)) for threshold in thresholds}

@@ -11,8 +11,9 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,15 +58,7 @@ class Shards:
         with _Writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._claim(json.loads(json.dumps(about)), name)
-            self._file: IO[bytes] = path.open("ab")
-        try:
-            locked(self._file)
-        except BlockingIOError as error:
-            self._file.close()
-            raise NeuronShareError(
-                f"A different process is writing to the folder {str(folder)!r}; wait until it ends, or name a "
-                "different folder."
-            ) from error
+            self._file = _opened(path)
         self.look()
         with _Writing(folder):
             self._file.truncate(self._seen[path])  # without what a kill has left unfinished
@@ -73,18 +66,20 @@ class Shards:
     def _claim(self, about: dict[str, Any], name: str) -> None:
         """Write what the folder belongs to, or refuse a folder that belongs to something else."""
         path = self.folder / ABOUT
-        try:
-            theirs = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            foreign = [file.name for file in self.folder.iterdir() if not file.name.endswith((_PART, ".bin"))]
+        if not path.exists():
+            ours = (ABOUT, *map(_RECORDS.format, "*"))
+            foreign = [
+                file.name for file in self.folder.iterdir() if file.suffix != _PART and not any(map(file.match, ours))
+            ]
             if foreign:
                 raise NeuronShareError(
                     f"The folder {str(self.folder)!r} holds other files ({foreign[0]}); name a new folder."
-                ) from None
+                )
             part = path.with_name(f"{ABOUT}.{name}{_PART}")
             part.write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
-            part.replace(path)
-            return
+            _put_first(part, path)
+        try:
+            theirs = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise NeuronShareError(f"{str(path)!r} cannot be read ({error}); remove the folder.") from error
         difference = _difference(about, theirs)
@@ -101,7 +96,8 @@ class Shards:
     def __exit__(self, *error: object) -> None:
         path = Path(self._file.name)
         if not self._seen[path]:
-            path.unlink(missing_ok=True)  # nothing is in it
+            with suppress(OSError):
+                path.unlink()  # nothing is in it
         self._file.close()
 
     def known(self, stage: str) -> set[int]:
@@ -124,10 +120,13 @@ class Shards:
         name = json.dumps([stage, batch]).encode()
         tensors = save({key: tensor.contiguous() for key, tensor in record.items()})
         path, start = Path(self._file.name), self._seen[Path(self._file.name)]
+        head = _HEAD.pack(len(name), len(tensors), zlib.crc32(tensors, zlib.crc32(name)))
         with _Writing(self.folder):
-            self._file.write(_HEAD.pack(len(name), len(tensors), zlib.crc32(tensors, zlib.crc32(name))))
-            self._file.write(name + tensors)
-            self._file.flush()
+            try:
+                _write(head + name + tensors, self._file)
+            except BaseException:
+                self._file.truncate(start)  # what follows must follow a whole record
+                raise
         self._note(path, stage, batch, start + _HEAD.size + len(name), len(tensors))
 
     def put(self, name: str, write: Callable[[Path], None]) -> None:
@@ -141,7 +140,8 @@ class Shards:
     def look(self) -> None:
         """Read which records have been written since the last look, by this process and by others."""
         for path in sorted(self.folder.glob(_RECORDS.format("*"))):
-            with path.open("rb") as file:
+            # A process that ends removes its file if nothing is in it.
+            with suppress(FileNotFoundError), path.open("rb") as file:
                 file.seek(self._seen.setdefault(path, 0))
                 for stage, batch, start, length in _records(file):
                     self._note(path, stage, batch, start, length)
@@ -150,15 +150,29 @@ class Shards:
         self._places.setdefault(stage, {})[batch] = path, start, length
         self._seen[path] = start + length
 
-    def forget(self) -> None:
-        """Remove the records of this process, and of processes that have ended."""
+    def forget(self, stages: Collection[str] | None = None) -> None:
+        """Forget the records of some stages, or all; remove the files in which no others are.
+
+        The files of processes that are at work stay.
+        """
+        self.look()
+        for stage in list(self._places) if stages is None else stages:
+            self._places.pop(stage, None)
+        needed = {path for of_stage in self._places.values() for path, _, _ in of_stage.values()}
         own = Path(self._file.name)
-        self._places.clear()
         with _Writing(self.folder):
-            self._file.truncate(0)
-            for path in set(self._seen) - {own}:
-                _remove_unless_locked(path)
-        self._seen = {own: 0}
+            for path in set(self._seen) - needed:
+                if path == own:
+                    self._file.truncate(0)
+                else:
+                    _remove_unless_locked(path, self._seen[path])
+        self._seen = {own: 0} | {path: end for path, end in self._seen.items() if path in needed}
+
+    def remove(self, files: Iterable[Path]) -> None:
+        """Remove these files, and those that a kill has left half written."""
+        with _Writing(self.folder):
+            for file in (*files, *self.folder.glob(f"*{_PART}")):
+                file.unlink(missing_ok=True)
 
 
 def _records(file: IO[bytes]) -> Iterator[tuple[str, int, int, int]]:
@@ -202,25 +216,66 @@ class _Writing:
             ) from error
 
 
-def _remove_unless_locked(path: Path) -> None:
-    with suppress(FileNotFoundError, BlockingIOError), path.open("ab") as file:
-        locked(file)
-        path.unlink()
+def _opened(path: Path) -> FileIO:
+    """Open a process's own file, which no other process writes to as long as it is open.
+
+    Raises:
+        NeuronShareError: a different process writes to it.
+    """
+    while True:
+        file = FileIO(path, "ab")
+        try:
+            locked(file)
+        except BlockingIOError as error:
+            file.close()
+            raise NeuronShareError(
+                f"A different process is writing to the folder {str(path.parent)!r}; wait until it ends, or name a "
+                "different folder."
+            ) from error
+        # A process that ends may have removed the file before it was locked here.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
 
 
-def locked(file: IO[Any]) -> None:
-    """Lock a file until it is closed, if the system has such locks; if not, two runs at once are not noticed.
+def _write(content: bytes, file: FileIO) -> None:
+    """Write all of it; a disk that gets full takes a part, and says so at the next one."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _put_first(part: Path, path: Path) -> None:
+    """Give a file its name, unless a different process has been faster."""
+    with suppress(FileExistsError):
+        try:
+            path.hardlink_to(part)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without such links
+            part.replace(path)
+    part.unlink(missing_ok=True)
+
+
+def _remove_unless_locked(path: Path, end: int) -> None:
+    """Remove the file of a process that has ended, if it ends here."""
+    with suppress(OSError), path.open("r+b") as file:
+        if locked(file) and os.fstat(file.fileno()).st_size <= end:
+            path.unlink()
+
+
+def locked(file: IO[Any]) -> bool:
+    """Lock a file until it is closed; return False if the system has no locks, so that two runs at once go unnoticed.
 
     Raises:
         BlockingIOError: a different process has locked it.
     """
     try:
         import fcntl
-    except ImportError:  # Windows
-        return
-    try:
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError:  # a file system without locks
-        return
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        return False
+    return True

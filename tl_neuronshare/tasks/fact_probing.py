@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from tl_neuronshare.checks import count
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.launch import warn
 from tl_neuronshare.prompts import ParallelPrompts, short_hash
 from tl_neuronshare.tasks import reading
 from tl_neuronshare.tasks.reading import Languages, Report
@@ -346,7 +346,7 @@ def _leave_out(
         raise NeuronShareError(f"fact_probing cannot ask in every language ({reasons}).{how}")
     for language, reason in lacking.items():
         report.left_out(language, reason, len(tables.pop(language)))
-    warnings.warn(f"fact_probing left out {reasons}. Types are among {', '.join(tables)}.{how}", stacklevel=3)
+    warn(f"fact_probing left out {reasons}. Types are among {', '.join(tables)}.{how}", stacklevel=3)
 
 
 def _with_choices(

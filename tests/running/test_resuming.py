@@ -1,0 +1,157 @@
+"""Runs that are stopped, and called again: the same result to the bit, and nothing is run twice."""
+
+from __future__ import annotations
+
+import pytest
+
+import tl_neuronshare as ns
+from support.prompts import QUIZ
+from support.runs import KEPT, StoppedError, facts, passes
+from tl_neuronshare import models
+from tl_neuronshare.running import rates, segments
+
+# How many forward passes a batch has at most, where it has more than one: those of a control by impact, those that
+# decode an answer. Where references are measured for a language, this happens again in each call.
+MORE_PASSES = {"exact": 3, "causal check": 4, "study": 2, "study mean": 9, "study resample": 9}
+SLOW = [pytest.param(name, marks=[pytest.mark.slow] * ("study" in name)) for name in KEPT]
+
+
+@pytest.fixture(params=["whole", "in parts"])
+def in_parts(request, monkeypatch):
+    """With as few examples in a segment, and texts in a group, as there can be; and with all together."""
+    if request.param == "in parts":
+        monkeypatch.setattr(segments, "_MOST_PROMPTS", 1)
+        monkeypatch.setattr(rates, "_PIECES", 3)
+
+
+def expected_of(model, name):
+    with passes(model) as undisturbed:
+        result = KEPT[name](model, QUIZ)
+    return facts(result), undisturbed.done
+
+
+def needed_by(model, name):
+    """How many passes a call makes beside those that it keeps: `categorise` of what the others take."""
+    if not name.startswith(("attribute", "top", "causal", "study")):
+        return 0
+    with passes(model) as needed:
+        KEPT["categorise"](model, QUIZ)
+        for _ in range(0 if "study" in name else 3 if "causal" in name else 1):
+            models.changes_mlp_output(model)
+    return needed.done
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_run_that_is_stopped_anywhere_goes_on(animals, name, in_parts, tmp_path):
+    model = animals.lens("bloom", "bridge")
+    KEPT[name](model, QUIZ)  # makes the checks
+    expected, n_passes = expected_of(model, name)
+    again = needed_by(model, name)
+    n_kept, most_lost = n_passes - again, MORE_PASSES.get(name, 1) - 1
+    assert n_kept >= 5
+    for limit in range(0, n_kept, 1 if n_kept < 20 else 7):
+        out = tmp_path / str(limit)
+        with passes(model, limit=again + limit) as first, pytest.raises(StoppedError):
+            KEPT[name](model, QUIZ, out=out)
+        assert first.done == again + limit
+        with passes(model) as second:
+            assert facts(KEPT[name](model, QUIZ, out=out)) == expected
+        assert n_kept - limit <= second.done - again <= n_kept - limit + most_lost
+        with passes(model) as third:  # what is done is opened
+            assert facts(KEPT[name](model, QUIZ, out=out)) == expected
+        assert third.done == again
+        assert not list(out.glob("*.part"))
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_run_that_is_stopped_again_and_again_ends(animals, name, in_parts, tmp_path):
+    model = animals.lens("bloom", "bridge")
+    expected, n_passes = expected_of(model, name)
+    at_a_time = needed_by(model, name) + 2 * MORE_PASSES.get(name, 1) + 1
+    for _ in range(n_passes):
+        try:
+            with passes(model, limit=at_a_time):
+                result = KEPT[name](model, QUIZ, out=tmp_path)
+            break
+        except StoppedError:
+            pass
+    assert facts(result) == expected
+
+
+def test_what_is_whole_is_all_that_is_left(animals, in_parts, tmp_path):
+    model = animals.lens("bloom", "bridge")
+    for name, left in {
+        "categorise": {"about.json", "sharing.safetensors"},
+        "thresholds": {"about.json", "threshold-0.0.safetensors", "threshold-0.1.safetensors"},
+        "rates": {"about.json", "counts.safetensors"},
+    }.items():
+        KEPT[name](model, QUIZ, out=tmp_path / name)
+        assert {file.name for file in (tmp_path / name).iterdir()} == left
+
+
+def test_more_text_goes_on_from_what_was_counted(animals, monkeypatch, tmp_path):
+    model = animals.lens("bloom", "bridge")
+    monkeypatch.setattr(rates, "_PIECES", 2)
+    texts = {"en": [f"The sky is {word}." for word in ("blue", "red", "so grey", "and so on", "dark")], "de": ["Ja."]}
+    how = {"batch_size": 2, "progress": False}
+    begun = {language: of_language[:4] for language, of_language in texts.items()}
+    assert facts(ns.activation_rates(model, begun, out=tmp_path, **how)) == facts(
+        ns.activation_rates(model, begun, **how)
+    )
+    with passes(model) as more:
+        found = ns.activation_rates(model, {name: iter(each) for name, each in texts.items()}, out=tmp_path, **how)
+    assert facts(found) == facts(ns.activation_rates(model, texts, **how))
+    assert more.done == 1
+    changed = texts | {"en": ["The sea is blue.", *texts["en"][1:]]}
+    for other in (changed, {"en": texts["en"][:3], "de": ["Ja."]}):
+        with pytest.raises(ns.NeuronShareError, match="'en': the texts do not begin with those that the folder was"):
+            ns.activation_rates(model, other, out=tmp_path, **how)
+
+
+DIFFERENT = {
+    "categorise": [{"threshold": 0.5}, {"position": "any"}, {"batch_size": 3}, {"prepend_bos": True}],
+    "evaluate": [{"scoring": "exact"}, {"length_normalised": True}, {"batch_size": 3}],
+}
+
+
+@pytest.mark.parametrize("function", DIFFERENT)
+def test_a_folder_of_a_different_call_is_refused(animals, function, tmp_path):
+    model, other = (animals.lens(name, "bridge") for name in ("bloom", "llama"))
+    run = getattr(ns, function)
+    run(model, QUIZ, out=tmp_path, progress=False)
+    calls = [(model, QUIZ, options) for options in DIFFERENT[function]]
+    run(other, QUIZ, progress=False)  # makes the checks
+    calls += [(other, QUIZ, {}), (model, QUIZ[:2], {}), (model, QUIZ.select(["de", "en", "zh"]), {})]
+    for each, prompts, options in calls:
+        with passes(each) as made, pytest.raises(ns.NeuronShareError, match="belongs to a different call: its "):
+            run(each, prompts, out=tmp_path, progress=False, **options)
+        assert made.done == 0
+    between = ns.evaluate if run is ns.categorise else ns.categorise
+    with pytest.raises(ns.NeuronShareError, match="its call is "):
+        between(model, QUIZ, out=tmp_path, progress=False)
+
+
+def test_studies_of_different_neurons_have_different_folders(animals, tmp_path):
+    model = animals.lens("bloom", "bridge")
+    sharing = ns.categorise(model, QUIZ, progress=False)
+    masks = {"one": sharing.mask("specific")}
+    how = {"seeds": [0], "n_resamples": 10, "controls": ["random"], "progress": False}
+    ns.ablation_study(model, QUIZ, masks, out=tmp_path, **how)
+    changed = {"one": masks["one"].clone()}
+    changed["one"][0, 0, 0] ^= True
+    for options in ({}, {"mode": "mean"}, {"seeds": [1]}):
+        with pytest.raises(ns.NeuronShareError, match="belongs to a different call"):
+            ns.ablation_study(model, QUIZ, masks if options else changed, out=tmp_path, **how | options)
+    active = ns.NeuronSharing.from_activated(
+        torch_bits(sharing), languages=sharing.languages, metadata={**sharing.metadata}
+    )
+    ns.ablation_study(model, QUIZ, masks, active=sharing, out=tmp_path / "active", **how)
+    with pytest.raises(ns.NeuronShareError, match="belongs to a different call"):
+        ns.ablation_study(model, QUIZ, masks, active=active, out=tmp_path / "active", **how)
+
+
+def torch_bits(sharing):
+    """What is activated, but for one neuron."""
+    activated = sharing.activated(slice(None)).clone()
+    activated[0, 0, 0, 0] ^= True
+    return activated
