@@ -30,12 +30,14 @@ class Sizes:
     Attributes:
         examples: for categorising at the last token and its bare trunk.
         fewer: for everything else that runs in batches.
+        study: for the study, which runs them many times.
         single: for what runs one prompt at a time, or needs the logits of every token.
         repeats: how many rounds are measured.
     """
 
     examples: int
     fewer: int
+    study: int
     single: int
     repeats: int
 

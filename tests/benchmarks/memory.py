@@ -22,7 +22,7 @@ from common import Bench, Job, again, numbered, passes_of
 import tl_neuronshare as ns
 
 SUBJECT = "memory"
-FUNCTIONS = ("bare trunk", "categorise", "categorise, any", "attribute", "evaluate", "ablation_study")
+FUNCTIONS = ("bare trunk", "categorise", "attribute", "evaluate", "ablation_study")
 _EVERY = 0.002  # seconds between two looks at the memory
 
 
@@ -44,9 +44,8 @@ class Place:
 def _job(name: str, model: Any, prompts: ns.ParallelPrompts) -> Job:
     if name == "bare trunk":
         return partial(again, model, passes_of(model, partial(ns.categorise, model, prompts, progress=False)))
-    if name.startswith("categorise"):
-        position = "any" if name.endswith("any") else "last"
-        return partial(ns.categorise, model, prompts, position=position, progress=False)
+    if name == "categorise":
+        return partial(ns.categorise, model, prompts, progress=False)
     if name == "evaluate":
         return partial(ns.evaluate, model, prompts, progress=False)
     sharing = ns.categorise(model, prompts, progress=False)

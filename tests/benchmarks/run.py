@@ -71,6 +71,7 @@ def sizes_for(kind: str, args: argparse.Namespace) -> Sizes:
         sizes,
         examples=min(most, sizes.examples) if args.examples else sizes.examples,
         fewer=min(most, sizes.fewer),
+        study=min(most, sizes.study),
         single=min(most, sizes.single),
         repeats=args.repeats or sizes.repeats,
     )
