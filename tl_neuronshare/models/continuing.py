@@ -62,6 +62,7 @@ def continuing(model: LensModel, prompts: Inputs) -> Iterator[Continuing]:
         prompts: the prompts' tokens, which all end at the last position.
 
     Example:
+        >>> from tl_neuronshare.models import inputs_of
         >>> rows = [model.to_tokens(prompt)[0].tolist() for prompt in ("Sum of 12 and 10 →", "Country code of Peru →")]
         >>> with continuing(model, inputs_of(model, rows)) as run:
         ...     first, later = run.prompts(), run.texts([0, 1, 1], [[5, 6], [7], [8, 9, 10]])
