@@ -253,7 +253,7 @@ def test_attribution(tmp_path):
         assert len(getattr(ns.plots, name)(table).axes) >= 2  # from the file too
     record = json.loads((folder / "run.json").read_text())
     assert record["attribution"] | {"norm": "full", "answer": "all", "top_k": 30} == record["attribution"]
-    assert set(record["seconds"]) == {"load", "categorise", "attribute", "top neurons", "tables and figures"}
+    assert set(record["seconds"]) == {"load", "categorise", "scores", "tables and figures"}
     share = table.query("language == 'all' and layer == '3' and type == 'all-shared' and statistic == 'top_share'")
     row = share.iloc[0]
     assert f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" in result.stdout

@@ -188,7 +188,7 @@ def _effects(
 
     keeping = keeping.inside("ablated")
     with running(model, "ablation", n_rows=len(plan), progress=progress, keeping=keeping, about=about) as loop:
-        loop(plan, ablate, keep)
+        loop.part(partial(loop, plan, ablate, keep))
     return lost
 
 
