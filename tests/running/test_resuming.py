@@ -11,7 +11,8 @@ from tl_neuronshare import models
 from tl_neuronshare.running import rates, segments
 
 # How many forward passes a batch has at most, where it has more than one: those of a control by impact, those that
-# decode an answer. References and impacts are measured again in each call, for every batch of every language that is left.
+# decode an answer. References and impacts are measured again in each call, for every batch of the languages that are
+# left.
 MORE_PASSES = {"exact": 3, "causal check": 4, "study": 14, "study mean": 21, "study resample": 21}
 SLOW = [pytest.param(name, marks=[pytest.mark.slow] * ("study" in name)) for name in KEPT]
 
