@@ -158,7 +158,7 @@ def test_tasks_of_an_array_one_after_the_other(one, tmp_path):
         for name, (said,) in found.items():
             # Where there are fewer parts than tasks, an earlier one has them all.
             assert said == one[name] or (number < 4 and f"Part {number} of 4 is done and kept in" in said)
-        assert number == 4 or "is done and kept in" in found["categorise"][0]
+        assert number > 1 or "is done and kept in" in found["categorise"][0]
     assert_all(tmp_path / "4", one, 1, KEPT)
     ended(begun(ALONE, tmp_path / "joined", "--out", tmp_path / "out"))
     assert_all(tmp_path / "joined", one, 1, KEPT)
