@@ -29,7 +29,6 @@ from tl_neuronshare.evaluation.evaluating import Evaluation, Scoring, ScoringNam
 from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import Number
 from tl_neuronshare.maths.bootstrap import Bootstrap
-from tl_neuronshare.maths.impact import lengths
 from tl_neuronshare.models import Hooks, LensModel, Site, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
@@ -268,7 +267,6 @@ class _Study:
     def __init__(self, model: LensModel, evaluation: Evaluation, targets: Targets, replacing: Replacing) -> None:
         self.model, self.evaluation, self.targets, self.replacing = model, evaluation, targets, replacing
         self.layers = [layer.weighted() for layer in models.neuron_layers(model, "post")]
-        self._lengths: dict[int, Float[Tensor, " neuron"]] = {}  # of each layer's output weights
         self._impacts: dict[tuple[str, tuple[int, ...]], Float[Tensor, "row layer neuron"]] = {}
 
     def run(
@@ -331,9 +329,7 @@ class _Study:
         for batch in Plan(self.model, rows, batch_size=len(rows)):
             read = models.values_of(self.model, self.layers, batch, -1)
             for number, (layer, values) in enumerate(zip(self.layers, read, strict=True)):
-                if number not in self._lengths:
-                    self._lengths[number] = lengths(layer.W_out().to(values.device))
-                impact[batch.rows, number, : layer.width] = (values.abs() * self._lengths[number]).cpu()
+                impact[batch.rows, number, : layer.width] = (values.abs() * layer.lengths.to(values.device)).cpu()
         return impact
 
 

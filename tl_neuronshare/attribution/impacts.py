@@ -18,7 +18,7 @@ from tl_neuronshare.checks import Options, is_count, one_of, option
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.answers import Continuation, continuations
 from tl_neuronshare.maths.activation import Number
-from tl_neuronshare.maths.impact import FinalNorm, lengths, projected
+from tl_neuronshare.maths.impact import FinalNorm, projected
 from tl_neuronshare.models import LensModel, NeuronLayer, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
@@ -160,7 +160,6 @@ class Impacts:
         self.places: dict[str, list[Continuation]] = {}
         self._others: dict[str, list[tuple[int, ...]]] = {}  # for each example, the answer of a different example
         self._plans: dict[str, Plan] = {}
-        self._lengths: dict[int, Float[Tensor, " neuron"]] = {}
         merged = [is_merged for language in prompts.languages for is_merged in self._prepare(language, how)]
         self.record = {
             **provenance.of_run(model, prompts, sharing),
@@ -294,19 +293,13 @@ class Impacts:
                 language,
                 examples,
                 number,
-                generation=mean(post.abs() * self._lengths_of(number, post.device)),
+                generation=mean(post.abs() * layer.lengths.to(post.device)),
                 correctness=mean(pushes.impact(number, layer, post, token, residual)),
                 other_answer=mean(pushes.impact(number, layer, post, other_token, residual)).masked_fill(
                     ~has_other.to(post.device), torch.nan
                 ),
                 types=types[:, number, : layer.width].to(post.device),
             )
-
-    def _lengths_of(self, number: int, device: torch.device) -> Float[Tensor, " neuron"]:
-        """The lengths of a layer's output weights, which are computed once."""
-        if number not in self._lengths:
-            self._lengths[number] = lengths(self.layers[number].W_out().to(device))
-        return self._lengths[number]
 
     def _check_finite(self, scores: Tensor, language: str, examples: list[int], layer: int) -> None:
         finite = scores.isfinite().all(-1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.impact import lengths
 from tl_neuronshare.models.lens import dequantised, loaded, tensor_of
 from tl_neuronshare.results.routing import named
 
@@ -216,6 +218,11 @@ class NeuronLayer:
         """
         weights = [writer.W_out() for writer in self.writers]
         return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+    @cached_property
+    def lengths(self) -> Float[Tensor, " neuron"]:
+        """The length of each row of `W_out`, which is computed once for this object."""
+        return lengths(self.W_out())
 
     def columns(self, neurons: Int[Tensor, " neuron"]) -> dict[str, NDArray[np.int64]]:
         """Return the table columns that name these neurons; the first is `neuron`, the place in the layer.
