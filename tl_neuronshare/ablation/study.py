@@ -39,8 +39,8 @@ from tl_neuronshare.running.plan import BatchSize, Plan, Running
 from tl_neuronshare.running.shards import Record
 
 _KEPT_IMPACTS = 1 << 28  # bytes that the neurons' impacts may take
-# Called after each run with the mask's name, what was ablated, the seed, and the run's table of `evaluate`.
 _SUM = "sum of "  # begins the names of sums over neurons in a batch's record
+# Called after each run with the mask's name, what was ablated, the seed, and the run's table of `evaluate`.
 OnRun = Callable[[str, str, int | None, pd.DataFrame], None]
 
 
@@ -291,8 +291,8 @@ class _Study:
         ]
 
         def evaluated(target: str, ablated: str, seed: int | None, run: _Ablated | None) -> dict[str, Any] | None:
-            hooks, beside = (None, None) if run is None else (run.hooks, run.sums_of)
-            table = self.evaluation.run(hooks, loop, stage=f"{target}/{ablated}/{seed}", beside=beside)
+            hooks = None if run is None else run.hooks
+            table = self.evaluation.run(hooks, loop, stage=f"{target}/{ablated}/{seed}", beside=run)
             if table is None:
                 return None
             if on_run is not None:
@@ -334,16 +334,12 @@ class _Study:
 
 
 class _Ablated:
-    """One mask or control with one seed: its hooks, batch by batch, and sums over the neurons that were drawn."""
+    """One mask or control with one seed: its hooks, batch by batch, and beside them sums over the neurons drawn."""
 
     def __init__(self, study: _Study, target: str, outcome: Outcome, seed: int) -> None:
         self.study, self.target, self.outcome, self.seed = study, target, outcome, seed
         self.sums = Sums(study.evaluation.prompts)
         self._sums: dict[str, Float[Tensor, " example"]] = {}  # of the distinct examples of the latest batch
-
-    def sums_of(self, language: str) -> _SumsOf:
-        """Return what measures the sums of each batch of a language."""
-        return _SumsOf(self, language)
 
     def hooks(self, language: str, examples: Tensor, prompt_tokens: int, tokens: Tensor) -> Hooks:
         """Make the hooks for one batch, in which an example may have several rows."""
@@ -386,24 +382,13 @@ class _Ablated:
         return masks
 
     def measured(self, examples: Sequence[int]) -> Record:
-        """Return the sums over neurons for the rows of the batch that has just run."""
+        """Return the sums over neurons for the rows of the batch whose hooks were made last."""
         distinct_examples = sorted(set(examples))
         rows = [distinct_examples.index(example) for example in examples]
         return {_SUM + name: sums[rows] for name, sums in self._sums.items()}
 
-
-class _SumsOf:
-    """Measures the sums of a run in one language, and keeps them; see `Beside`."""
-
-    def __init__(self, run: _Ablated, language: str) -> None:
-        self.run, self.language = run, language
-
-    def measured(self, examples: Sequence[int]) -> Record:
-        """Return the sums for the batch that has just run."""
-        return self.run.measured(examples)
-
-    def keep(self, examples: Sequence[int], record: Record) -> None:
-        """Add the sums to those of the run."""
+    def keep(self, language: str, examples: Sequence[int], record: Record) -> None:
+        """Add the sums of a batch to those of the run."""
         for name, sums in record.items():
             if name.startswith(_SUM):
-                self.run.sums.add(name.removeprefix(_SUM), self.language, examples, sums)
+                self.sums.add(name.removeprefix(_SUM), language, examples, sums)

@@ -6,7 +6,7 @@ All rows of a batch are in one language. Logits are computed only at positions t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -343,7 +343,7 @@ class Evaluation:
         loop: Loop,
         *,
         stage: str = "",
-        beside: Callable[[str], Beside] | None = None,
+        beside: Beside | None = None,
     ) -> pd.DataFrame | None:
         """Make the table of `evaluate`; None if other processes have not done their part yet.
 
@@ -351,19 +351,11 @@ class Evaluation:
             fwd_hooks: as in `evaluate`.
             loop: the loop that goes through the batches.
             stage: the name of this run in the loop's records.
-            beside: gives what else is measured in a language.
+            beside: what else is measured for each batch.
         """
         parts = [
             loop.part(
-                partial(
-                    self._rows,
-                    language,
-                    fwd_hooks,
-                    loop,
-                    stage=f"{stage}/{language}",
-                    beside=None if beside is None else beside(language),
-                ),
-                whole=True,
+                partial(self._rows, language, fwd_hooks, loop, stage=f"{stage}/{language}", beside=beside), whole=True
             )
             for language in self.scorers
         ]

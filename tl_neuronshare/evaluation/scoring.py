@@ -38,7 +38,7 @@ class Beside(Protocol):
         """Return a number for the example of each row of the batch whose hooks were made last, by name."""
         ...
 
-    def keep(self, examples: Sequence[int], record: Record) -> None:
+    def keep(self, language: str, examples: Sequence[int], record: Record) -> None:
         """Take these numbers from a record, which has others too."""
         ...
 
@@ -108,10 +108,9 @@ class Scorer:
         log_probs = torch.zeros(len(self.continuations), dtype=torch.float64, device="cpu")
         greedy: list[list[int]] = [[] for _ in self.continuations]
         noise = verification.noise(self.model) if self.likeliest else torch.inf
-        has_hooks = models.has_hooks(self.model)
         # Decoding runs different tokens from scoring, and what a user's hook does to them is not known. So scores
         # under such a hook prove nothing about decoding.
-        can_prove = self.likeliest and not has_hooks
+        can_prove = self.likeliest and not models.has_hooks(self.model)
 
         def score(batch: Batch, rows: Sequence[Row]) -> Record:
             of_batch = [rows[place] for place in batch.rows]
@@ -159,16 +158,17 @@ class Scorer:
             for row, known in zip(of_batch, unragged("greedy", record), strict=True):
                 greedy[row.numbers[0]] = known
             if beside is not None:
-                beside.keep([row.example for row in of_batch], record)
+                beside.keep(self.language, [row.example for row in of_batch], record)
 
         def keep_once(places: list[int], record: Record, once: Once) -> None:
             of_batch = [once.groups[place] for place in places]
             log_probs[_numbers(row for group in of_batch for row in group)] = record["log_probs"]
             if beside is not None:
-                beside.keep([group[0].example for group in of_batch], record)
+                beside.keep(self.language, [group[0].example for group in of_batch], record)
 
         once, plan, rows = self._once, self.plan, self._rows
-        if once is not None and not has_hooks and (callable(fwd_hooks) or _are_local(fwd_hooks or [])):
+        can_share = callable(fwd_hooks) or _are_local(fwd_hooks or [])
+        if once is not None and can_share and not models.has_hooks(self.model):
             loop(once.plan, partial(score_once, once=once), partial(keep_once, once=once), stage=f"{stage}/once")
             plan, rows, stage = once.plan_of_left, once.left, f"{stage}/left"
         loop(plan, partial(score, rows=rows), partial(keep, rows=rows), stage=stage)
