@@ -95,7 +95,6 @@ class Keeping(Options):
             )
         number, of = self.part or (1, 1)
         folder, name = self.folder, f"{number}-of-{of}-{among.rank + 1}-of-{among.size}"
-        # The main process makes the folder before the others open it.
         shards: list[Shards] = []
 
         def open_it(is_turn: bool) -> None:

@@ -54,14 +54,14 @@ class Shards:
         self.folder = folder
         self._places: dict[str, dict[int, tuple[Path, int, int]]] = {}  # stage -> batch -> where its tensors are
         self._seen: dict[Path, int] = {}  # how far each file has been read
-        path = folder / _RECORDS.format(name)
+        self._own = folder / _RECORDS.format(name)
         with _Writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._claim(json.loads(json.dumps(about)), name)
-            self._file = _opened(path)
+            self._file = _opened(self._own)
         self.look()
         with _Writing(folder):
-            self._file.truncate(self._seen[path])  # without what a kill has left unfinished
+            self._file.truncate(self._seen[self._own])  # without what a kill has left unfinished
 
     def _claim(self, about: dict[str, Any], name: str) -> None:
         """Write what the folder belongs to, or refuse a folder that belongs to something else."""
@@ -94,10 +94,9 @@ class Shards:
         return self
 
     def __exit__(self, *error: object) -> None:
-        path = Path(self._file.name)
-        if not self._seen[path]:
+        if not self._seen[self._own]:
             with suppress(OSError):
-                path.unlink()  # nothing is in it
+                self._own.unlink()  # nothing is in it
         self._file.close()
 
     def known(self, stage: str) -> set[int]:
@@ -119,7 +118,7 @@ class Shards:
         """
         name = json.dumps([stage, batch]).encode()
         tensors = save({key: tensor.contiguous() for key, tensor in record.items()})
-        path, start = Path(self._file.name), self._seen[Path(self._file.name)]
+        start = self._seen[self._own]
         head = _HEAD.pack(len(name), len(tensors), zlib.crc32(tensors, zlib.crc32(name)))
         with _Writing(self.folder):
             try:
@@ -127,13 +126,12 @@ class Shards:
             except BaseException:
                 self._file.truncate(start)  # what follows must follow a whole record
                 raise
-        self._note(path, stage, batch, start + _HEAD.size + len(name), len(tensors))
+        self._note(self._own, stage, batch, start + _HEAD.size + len(name), len(tensors))
 
     def put(self, name: str, write: Callable[[Path], None]) -> None:
         """Write a file into the folder, whole or not at all, whichever other processes write it too."""
-        own = Path(self._file.name)
         with _Writing(self.folder):
-            part = own.with_name(f"{own.stem}-{name}{_PART}")
+            part = self._own.with_name(f"{self._own.stem}-{name}{_PART}")
             write(part)
             part.replace(self.folder / name)
 
@@ -159,14 +157,13 @@ class Shards:
         for stage in list(self._places) if stages is None else stages:
             self._places.pop(stage, None)
         needed = {path for of_stage in self._places.values() for path, _, _ in of_stage.values()}
-        own = Path(self._file.name)
         with _Writing(self.folder):
             for path in set(self._seen) - needed:
-                if path == own:
+                if path == self._own:
                     self._file.truncate(0)
                 else:
                     _remove_unless_locked(path, self._seen[path])
-        self._seen = {own: 0} | {path: end for path, end in self._seen.items() if path in needed}
+        self._seen = {self._own: 0} | {path: end for path, end in self._seen.items() if path in needed}
 
     def remove(self, files: Iterable[Path]) -> None:
         """Remove these files, and those that a kill has left half written."""
