@@ -21,6 +21,7 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import count_bits
 from tl_neuronshare.maths.draws import drawn
 from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.results.bits import ranges
 from tl_neuronshare.results.identity import first_differing
 from tl_neuronshare.results.masks import check_mask
 from tl_neuronshare.results.sharing import NeuronSharing
@@ -71,7 +72,7 @@ class Masks:
     def share(self) -> Float[Tensor, "layer neuron"]:
         """The share of the examples for which each neuron is in the mask."""
         n_examples = self.n_examples or 1
-        first, *others = _some_at_a_time(n_examples)
+        first, *others = ranges(n_examples, _SOME)
         counts = self.rows(first).sum(0)
         for some in others:
             counts += self.rows(some).sum(0)
@@ -172,7 +173,7 @@ class Targets:
 
     def _sizes(self, rows: Rows) -> Int[Tensor, "example layer"]:
         """How many neurons are in the masks of every example."""
-        return torch.cat([rows(some).sum(-1) for some in _some_at_a_time(len(self.prompts))])
+        return torch.cat([rows(some).sum(-1) for some in ranges(len(self.prompts), _SOME)])
 
     def sizes_of_whole(self, name: str) -> Int[Tensor, "example layer"]:
         """How many neurons are in the `whole` mask of every example."""
@@ -203,7 +204,7 @@ class Targets:
         columns = [self.active.languages.index(language) for language in self.prompts.languages]
         fewest = [
             count_bits(self.active.bits.at(some)[:, columns] & self.active.packed_is_neuron).amin(1)
-            for some in _some_at_a_time(len(self.active))
+            for some in ranges(len(self.active), _SOME)
         ]
         return torch.cat(fewest)
 
@@ -230,10 +231,6 @@ def knows_activity(sharing: NeuronSharing, prompts: ParallelPrompts, *, assume: 
     """Whether a result has these prompts' activations; if it does not know its prompts, the answer is `assume`."""
     known = sharing.prompt_hashes is not None or assume
     return known and len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
-
-
-def _some_at_a_time(n_examples: int) -> list[range]:
-    return [range(n_examples)[start : start + _SOME] for start in range(0, n_examples, _SOME)]
 
 
 def _is_neuron(widths: Sequence[int]) -> Bool[Tensor, "layer neuron"]:

@@ -68,10 +68,9 @@ class Bits:
         """How many examples are used at a time."""
         return max(1, _CHUNK_BYTES // max(1, 8 * self.stored[:1].numel()))
 
-    def slices(self) -> Iterator[range]:
+    def slices(self) -> list[range]:
         """The examples that are used together."""
-        for start in range(0, len(self), self.step):
-            yield range(start, min(start + self.step, len(self)))
+        return ranges(len(self), self.step)
 
     def pieces(self) -> Iterator[tuple[range, UInt8[Tensor, "example language layer byte"]]]:
         """All examples, some at a time, and their bits."""
@@ -93,6 +92,16 @@ def joined(parts: Sequence[Bits]) -> Bits:
             whole[start + examples.start : start + examples.stop] = piece
         start += len(part)
     return Bits(whole)
+
+
+def ranges(n: int, step: int, *, start: int = 0) -> list[range]:
+    """Cut n examples, counted from 0, into ranges of at most `step`, beginning at `start`.
+
+    Example:
+        >>> ranges(5, 2)
+        [range(0, 2), range(2, 4), range(4, 5)]
+    """
+    return [range(first, min(first + step, n)) for first in range(start, n, step)]
 
 
 def rows_at(rows: Tensor, places: Sequence[int]) -> Tensor:

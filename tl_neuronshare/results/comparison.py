@@ -19,6 +19,7 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.bootstrap import Bootstrap, Collected
 from tl_neuronshare.maths.chance import expected_intersection, jaccard
 from tl_neuronshare.maths.totals import Means
+from tl_neuronshare.results.bits import ranges
 from tl_neuronshare.results.identity import first_difference
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.tables import MISMATCHES, mismatched_level, pieces_of_intersections
@@ -230,11 +231,10 @@ def _means_of_inputs(sharing: NeuronSharing, other: NeuronSharing, type: NeuronT
     n_layers, d_mlp = sharing.is_neuron.shape
     step = max(1, min(isqrt(_PAIRS_BYTES // (8 * n_layers)), _MASK_BYTES // (n_layers * d_mlp)))
     indices, at_random = Means(), Means()
-    for rows in (range(len(sharing))[start : start + step] for start in range(0, len(sharing), step)):
+    for rows in ranges(len(sharing), step):
         mask = sharing.mask(type, examples=rows)
         # Of one task, each pair of inputs is looked at once.
-        for start in range(rows.start if sharing is other else 0, len(other), step):
-            columns = range(len(other))[start : start + step]
+        for columns in ranges(len(other), step, start=rows.start if sharing is other else 0):
             found = _jaccard_of_inputs(mask, other.mask(type, examples=columns), sharing.widths)
             is_pair = torch.ones(len(rows), len(columns), dtype=torch.bool, device="cpu")
             if sharing is other and rows == columns:

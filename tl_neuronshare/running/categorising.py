@@ -22,7 +22,7 @@ from tl_neuronshare.checks import one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number, Position
 from tl_neuronshare.models import LensModel, NeuronLayer, Site
-from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of, require_prompts
+from tl_neuronshare.prompts import ParallelPrompts, PromptHashes, as_list, hashes_of, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running.loop import Keeping, Loop, running
 from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running
@@ -30,7 +30,6 @@ from tl_neuronshare.running.recording import RecordedPass, SharingRecorder
 from tl_neuronshare.running.segments import (
     Segment,
     has_results,
-    hashes_in,
     result_file,
     results_in,
     segment_file,
@@ -194,14 +193,15 @@ class _Categorising:
         return results if isinstance(self.recorder.reading.threshold, tuple) else results[thresholds[0]]
 
     def _join(self, files: list[Path], loop: Loop) -> None:
-        """Write the results from the files of all segments, which are then removed."""
+        """Write the results from the files of all segments."""
         parts = [Segment.read(file) for file in files]
         thresholds = self.recorder.reading.thresholds
+        name, facts = self.prompts.name, self._facts(parts)
         for number, threshold in enumerate(thresholds):
             borderline = sum(int(part.borderline[number]) for part in parts)
-            name, facts = self.prompts.name, self._facts(parts)
-            header = self.recorder.header(number, name, hashes_in(files), borderline, facts, had_tokens=True)
-            write = partial(write_result, files, number, experts=self.recorder.experts, **header)
+            hashes = (text for part in parts for text in PromptHashes(part.hashes))
+            header = self.recorder.header(number, name, hashes, borderline, facts, had_tokens=True)
+            write = partial(write_result, parts, number, experts=self.recorder.experts, **header)
             loop.seal(result_file(thresholds, threshold), write)
 
     def _facts(self, parts: Sequence[_Ran | Segment]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from tl_neuronshare.prompts import PromptHashes
+from tl_neuronshare.results.bits import ranges
 from tl_neuronshare.results.files import Stream, read_tensors, write_tensors
 from tl_neuronshare.results.sharing import FILE, NeuronSharing, write_sharing
 
@@ -27,7 +27,7 @@ def segments_of(n_examples: int, n_languages: int, bytes_a_prompt: int) -> list[
         [range(0, 2), range(2, 4), range(4, 5)]
     """
     step = max(1, min(_MOST_PROMPTS, _MOST_BYTES // bytes_a_prompt) // n_languages)
-    return [range(start, min(start + step, n_examples)) for start in range(0, n_examples, step)]
+    return ranges(n_examples, step)
 
 
 @dataclass(frozen=True)
@@ -71,44 +71,30 @@ def result_file(thresholds: Sequence[float], threshold: float) -> str:
 
 
 def write_result(
-    files: Sequence[Path], number: int, path: Path, *, experts: Sequence[tuple[int, int] | None], **header: Any
+    parts: Sequence[Segment], number: int, path: Path, *, experts: Sequence[tuple[int, int] | None], **header: Any
 ) -> None:
-    """Write the result for one threshold from the files of all segments, one segment at a time.
+    """Write the result for one threshold from all segments, one segment at a time.
 
     Args:
-        files: the files of the segments, in order.
+        parts: the segments in order, whose tensors lie in files.
         number: which of the thresholds.
         path: the file of the result.
         experts: as in `Routing`, for each layer.
         header: the languages, widths, hooks and metadata of the result.
     """
-    first = Segment.read(files[0])
-    n_examples = sum(len(Segment.read(file).hashes) for file in files)
-
-    def stream(name: str) -> Stream:
-        like = getattr(first, name)
-        like = like[number] if name == "packed" else like
-        pieces = (part[number] if name == "packed" else part for part in _each(files, name))
-        return Stream((n_examples, *like.shape[1:]), like.dtype, pieces)
-
     write_sharing(
         path,
-        stream("packed"),
+        _joined([part.packed[number] for part in parts]),
         **header,
-        prompt_hashes=stream("hashes"),
-        routed=stream("routed") if any(experts) else None,
+        prompt_hashes=_joined([part.hashes for part in parts]),
+        routed=_joined([part.routed for part in parts]) if any(experts) else None,
         experts=list(experts) if any(experts) else None,
     )
 
 
-def hashes_in(files: Sequence[Path]) -> Iterator[str]:
-    """Give the hashes of each example's prompts."""
-    for numbers in _each(files, "hashes"):
-        yield from PromptHashes(numbers)
-
-
-def _each(files: Sequence[Path], name: str) -> Iterator[Tensor]:
-    return (getattr(Segment.read(file), name) for file in files)
+def _joined(pieces: Sequence[Tensor]) -> Stream:
+    """The examples of one piece after those of the other."""
+    return Stream((sum(map(len, pieces)), *pieces[0].shape[1:]), pieces[0].dtype, pieces)
 
 
 def has_results(folder: Path, thresholds: Sequence[float]) -> bool:
