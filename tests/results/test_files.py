@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tl_neuronshare as ns
+from support.folders import said_in_a_read_only_folder
 from tl_neuronshare.results.files import Stream, read_tensors, write_tensors
 
 DTYPES = [
@@ -147,27 +148,22 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-READ_ONLY = """
-import os, tempfile, torch
+TOY = """
+import torch
 import tl_neuronshare as ns
 toy = ns.NeuronSharing.from_activated(torch.rand(2, 2, 1, 9) > 0.5, languages=["en", "de"])
-with tempfile.TemporaryDirectory() as folder:
-    os.chmod(folder, 0o555)
-    user = os.geteuid()
-    os.seteuid(user or 65534)  # root may write everywhere
-    try:
-        toy.save(folder + "/file")
-    except ns.NeuronShareError as error:
-        print(error)
-    os.seteuid(user)
-    print(os.listdir(folder))
+"""
+SAVE = """
+try:
+    toy.save(folder + "/file")
+except ns.NeuronShareError as error:
+    print(error)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders have other permissions")
 def test_a_read_only_folder_is_said():
-    run = [sys.executable, "-c", READ_ONLY]
-    said, left = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+    said, left = said_in_a_read_only_folder(TOY, SAVE)
     assert "Permission denied" in said
     assert "is the disk full, or the folder read-only?" in said
     assert left == "[]"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tl_neuronshare as ns
+from support.folders import said_in_a_read_only_folder
 from tl_neuronshare.running.shards import Shards
 
 ABOUT = {"call": "test", "model": {"name": "tiny", "layers": 3}, "seeds": [0, 1], "threshold": None}
@@ -241,29 +242,23 @@ def test_a_full_disk_is_said_and_what_was_written_is_kept(tmp_path, goes_on):
         assert all((shards.read("scores", number)["x"] == number).all() for number in (0, 1))
 
 
-READ_ONLY = """
-import os, tempfile
+IMPORTS = """
 from pathlib import Path
 import tl_neuronshare as ns
 from tl_neuronshare.running.shards import Shards
-with tempfile.TemporaryDirectory() as folder:
-    os.chmod(folder, 0o555)
-    user = os.geteuid()
-    os.seteuid(user or 65534)  # root may write everywhere
-    for name in ("", "/new"):
-        try:
-            Shards(Path(folder + name), {"call": "test"}, "1")
-        except ns.NeuronShareError as error:
-            print(error)
-    os.seteuid(user)
-    print(os.listdir(folder))
+"""
+OPEN = """
+for name in ("", "/new"):
+    try:
+        Shards(Path(folder + name), {"call": "test"}, "1")
+    except ns.NeuronShareError as error:
+        print(error)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders have other permissions")
 def test_a_read_only_folder_is_said():
-    run = [sys.executable, "-c", READ_ONLY]
-    *said, left = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
+    *said, left = said_in_a_read_only_folder(IMPORTS, OPEN)
     assert len(said) == 2
     assert all("Permission denied" in line and "make room or allow writing, and run the same" in line for line in said)
     assert left == "[]"
