@@ -102,7 +102,7 @@ def values_at(
 
     def compute(batch: Batch) -> Record:
         of_layers = models.values_of(model, layers, batch, _places(model, batch, index, language))
-        return {str(number): read.cpu() for number, read in enumerate(of_layers)}
+        return {str(number): read for number, read in enumerate(of_layers)}
 
     def keep(rows: list[int], record: Record) -> None:
         for number in range(len(layers)):

@@ -253,7 +253,7 @@ def _warn(impacts: Impacts) -> None:
 
 def _by_type(impacts: LayerImpacts, top_k: int) -> Float[Tensor, "kept type row"]:
     """Reduce a layer to the numbers in `_KEPT`. If there are no neurons of a type, its max and min are infinite."""
-    types = torch.tensor(TYPES, device=impacts.types.device).reshape(-1, 1, 1)
+    types = torch.arange(len(TYPES), device=impacts.types.device).flip(0).reshape(-1, 1, 1)  # as in TYPES
     # Ones and zeros, since a product takes much less time than `where`; the scores are finite.
     is_of_type = (impacts.types == types).to(impacts.generation.dtype)
     return torch.stack(
@@ -283,7 +283,7 @@ def _sum_max_min(
 
     def extreme(start: float, which: Literal["amax", "amin"]) -> Float[Tensor, "type row"]:
         by_number = scores.new_full((len(scores), len(TYPES)), start)
-        return by_number.scatter_reduce(-1, types.long(), scores, which)[:, TYPES].T
+        return by_number.scatter_reduce(-1, types.long(), scores, which).flip(-1).T  # as in TYPES
 
     return of_type.sum(-1), extreme(-torch.inf, "amax"), extreme(torch.inf, "amin")
 

@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from tl_neuronshare import models
@@ -19,7 +19,7 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.answers import Continuation, continuations
 from tl_neuronshare.maths.activation import Number
 from tl_neuronshare.maths.impact import FinalNorm, projected
-from tl_neuronshare.models import LensModel, NeuronLayer, verification
+from tl_neuronshare.models import LensModel, NeuronLayer, OnDevices, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running import provenance
@@ -240,9 +240,7 @@ class Impacts:
 
         def compute(batch: Batch) -> Record:
             of_layers = self._scored(batch, language=language, pushes=pushes)
-            return {
-                f"{layer.layer} {name}": tensor.cpu() for layer in of_layers for name, tensor in step(layer).items()
-            }
+            return {f"{layer.layer} {name}": tensor for layer in of_layers for name, tensor in step(layer).items()}
 
         def keep_layers(rows: list[int], record: Record) -> None:
             examples = [self.places[language][row].example for row in rows]
@@ -274,41 +272,55 @@ class Impacts:
             ],
             device="cpu",
         )
-        has_other = torch.tensor([[bool(other)] for other in others], device="cpu")
         layers = [*self.layers, models.final_residual(self.model)] if self.final_norm else self.layers
         values = models.values_of(self.model, layers, batch, (row, position))
         residual = values.pop() if self.final_norm else None
         examples = [self.places[language][number].example for number in batch.rows]
         types = self.sharing.types_of(examples)
-        n_tokens = torch.tensor([[len(answer)] for answer in answers], device="cpu")
+        mean = _MeanOverTokens(row, [len(answer) for answer in answers])
+        without_other = torch.tensor([[not other] for other in others], device="cpu")
+        is_missing = OnDevices(without_other) if without_other.any() else None
+        places, other_places = pushes.places(token), pushes.places(other_token)
+        largest: list[Float[Tensor, " row"]] = []  # each layer's largest score of each row, from 0
         for number, (layer, post) in enumerate(zip(self.layers, values, strict=True)):
+            generation = mean(post.abs() * layer.lengths.to(post.device))
+            correctness = mean(pushes.impact(number, layer, post, places, residual))
+            other_answer = mean(pushes.impact(number, layer, post, other_places, residual))
+            # NaN where a score is NaN. This is one pass over the scores, where `isfinite` makes four.
+            scores = (generation, correctness, other_answer)
+            largest.append(sum(torch.linalg.vector_norm(each, torch.inf, dim=-1) for each in scores))
+            if is_missing is not None:
+                other_answer = other_answer.masked_fill(is_missing.on(post.device), torch.nan)
+            of_layer = types[:, number, : layer.width].to(post.device)
+            yield LayerImpacts(language, examples, number, generation, correctness, other_answer, of_layer)
+        self._check_finite(largest, language, examples)
 
-            def mean(scores: Tensor, number: int = number) -> Tensor:
-                """The mean of scores over the tokens of each answer."""
-                sums = scores.new_zeros(len(answers), scores.shape[-1]).index_add_(0, row.to(scores.device), scores)
-                self._check_finite(sums, language, examples, number)
-                return sums / n_tokens.to(sums.device)
+    def _check_finite(self, largest: Sequence[Float[Tensor, " row"]], language: str, examples: list[int]) -> None:
+        """Refuse scores of which a layer's largest is not finite, once all layers are there: on a GPU, asking waits."""
+        for layer, of_rows in enumerate(models.on_cpu(largest)):
+            finite = of_rows.isfinite()
+            if not finite.all():
+                example = self.prompts.examples[examples[int(finite.int().argmin())]]
+                raise NeuronShareError(
+                    f"Language {language!r}, example {example!r}, layer {layer}: a score is NaN or infinite; load the "
+                    "model in float32 or bfloat16, and check your hooks."
+                )
 
-            yield LayerImpacts(
-                language,
-                examples,
-                number,
-                generation=mean(post.abs() * layer.lengths.to(post.device)),
-                correctness=mean(pushes.impact(number, layer, post, token, residual)),
-                other_answer=mean(pushes.impact(number, layer, post, other_token, residual)).masked_fill(
-                    ~has_other.to(post.device), torch.nan
-                ),
-                types=types[:, number, : layer.width].to(post.device),
-            )
 
-    def _check_finite(self, scores: Tensor, language: str, examples: list[int], layer: int) -> None:
-        finite = scores.isfinite().all(-1)
-        if not finite.all():
-            example = self.prompts.examples[examples[int(finite.int().argmin())]]
-            raise NeuronShareError(
-                f"Language {language!r}, example {example!r}, layer {layer}: a score is NaN or infinite; load the "
-                "model in float32 or bfloat16, and check your hooks."
-            )
+class _MeanOverTokens:
+    """The mean of scores over the tokens of each row's answer."""
+
+    def __init__(self, row: Int[Tensor, " place"], n_tokens: Sequence[int]) -> None:
+        self._is_single = set(n_tokens) == {1}
+        self._row = OnDevices(row)
+        self._n_tokens = OnDevices(torch.tensor(n_tokens, device="cpu")[:, None])
+
+    def __call__(self, scores: Float[Tensor, "place neuron"]) -> Float[Tensor, "row neuron"]:
+        if self._is_single:
+            return scores
+        n_tokens = self._n_tokens.on(scores.device)
+        sums = scores.new_zeros(len(n_tokens), scores.shape[-1])
+        return sums.index_add_(0, self._row.on(scores.device), scores) / n_tokens
 
 
 class _Pushes:
@@ -330,19 +342,26 @@ class _Pushes:
         number: int,
         layer: NeuronLayer,
         post: Float[Tensor, "place neuron"],
-        tokens: Tensor,
+        places: OnDevices,
         residual: Float[Tensor, "place d_model"] | None,
     ) -> Float[Tensor, "place neuron"]:
-        """The neurons' values at each place times their pushes of its token, with the residual stream before it."""
-        places = torch.tensor([self._number[token] for token in tokens.tolist()], device="cpu")
+        """The neurons' values at each place times their pushes of its token, with the residual stream before it.
+
+        `places` says which tokens, as `places` gives them.
+        """
+        here = places.on(post.device)
         if self.final_norm is None or residual is None:
-            return post * self._of_distinct(number, layer, self._unembedding, post.device)[places]
+            return post * self._of_distinct(number, layer, self._unembedding, post.device)[here]
         residual = residual.to(self._unembedding)
         if self.norm == "full":
-            directions = self.final_norm.full(self._unembedding[places], residual)
+            directions = self.final_norm.full(self._unembedding[places.on(residual.device)], residual)
             return post * _projected(layer, directions, post.device)
-        pushes = self._of_distinct(number, layer, self.final_norm.unscaled(self._unembedding), post.device)[places]
+        pushes = self._of_distinct(number, layer, self.final_norm.unscaled(self._unembedding), post.device)[here]
         return post * (pushes / self.final_norm.scale(residual).to(pushes))
+
+    def places(self, tokens: Int[Tensor, " place"]) -> OnDevices:
+        """Where the tokens are among the distinct ones."""
+        return OnDevices(torch.tensor([self._number[token] for token in tokens.tolist()], device="cpu"))
 
     def _of_distinct(
         self, number: int, layer: NeuronLayer, directions: Tensor, device: torch.device

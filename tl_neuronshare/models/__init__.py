@@ -1,10 +1,12 @@
 """Everything that depends on TransformerLens and on Hugging Face's modules; other folders use the names listed here."""
 
 from tl_neuronshare.models.forward import (
+    OnDevices,
     forward,
     last_logits,
     last_positions_only,
     layer_hooks,
+    on_cpu,
     reading,
     run,
     values_of,

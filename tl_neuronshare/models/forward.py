@@ -201,6 +201,48 @@ def values_of(
     return [values[number] for number in range(len(layers))]
 
 
+class OnDevices:
+    """A tensor that is copied once to each device on which it is needed, since a model may be spread over several.
+
+    Example:
+        >>> OnDevices(torch.tensor([1, 2])).on(torch.device("cpu"))
+        tensor([1, 2])
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._copies = {tensor.device: tensor}
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the tensor on a device."""
+        if device not in self._copies:
+            self._copies[device] = self._tensor.to(device)
+        return self._copies[device]
+
+
+def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors on the CPU. All those of a device are copied at once, since each copy waits for its work.
+
+    Example:
+        >>> on_cpu([torch.tensor([True, False]), torch.tensor([[3]])])
+        [tensor([ True, False]), tensor([[3]])]
+    """
+    copies = list(tensors)
+    for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
+        places = [place for place, tensor in enumerate(tensors) if tensor.device == device]
+        for place, copy in zip(places, _in_one_copy([tensors[place] for place in places]), strict=True):
+            copies[place] = copy
+    return copies
+
+
+def _in_one_copy(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Copy tensors of one device to the CPU, all in a single transfer of their bytes."""
+    as_bytes = [tensor.flatten().view(torch.uint8) for tensor in tensors]
+    copies = torch.split(torch.cat(as_bytes).cpu(), [len(each) for each in as_bytes])
+    for tensor, copy in zip(tensors, copies, strict=True):
+        yield copy.clone().view(tensor.dtype).view(tensor.shape)  # a clone begins where any dtype may begin
+
+
 def _at(inputs: Inputs, position: int) -> tuple[Any, Any]:
     """Return the place of each prompt's token at an index that counts from its end."""
     if inputs.mask is None or bool(inputs.mask[:, -1].all()):

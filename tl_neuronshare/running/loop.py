@@ -134,9 +134,9 @@ class Loop:
 
         Args:
             plan: the batches.
-            compute: gives the record of a batch: tensors on the CPU, with the batch's rows on their first axis, in
-                order; a row may have any number of entries. It does nothing else.
-            keep: takes the rows of a batch and its record into the result.
+            compute: gives the record of a batch: tensors with the batch's rows on their first axis, in order; a row may
+                have any number of entries. It does nothing else.
+            keep: takes the rows of a batch and its record, which is on the CPU, into the result.
             stage: what is computed, different for each loop of a run.
             shown: whether the progress bar counts the rows.
 
@@ -284,7 +284,8 @@ class Loop:
         half = (len(rows) + 1) // 2
         if len(rows) == 1 or self._most is None or n_tokens <= self._most:
             try:
-                return compute(batch)
+                record = compute(batch)
+                return dict(zip(record, models.on_cpu(list(record.values())), strict=True))
             except (RuntimeError, MemoryError) as error:
                 if not _is_lack_of_memory(error):
                     raise

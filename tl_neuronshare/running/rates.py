@@ -232,6 +232,7 @@ class _Counter:
             number: torch.zeros(layer.width, dtype=torch.int64, device="cpu")
             for number, layer in enumerate(self.layers)
         }
+        are_finite: dict[int, list[Tensor]] = {}  # looked at after the pass, so that no layer waits for it
 
         def read(layer: int, tensors: tuple[Tensor, ...]) -> None:
             tensors = tuple(tensor.detach() for tensor in tensors)
@@ -243,15 +244,18 @@ class _Counter:
             for part in zip(*(torch.split(place, step) for place in places), strict=True):
                 here = tuple(place.to(tensors[-1].device) for place in part)
                 values = widened(self.layers[layer].read(tensors, here, absent=absent))
-                if not values.isfinite().all():
-                    raise NeuronShareError(
-                        f"Language {self.language!r}: NaN or infinite activations at {self.layers[layer].name}; load "
-                        "the model in float32 or bfloat16, and check your own hooks."
-                    )
+                are_finite.setdefault(layer, []).append(values.isfinite().all())
                 counts_of_layers[layer] += (values > self.threshold).sum(0)
 
         if counted.any():
             with models.reading(self.model, self.layers, read) as run_once:
                 run_once(batch)
-        of_layers = {str(layer): counts[None].cpu() for layer, counts in counts_of_layers.items()}
+        is_finite = models.on_cpu([torch.stack(parts).all() for parts in are_finite.values()])
+        for layer, yes in zip(are_finite, is_finite, strict=True):
+            if not yes:
+                raise NeuronShareError(
+                    f"Language {self.language!r}: NaN or infinite activations at {self.layers[layer].name}; load the "
+                    "model in float32 or bfloat16, and check your own hooks."
+                )
+        of_layers = {str(layer): counts[None] for layer, counts in counts_of_layers.items()}
         return {"tokens": counted.sum()[None], **of_layers}

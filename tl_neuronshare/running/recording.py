@@ -33,7 +33,7 @@ from tl_neuronshare.maths.activation import (
     packed_width,
     tokens_needed,
 )
-from tl_neuronshare.models import Inputs, LensModel, Site, Stack, verification
+from tl_neuronshare.models import Inputs, LensModel, OnDevices, Site, Stack, verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of
 from tl_neuronshare.results.identity import fingerprint
@@ -41,7 +41,8 @@ from tl_neuronshare.results.routing import Routing
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running import provenance
 
-_CHUNK = 1 << 20  # values that are reduced at a time, so that this needs little memory beside the model itself
+# Values that are reduced at a time, so that this needs little memory beside the model; on a GPU, calls are dear.
+_CHUNK, _CHUNK_ON_GPU = 1 << 20, 1 << 26
 Mask = Int[Tensor, "prompt position"] | Bool[Tensor, "prompt position"]
 
 
@@ -516,14 +517,14 @@ class _Where:
     Attributes:
         length: how many tokens each row has, padding included.
         reached: how many tokens the latest call had.
-        counted: which tokens to look at; None means all.
-        index: which token to read, if it is a single one.
+        counted: which tokens to look at, for each prompt and position; None means all.
+        index: which token of each prompt to read, if it is a single one.
     """
 
     length: int | None = None
     reached: int = 0
-    counted: Bool[Tensor, "prompt position"] | None = None
-    index: Int[Tensor, " prompt"] | None = None
+    counted: OnDevices | None = None
+    index: OnDevices | None = None
 
 
 class RecordedPass:
@@ -576,7 +577,8 @@ class RecordedPass:
         bits.recorded[self.prompts, layer] = False
         where = self._where_of(layer)
         n_tokens = where.length if where.index is None and where.length is not None else 1
-        step = max(1, _CHUNK // (n_tokens * self.recorder.layers[layer].width))
+        most = _CHUNK if _is_on_cpu(tensors[-1]) else _CHUNK_ON_GPU
+        step = max(1, most // (n_tokens * self.recorder.layers[layer].width))
         tensors = tuple(tensor.detach() for tensor in tensors)
         parts = [
             self._reduced(layer, tensors, slice(start, min(start + step, self.n_prompts)))
@@ -602,9 +604,9 @@ class RecordedPass:
         if where.index is None:
             values = self.recorder.layers[layer].read(tensors, rows, absent=absent)
         else:
-            places = (torch.arange(rows.start, rows.stop, device=device), where.index[rows].to(device))
+            places = (torch.arange(rows.start, rows.stop, device=device), where.index.on(device)[rows])
             values = self.recorder.layers[layer].read(tensors, places, absent=absent).unsqueeze(1)
-        counted = None if where.counted is None else where.counted[rows].to(device)
+        counted = None if where.counted is None else where.counted.on(device)[rows]
         # At one token the largest value is the value itself.
         quantifier: Literal["any", "all"] = "all" if reading.position == "all" else "any"
         chosen, scale = extreme(values, counted, quantifier)
@@ -624,12 +626,12 @@ class RecordedPass:
         neurons, device, where = self.recorder.layers[layer], tensors[-1].device, self._where_of(layer)
         places: Any = ...
         if where.index is not None:
-            places = (torch.arange(self.n_prompts, device=device), where.index.to(device))
+            places = (torch.arange(self.n_prompts, device=device), where.index.on(device))
         routed = neurons.routed(tensors, places)
         if routed is None:
             return torch.zeros(self.n_prompts, 0, dtype=torch.uint8, device="cpu")
         if where.index is None:
-            counted = None if where.counted is None else where.counted[..., None].to(device)
+            counted = None if where.counted is None else where.counted.on(device)[..., None]
             if self.recorder.reading.position == "any":
                 routed = (routed if counted is None else routed & counted).any(1)
             else:
@@ -691,7 +693,7 @@ class RecordedPass:
         where.length = shown.shape[1]
         counted = shown
         if recorder.reading.position == "mask":
-            where.index = self._mask_tokens(shown, tokens)
+            where.index = OnDevices(self._mask_tokens(shown, tokens))
             return
         if tokens is not None and recorder.special_tokens:
             counted = shown & models.is_text(recorder.model, tokens)
@@ -706,9 +708,9 @@ class RecordedPass:
                 f"{needed}; use another position, or drop that example in every language."
             )
         if recorder.reading.position in ("any", "all"):
-            where.counted = None if counted.all() else counted
+            where.counted = None if counted.all() else OnDevices(counted)
         else:
-            where.index = nth_from_the_end(counted, needed)
+            where.index = OnDevices(nth_from_the_end(counted, needed))
 
     def _mask_tokens(
         self, shown: Bool[Tensor, "prompt position"], tokens: Int[Tensor, "prompt position"] | None
@@ -731,16 +733,19 @@ class RecordedPass:
     def _store(self) -> None:
         """Move the layers that have been read to the recorder."""
         recorder, held, self._held = self.recorder, self._held, []
-        for layer, bits, is_finite, routed in held:
+        borderline = list(self._borderline.values()) if self.is_complete else []
+        fetched = iter(models.on_cpu([tensor for _, *of_layer in held for tensor in of_layer] + borderline))
+        for layer, *_ in held:
+            bits, is_finite, routed = next(fetched), next(fetched), next(fetched)
             if not is_finite.all():
                 prompt = int(self.prompts[int((~is_finite).int().argmax())])
                 raise NeuronShareError(
                     f"{recorder.where(prompt)}: NaN or infinite activations (or beyond 1e19) at "
                     f"{recorder.layers[layer].name}; load the model in float32 or bfloat16, and check your own hooks."
                 )
-            recorder.bits.write(self.prompts, layer, bits.cpu(), routed.cpu())
+            recorder.bits.write(self.prompts, layer, bits, routed)
         if self.is_complete:
-            recorder.bits.borderline[:, self.prompts] = sum(counts.cpu() for counts in self._borderline.values())
+            recorder.bits.borderline[:, self.prompts] = sum(fetched)
 
 
 def _as_languages(languages: Any) -> tuple[str, ...]:
