@@ -19,6 +19,7 @@ from torch import Tensor
 from tl_neuronshare.ablation.targets import Targets
 from tl_neuronshare.checks import distinct
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.activation import count_true
 from tl_neuronshare.maths.draws import NEAR, drawn, matched
 
 
@@ -199,14 +200,14 @@ class Random(Control):
         """Draw from all neurons."""
         noise, neurons, active = draw.noise(), draw.targets.is_neuron, draw.targets.active
         if active is None or active.routing is None:
-            return Drawn(drawn(noise, draw.mask.sum(-1), neurons))
+            return Drawn(drawn(noise, count_true(draw.mask), neurons))
         number = active.languages.index(draw.language)
         of_each = [
             active.routing.neurons(active.widths, slice(each, each + 1), languages=slice(number, number + 1))[0, 0]
             for each in draw.examples
         ]
         computed = torch.stack(of_each)
-        parts = [drawn(noise, (draw.mask & part).sum(-1), neurons & part) for part in (computed, ~computed)]
+        parts = [drawn(noise, count_true(draw.mask & part), neurons & part) for part in (computed, ~computed)]
         return Drawn(parts[0] | parts[1])
 
 
@@ -232,8 +233,8 @@ class RandomActive(Control):
         """Draw from the active neurons."""
         active = draw.targets.active
         assert active is not None  # `drawable` has checked it
-        by_example = [active.activated(slice(each, each + 1), language=draw.language)[0] for each in draw.examples]
-        return Drawn(drawn(draw.noise(), draw.mask.sum(-1), torch.cat(by_example)))
+        activated = active.activated(draw.examples, language=draw.language)[:, 0]
+        return Drawn(drawn(draw.noise(), count_true(draw.mask), activated))
 
 
 @register

@@ -27,7 +27,7 @@ from tl_neuronshare.checks import distinct, whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.evaluating import Evaluation, Scoring, ScoringName
 from tl_neuronshare.launch import warn
-from tl_neuronshare.maths.activation import Number
+from tl_neuronshare.maths.activation import Number, count_true
 from tl_neuronshare.maths.bootstrap import Bootstrap
 from tl_neuronshare.models import Hooks, LensModel, Site, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
@@ -377,8 +377,8 @@ class _Ablated:
             for name, measure in drawn.measures.items():
                 self._sums[name] = torch.zeros(len(examples), dtype=torch.float64, device="cpu")
                 self._sums[name][can_be_drawn] = measure.double().sum((1, 2))
-        self._sums["neurons"] = masks.sum((1, 2)).double()
-        self._sums["shared"] = (masks & targets.whole(self.target, examples)).sum((1, 2)).double()
+        self._sums["neurons"] = count_true(masks).sum(-1).double()
+        self._sums["shared"] = count_true(masks & targets.whole(self.target, examples)).sum(-1).double()
         return masks
 
     def measured(self, examples: Sequence[int]) -> Record:

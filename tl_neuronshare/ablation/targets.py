@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tl_neuronshare.checks import Options, flag, is_count, option, or_none, share
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.maths.activation import count_bits
+from tl_neuronshare.maths.activation import count_bits, count_true
 from tl_neuronshare.maths.draws import drawn
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.bits import ranges
@@ -173,7 +173,7 @@ class Targets:
 
     def _sizes(self, rows: Rows) -> Int[Tensor, "example layer"]:
         """How many neurons are in the masks of every example."""
-        return torch.cat([rows(some).sum(-1) for some in ranges(len(self.prompts), _SOME)])
+        return torch.cat([count_true(rows(some)) for some in ranges(len(self.prompts), _SOME)])
 
     def sizes_of_whole(self, name: str) -> Int[Tensor, "example layer"]:
         """How many neurons are in the `whole` mask of every example."""

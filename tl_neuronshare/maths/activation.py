@@ -180,6 +180,16 @@ def pack_with_torch(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "
     return (rearrange(bits, "... (byte bit) -> ... byte bit", bit=8) * weights).sum(-1, dtype=torch.uint8)
 
 
+def count_true(mask: Bool[Tensor, "*batch neuron"]) -> Int[Tensor, "*batch"]:
+    """Count the booleans that are True in each row; on a CPU, many times faster than a sum.
+
+    Example:
+        >>> count_true(torch.tensor([[True, False, True], [False, False, False]]))
+        tensor([2, 0])
+    """
+    return count_bits(mask.view(torch.uint8)) if mask.device.type == "cpu" else mask.sum(-1)
+
+
 def unpack(packed: UInt8[Tensor, "*batch byte"], width: int) -> Bool[Tensor, "*batch {width}"]:
     """Unpack the booleans of `width` neurons: the reverse of `pack`."""
     return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=width).view(np.bool_))
