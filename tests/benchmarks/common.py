@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any, Literal
 
 import torch
@@ -244,3 +244,12 @@ def numbered(n_examples: int) -> ns.ParallelPrompts:
     return ns.ParallelPrompts(
         every(facts.prompts, "{}. {}"), answers=every(facts.answers, ""), choices=every(facts.choices, "")
     )
+
+
+def longer(prompts: ns.ParallelPrompts, times: int) -> ns.ParallelPrompts:
+    """Each prompt after some of the others, so that it is about so many times as long."""
+    texts_of = {}
+    for language, texts in prompts.prompts.items():
+        every = cycle(texts)
+        texts_of[language] = [" ".join([*islice(every, times - 1), text]) for text in texts]
+    return ns.ParallelPrompts(texts_of, answers=dict(prompts.answers), choices=dict(prompts.choices))

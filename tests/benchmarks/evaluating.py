@@ -7,18 +7,27 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import Bench, Job, passes_of, ratios, sum_of, trunk_job
+from common import Bench, Job, longer, passes_of, ratios, sum_of, trunk_job
 
 import tl_neuronshare as ns
+from tl_neuronshare import models
 from tl_neuronshare.evaluation.answers import continuations
 from tl_neuronshare.models import device_of, dtype_of
 
 SUBJECT = "evaluate"
+_NEEDED = "bare trunk of the prompts + logits at the scored places"
+_LONG = 1000  # tokens
 _PLACES = 256  # residual vectors that are unembedded at a time
 
 
 def measure(bench: Bench) -> None:
     """Add the rows."""
+    _of_short_prompts(bench)
+    _of_long_prompts(bench)
+
+
+def _of_short_prompts(bench: Bench) -> None:
+    """The facts, with choices that are about as long as they are, and with their own."""
     model, prompts = bench.model, bench.prompts(bench.sizes.fewer)
     longer = of_several_tokens(prompts)
     trunk = passes_of(model, partial(ns.categorise, model, prompts, progress=False))
@@ -35,13 +44,31 @@ def measure(bench: Bench) -> None:
     n_prompts = len(prompts) * len(prompts.languages)
     needed = sum_of(seconds["trunk"], seconds["logits"])
     needed_short = sum_of(seconds["trunk"], seconds["logits, short"])
-    against = "bare trunk of the prompts + logits at the scored places"
-    bench.add_time(SUBJECT, f"{against}, {n_prompts} prompts", needed)
-    bench.add_ratio(SUBJECT, "evaluate by choice, four of several tokens", against,
+    bench.add_time(SUBJECT, f"{_NEEDED}, {n_prompts} prompts", needed)
+    bench.add_ratio(SUBJECT, "evaluate by choice, four of several tokens", _NEEDED,
                     ratios(seconds["by choice"], needed), "at most 1.6")  # fmt: skip
-    bench.add_ratio(SUBJECT, "evaluate by choice, the facts' own", against,
+    bench.add_ratio(SUBJECT, "evaluate by choice, the facts' own", _NEEDED,
                     ratios(seconds["by choice, short"], needed_short))  # fmt: skip
     bench.add_ratio(SUBJECT, "evaluate exact", "bare trunk of the prompts", ratios(seconds["exact"], seconds["trunk"]))
+
+
+def _of_long_prompts(bench: Bench) -> None:
+    """Each of a few facts after many others, so that a prompt is much longer than its choices, as in few-shot tasks."""
+    model, few = bench.model, bench.prompts(bench.sizes.study)
+    most = max(len(row) for texts in few.prompts.values() for row in models.tokenise(model, texts))
+    n_tokens = min(_LONG, model.cfg.n_ctx // 2)
+    prompts = of_several_tokens(longer(few, n_tokens // most))
+    seconds = bench.turns(
+        {
+            "trunk": trunk_job(model, passes_of(model, partial(ns.categorise, model, prompts, progress=False))),
+            "logits": _logits(model, scored_places(model, prompts)),
+            "by choice": partial(ns.evaluate, model, prompts, progress=False),
+        }
+    )
+    n_prompts = len(prompts) * len(prompts.languages)
+    needed = sum_of(seconds["trunk"], seconds["logits"])
+    what = f"evaluate by choice, four of several tokens, {n_prompts} prompts of up to {n_tokens} tokens"
+    bench.add_ratio(SUBJECT, what, _NEEDED, ratios(seconds["by choice"], needed), "at most 1.6")
 
 
 def of_several_tokens(prompts: ns.ParallelPrompts) -> ns.ParallelPrompts:

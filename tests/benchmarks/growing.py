@@ -5,11 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from common import Bench, Job, numbered
+from common import Bench, Job, longer, numbered
 from kinds import random_bloom
 
 import tl_neuronshare as ns
@@ -26,7 +26,7 @@ def measure(bench: Bench) -> None:
     with tempfile.TemporaryDirectory() as directory:
         _grow(bench, "examples", "prompt", ((size, (bench.model, numbered(size))) for size in (n // 4, n, 5 * n)))
         _grow(bench, "languages", "prompt", ((size, (bench.model, _languages(some, size))) for size in (3, 9, 27)))
-        _grow(bench, "times the length", "token", ((size, (bench.model, _longer(some, size))) for size in (1, 4, 8)))
+        _grow(bench, "times the length", "token", ((size, (bench.model, longer(some, size))) for size in (1, 4, 8)))
         layers = ((size, (_random(Path(directory), n_layer=size), some)) for size in (4, 8, 16))
         _grow(bench, "layers", "prompt and layer", layers)
         vocabulary = ((size, (_random(Path(directory), vocab_size=size), some)) for size in (4_000, 64_000, 256_000))
@@ -46,15 +46,6 @@ def _languages(prompts: ns.ParallelPrompts, n_languages: int) -> ns.ParallelProm
         return {name: by_language[language] for name, language in chosen.items()}
 
     return ns.ParallelPrompts(of(prompts.prompts), answers=of(prompts.answers), choices=of(prompts.choices))
-
-
-def _longer(prompts: ns.ParallelPrompts, times: int) -> ns.ParallelPrompts:
-    """Each prompt after some of the others, so that it is about so many times as long."""
-    longer = {}
-    for language, texts in prompts.prompts.items():
-        every = cycle(texts)
-        longer[language] = [" ".join([*islice(every, times - 1), text]) for text in texts]
-    return ns.ParallelPrompts(longer, answers=dict(prompts.answers), choices=dict(prompts.choices))
 
 
 def _jobs(model: Any, prompts: ns.ParallelPrompts) -> dict[str, Job]:

