@@ -1,8 +1,10 @@
 """Kill runs at random moments, also while they write, call them again until they end, and compare what they give.
 
     PYTHONPATH=. python tests/support/kills.py --kills 50 categorise attribute study
+    PYTHONPATH=. python tests/support/kills.py --kills 10 "attribution --limit 20" "patterns --limit 20"
 
-Each run is a copy (fork) of a process that has loaded the model, so that a kill takes no longer than the run itself.
+Runs of functions are copies (forks) of a process that has loaded the model, so that a kill takes no longer than the run
+itself. What has blanks in it is a command, which is started anew each time; its tables and types are compared.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,19 @@ def write_slowly() -> None:
     shards._write, files._write = in_pieces, late
 
 
+def started(command: str, out: Path) -> int:
+    """Start a command of the library in a process of its own, and return the process's number."""
+    arguments = [sys.executable, "-m", "tl_neuronshare", *command.split(), "--out", str(out)]
+    quiet = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
+    return os.posix_spawn(sys.executable, arguments, os.environ, file_actions=quiet)
+
+
+def tables_and_types(out: Path) -> dict[str, bytes]:
+    """The content of the tables and types that a command has written."""
+    files = (file for kind in ("csv", "safetensors") for file in out.rglob(f"*.{kind}"))
+    return {str(file.relative_to(out)): file.read_bytes() for file in sorted(files)}
+
+
 def in_a_copy(work: Callable[[], None]) -> int:
     """Do work in a copy of this process, and return the copy's number."""
     copy = os.fork()
@@ -62,11 +78,11 @@ def in_a_copy(work: Callable[[], None]) -> int:
     os._exit(0)
 
 
-def killed_until_it_ends(work: Callable[[], None], seconds: float, chance: random.Random) -> int:
-    """Kill copies that do this work at random moments until one of them ends; return how many were killed."""
+def killed_until_it_ends(start: Callable[[], int], seconds: float, chance: random.Random) -> int:
+    """Kill processes that are started for some work until one of them ends; return how many were killed."""
     kills = 0
     while True:
-        copy = in_a_copy(work)
+        copy = start()
         time.sleep(chance.uniform(0, seconds))
         ended, status = os.waitpid(copy, os.WNOHANG)
         if not ended:
@@ -84,12 +100,36 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("names", nargs="+", choices=KEPT)
+    parser.add_argument("names", nargs="+", help=f"{', '.join(KEPT)}, or a command with its arguments")
     given = parser.parse_args()
-    chance, model = random.Random(given.seed), ns.demo.load_model(backend="bridge", device="cpu")
+    chance = random.Random(given.seed)
+    commands = [name for name in given.names if " " in name]
+    differ = sum(kill_command(command, given.kills, chance) for command in commands)
+    return differ + kill_functions([name for name in given.names if name not in commands], given.kills, chance)
+
+
+def kill_command(command: str, n_kills: int, chance: random.Random) -> int:
+    """Kill runs of a command, and say how many results were equal; return how many were not."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.monotonic()
+        os.waitpid(started(command, Path(folder)), 0)
+        seconds, expected = time.monotonic() - begun, tables_and_types(Path(folder))
+    assert expected
+    kills, equal, results = 0, 0, 0
+    while kills < n_kills:
+        with tempfile.TemporaryDirectory() as folder:
+            kills += killed_until_it_ends(partial(started, command, Path(folder)), seconds, chance)
+            equal, results = equal + (tables_and_types(Path(folder)) == expected), results + 1
+    print(f"{command}: {kills} kills, {results} results, {equal} equal ({seconds:.1f} s undisturbed)", flush=True)
+    return results - equal
+
+
+def kill_functions(names: list[str], n_kills: int, chance: random.Random) -> int:
+    """Kill runs of functions, and say how many results were equal; return how many were not."""
+    model = ns.demo.load_model(backend="bridge", device="cpu")
     segments._MOST_PROMPTS = 30
     differ = 0
-    for name in given.names:
+    for name in names:
         prompts = ns.demo.prompts().select(LANGUAGES)[: EXAMPLES.get(name, 40)]
 
         def run(**to: Any) -> str:
@@ -99,7 +139,7 @@ def main() -> int:
         kills, equal, results, begun = 0, 0, 0, time.monotonic()
         expected = run()
         seconds = time.monotonic() - begun
-        while kills < given.kills:
+        while kills < n_kills:
             with tempfile.TemporaryDirectory() as folder:
                 out, said = Path(folder) / "out", Path(folder) / "said"
                 is_slow = results % 2 == 1
@@ -109,7 +149,7 @@ def main() -> int:
                         write_slowly()
                     said.write_text(run(out=out), "utf-8")  # noqa: B023
 
-                kills += killed_until_it_ends(work, (2 if is_slow else 1) * seconds, chance)
+                kills += killed_until_it_ends(partial(in_a_copy, work), (2 if is_slow else 1) * seconds, chance)
                 equal, results = equal + (said.read_text("utf-8") == expected), results + 1
         differ += results - equal
         print(f"{name}: {kills} kills, {results} results, {equal} equal ({seconds:.1f} s undisturbed)", flush=True)
