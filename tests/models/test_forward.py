@@ -8,6 +8,7 @@ import torch
 from support import zoo
 from support.watching import Largest
 from tl_neuronshare import models
+from tl_neuronshare.models.forward import _in_one_copy
 
 
 def last_values(model, rows, layers):
@@ -56,3 +57,18 @@ def test_hooks_of_the_user_on_the_unembedding_see_the_last_position(animals):
     assert shapes == [(1, 1, 400)]
     for theirs, ours in zip(hooked, last_values(model, [[5, 6, 7, 8]], layers), strict=True):
         assert theirs.equal(ours)
+
+
+def test_tensors_of_all_kinds_leave_a_device_in_one_copy():
+    given = [
+        torch.tensor([[True, False], [False, False]]).T,
+        torch.arange(3, dtype=torch.uint8),
+        torch.zeros(2, 0, dtype=torch.uint8),
+        torch.arange(6).view(2, 3)[:, 1:],
+        torch.tensor(2.5, dtype=torch.float64),
+        torch.tensor([[torch.nan, -1.0]]),
+        torch.tensor([1.5], dtype=torch.bfloat16),
+    ]
+    for copy, tensor in zip(_in_one_copy(given), given, strict=True):
+        torch.testing.assert_close(copy, tensor, rtol=0, atol=0, equal_nan=True)
+        assert copy.is_contiguous()
