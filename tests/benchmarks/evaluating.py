@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import Bench, Job, longer, passes_of, ratios, sum_of, trunk_job
+from common import Bench, Job, again, longer, passes_of, ratios, sum_of, trunk_job
 
 import tl_neuronshare as ns
 from tl_neuronshare import models
 from tl_neuronshare.evaluation.answers import continuations
-from tl_neuronshare.models import device_of, dtype_of
 
 SUBJECT = "evaluate"
 _NEEDED = "bare trunk of the prompts + logits at the scored places"
@@ -29,13 +28,15 @@ def measure(bench: Bench) -> None:
 def _of_short_prompts(bench: Bench) -> None:
     """The facts, with choices that are about as long as they are, and with their own."""
     model, prompts = bench.model, bench.prompts(bench.sizes.fewer)
-    longer = of_several_tokens(prompts)
+    several = of_several_tokens(prompts)
     trunk = passes_of(model, partial(ns.categorise, model, prompts, progress=False))
     options = {"progress": False}
+    by_choice = partial(ns.evaluate, model, several, **options)
     jobs = {
         "trunk": trunk_job(model, trunk),
-        "logits": _logits(model, scored_places(model, longer)),
-        "by choice": partial(ns.evaluate, model, longer, **options),
+        "logits": _logits(model, scored_places(model, several)),
+        "by choice": by_choice,
+        "passes of by choice": partial(again, model, passes_of(model, by_choice), "as before"),
         "logits, short": _logits(model, scored_places(model, prompts)),
         "by choice, short": partial(ns.evaluate, model, prompts, **options),
         "exact": partial(ns.evaluate, model, prompts, scoring="exact", **options),
@@ -47,6 +48,8 @@ def _of_short_prompts(bench: Bench) -> None:
     bench.add_time(SUBJECT, f"{_NEEDED}, {n_prompts} prompts", needed)
     bench.add_ratio(SUBJECT, "evaluate by choice, four of several tokens", _NEEDED,
                     ratios(seconds["by choice"], needed), "at most 1.6")  # fmt: skip
+    bench.add_ratio(SUBJECT, "evaluate by choice, four of several tokens", "the passes and logits that it makes",
+                    ratios(seconds["by choice"], seconds["passes of by choice"]))  # fmt: skip
     bench.add_ratio(SUBJECT, "evaluate by choice, the facts' own", _NEEDED,
                     ratios(seconds["by choice, short"], needed_short))  # fmt: skip
     bench.add_ratio(SUBJECT, "evaluate exact", "bare trunk of the prompts", ratios(seconds["exact"], seconds["trunk"]))
@@ -74,10 +77,10 @@ def _of_long_prompts(bench: Bench) -> None:
 def of_several_tokens(prompts: ns.ParallelPrompts) -> ns.ParallelPrompts:
     """The same prompts with longer choices: each is followed by the next one."""
 
-    def longer(choices: Sequence[str]) -> tuple[str, ...]:
+    def joined(choices: Sequence[str]) -> tuple[str, ...]:
         return tuple(one + other for one, other in zip(choices, [*choices[1:], choices[0]], strict=True))
 
-    choices = {language: [longer(each) for each in prompts.choices[language]] for language in prompts.languages}
+    choices = {language: [joined(each) for each in prompts.choices[language]] for language in prompts.languages}
     answers = {
         language: [
             choices[language][example][own.index(prompts.answers[language][example])]
@@ -99,7 +102,9 @@ def scored_places(model: Any, prompts: ns.ParallelPrompts) -> int:
 
 def _logits(model: Any, n_places: int) -> Job:
     """Turn so many residual vectors into logits, some at a time."""
-    residual = torch.randn(min(_PLACES, n_places), model.cfg.d_model).to(device_of(model), dtype_of(model))
+    residual = torch.randn(min(_PLACES, n_places), model.cfg.d_model).to(
+        models.device_of(model), models.dtype_of(model)
+    )
 
     def unembed() -> None:
         with torch.no_grad():
