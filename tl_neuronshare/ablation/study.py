@@ -116,7 +116,8 @@ def ablation_study(
         prepend_bos: as in `categorise`.
         on_run: a function that is called after each run, with the type, what was ablated, the seed, and the run's table
             of `evaluate`, which has every single answer. For the unablated model the type is `none` and the seed None.
-        out: as in `categorise`; not together with a function as mode, which a folder cannot identify.
+        out: as in `categorise`; not together with a function as mode or a control of your own, which a folder cannot
+            identify.
         shard: as in `categorise`. The parts are languages of runs.
         progress: whether to show a progress bar, if the run takes more than two seconds.
 
@@ -175,16 +176,23 @@ def ablation_study(
         }
 
     study = _Study(model, evaluation, targets, Replacing(model, evaluation, targets, replacement))
-    with running(model, "ablation study", progress=progress, keeping=_keeping(out, shard, mode), about=about) as loop:
+    keeping = _keeping(out, shard, mode, kinds)
+    with running(model, "ablation study", progress=progress, keeping=keeping, about=about) as loop:
         unablated, outcomes = study.run([Itself(), *kinds], seeds, on_run, loop)
     table = table_of(prompts, unablated, outcomes, len(targets.layers), bootstrap)
     table.attrs.update({**record, "n_resamples": bootstrap.n_resamples})
     return table
 
 
-def _keeping(out: Any, shard: Any, mode: Mode | Edit) -> Keeping:
-    """Where the study's records are kept; nowhere if a folder could not tell its runs from others."""
+def _keeping(out: Any, shard: Any, mode: Mode | Edit, kinds: Sequence[Control]) -> Keeping:
+    """Where the study's records are kept; refused if a folder could not tell its runs from others."""
     keeping = Keeping(out, shard)
+    own = [kind.name for kind in kinds if type(kind).__module__ != Control.__module__]
+    if keeping.folder is not None and own:
+        raise NeuronShareError(
+            f"out={str(out)!r}: the control {own[0]!r} is your own, and a later call could not know whether it is the "
+            "same; leave the control or out= out."
+        )
     if keeping.folder is not None and callable(mode):
         raise NeuronShareError(
             f"out={str(out)!r}: a later call could not know whether mode is the same function; use one of the modes "
@@ -328,8 +336,11 @@ class _Study:
 
         for batch in Plan(self.model, rows, batch_size=len(rows)):
             read = models.values_of(self.model, self.layers, batch, -1)
-            for number, (layer, values) in enumerate(zip(self.layers, read, strict=True)):
-                impact[batch.rows, number, : layer.width] = (values.abs() * layer.lengths.to(values.device)).cpu()
+            of_layers = [
+                values.abs() * layer.lengths.to(values.device) for layer, values in zip(self.layers, read, strict=True)
+            ]
+            for number, of_layer in enumerate(models.on_cpu(of_layers)):
+                impact[batch.rows, number, : of_layer.shape[-1]] = of_layer
         return impact
 
 

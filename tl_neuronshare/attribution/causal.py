@@ -23,7 +23,7 @@ from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running import provenance
 from tl_neuronshare.running.loop import Keeping, each_of, running
-from tl_neuronshare.running.plan import AUTO_NUMBERS, Batch, BatchSize, Plan, Running
+from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running, rows_that_fit
 from tl_neuronshare.running.shards import Record
 
 ByPlace = dict[tuple[int, str, int], Tensor]  # by example, language and layer: a number for each chosen neuron
@@ -100,10 +100,12 @@ def causal_check(
     chosen = [
         torch.randperm(width, generator=generator, device="cpu")[:n_neurons].sort().values for width in sharing.widths
     ]
+    ablated = "ablated"  # a folder beside those of the norms
+    keepings = keeping.divided([*impacts, ablated])
     scores, effects = each_of(
         [
-            lambda: _scores(impacts, chosen, which, keeping, progress),
-            lambda: _effects(model, impacts["none"], chosen, which=which, keeping=keeping, progress=progress),
+            lambda: _scores(impacts, chosen, which, keepings, progress),
+            lambda: _effects(model, impacts["none"], chosen, which=which, keeping=keepings[ablated], progress=progress),
         ]
     )
     table = _table(scores, effects, prompts)
@@ -115,7 +117,7 @@ def causal_check(
 
 
 def _scores(
-    impacts: dict[str, Impacts], chosen: list[Tensor], which: str, keeping: Keeping, progress: bool
+    impacts: dict[str, Impacts], chosen: list[Tensor], which: str, keepings: dict[str, Keeping], progress: bool
 ) -> dict[str, ByPlace]:
     """The scores of the chosen neurons."""
     scores: dict[str, ByPlace] = {name: {} for name in (*impacts, "generation")}
@@ -136,7 +138,7 @@ def _scores(
             partial(keep, norm=norm),
             task=f"scores of {which}, norm {norm}",
             progress=progress,
-            keeping=keeping.inside(norm),
+            keeping=keepings[norm],
         )
         for norm, of_norm in impacts.items()
     )
@@ -161,6 +163,7 @@ def _effects(
     def ablate(batch: Batch) -> Record:
         (row,) = batch.rows
         answer = places[row][1].scored[0]
+        n_rows = rows_that_fit((batch.tokens.shape[1], 1), "auto", per_token=model.cfg.d_vocab)
         losses: dict[str, list[Tensor]] = {target: [] for target in _LOST}
         before = _targets(model, batch.tokens, answer, [])
         for layer, neurons in enumerate(chosen):
@@ -170,7 +173,7 @@ def _effects(
                 _targets(
                     model, batch.tokens.expand(len(part), -1), answer, ablation_hooks(model, part, position="last")
                 )
-                for part in torch.split(mask, max(1, AUTO_NUMBERS // model.cfg.d_vocab))
+                for part in torch.split(mask, n_rows)
             ]
             for target in _LOST:
                 losses[target].append(before[target] - torch.cat([part[target] for part in after]))
@@ -186,7 +189,6 @@ def _effects(
         of_prompts = provenance.of_prompts(model, impacts.prompts)
         return {"call": f"ablation of {which}", **of_prompts, "prepend_bos": impacts.record["prepend_bos"]}
 
-    keeping = keeping.inside("ablated")
     with running(model, "ablation", n_rows=len(plan), progress=progress, keeping=keeping, about=about) as loop:
         loop.part(partial(loop, plan, ablate, keep))
     return lost

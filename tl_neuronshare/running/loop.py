@@ -6,7 +6,8 @@ it, and whether it is computed now or was read from disk. Records are taken into
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -76,9 +77,20 @@ class Keeping(Options):
         if self.shard is not None and self.out is None:
             raise NeuronShareError(f"shard={self.shard} needs out=, the folder in which the parts are joined.")
 
-    def inside(self, name: str) -> Keeping:
-        """Return the same for one of several loops, which has a folder of its own in the folder."""
-        return self if self.folder is None else Keeping(self.folder / name, self.part)
+    def divided(self, names: Sequence[str]) -> dict[str, Keeping]:
+        """Return the same for each of several loops, which have folders of their own in the folder.
+
+        Raises:
+            NeuronShareError: the folder holds something else.
+        """
+        if self.folder is None:
+            return dict.fromkeys(names, self)
+        other = {file.name for file in self.folder.iterdir()} - set(names) if self.folder.is_dir() else set()
+        if other:
+            raise NeuronShareError(
+                f"The folder {str(self.folder)!r} holds other files ({min(other)}); name a new folder."
+            )
+        return {name: Keeping(self.folder / name, self.part) for name in names}
 
     def opened(self, model: LensModel, about: Callable[[], Mapping[str, Any]], among: Processes) -> Shards | None:
         """Open the folder; None if nothing is kept.
@@ -149,7 +161,7 @@ class Loop:
             self._stages.add(stage)
         known = self._known(stage)
         left = [number for number in range(len(plan.batches)) if number not in known]
-        own = self._own(left)
+        own = self._own(left, first=zlib.crc32(stage.encode()))
         self._count(sum(len(plan.batches[number]) for number in known) if shown else 0)
 
         def computed(number: int) -> Record:
@@ -259,15 +271,18 @@ class Loop:
             )
         return set.intersection(*(of_process for _, of_process in of_all))
 
-    def _own(self, left: list[int]) -> list[int]:
-        """The batches that this process computes, of those that have no record yet."""
+    def _own(self, left: list[int], first: int) -> list[int]:
+        """The batches that this process computes, of those that have no record yet.
+
+        `first` says who gets the first one. Otherwise many small plans would all be computed by the same process.
+        """
         if self._shard is not None:
             number, of = self._shard
             if self._is_mine is None:
-                left = [batch for batch in left if batch % of == number - 1]
+                left = [batch for batch in left if (batch + first) % of == number - 1]
             elif not self._is_mine:
                 left = []
-        return left[self._among.rank :: self._among.size]
+        return left[(self._among.rank + first) % self._among.size :: self._among.size]
 
     def _read(self, stage: str, batch: int) -> Record:
         assert self.shards is not None  # it is known from there

@@ -174,7 +174,7 @@ def plan_batches(
         # The longest stretch makes the fewest batches.
         stretch = cheapest[stop] if cheapest else list(_stretches(alike, stop, packing, n_ctx))[-1]
         rows = [row for _, of_size in alike[stretch.start : stop] for row in of_size]
-        room = _room(stretch.widest, batch_size, per_token)
+        room = rows_that_fit(stretch.widest, batch_size, per_token)
         batches[:0] = [rows[place : place + room] for place in range(0, len(rows), room)]
         stop = stretch.start
     return batches
@@ -224,7 +224,7 @@ def _cheapest(
             # Longer stretches have more padding, so none of them can be cheaper either.
             if n_tokens + padded - stretch.n_tokens + packing.tokens_a_pass > lowest:
                 break
-            passes = ceil(stretch.n_rows / _room(stretch.widest, "auto", per_token))
+            passes = ceil(stretch.n_rows / rows_that_fit(stretch.widest, "auto", per_token))
             cost = costs[stretch.start] + passes * packing.tokens_a_pass + padded
             if cost < lowest:
                 cheapest, lowest = stretch, cost
@@ -233,8 +233,13 @@ def _cheapest(
     return best
 
 
-def _room(size: tuple[int, ...], batch_size: BatchSize, per_token: int) -> int:
-    """How many rows of this size fit in a batch."""
+def rows_that_fit(size: tuple[int, ...], batch_size: BatchSize, per_token: int) -> int:
+    """Return how many rows of this size fit in a batch; the arguments are those of `plan_batches`.
+
+    Example:
+        >>> rows_that_fit((500, 12), "auto", per_token=50_000)
+        16
+    """
     if batch_size != "auto":
         return int(batch_size)
     room = AUTO_NUMBERS // max(1, size[-1] * per_token) if per_token else _AUTO_PROMPTS

@@ -30,7 +30,7 @@ from tl_neuronshare.running.shards import Record
 _CHUNK = 1 << 26  # values of one layer that are compared at a time
 _TEXTS = 256  # tokenised at a time
 _PIECES = 256  # planned at a time, so that pieces of similar lengths share a batch
-_FILE, _KIND = "counts.safetensors", "tl_neuronshare.counts/1"
+_FILE, _KIND = "counts.safetensors", "tl_neuronshare.counts/2"
 
 
 def activation_rates(
@@ -101,8 +101,8 @@ def activation_rates(
             counter = _Counter(model, layers, language, threshold)
             pieces = _pieces(model, of_language, language, prepend_bos=how.prepend_bos)
             while rows := list(islice(pieces, _PIECES)):
-                if so_far.meets(language, rows):
-                    plan = Plan(model, rows, batch_size=how.batch_size)
+                if left := so_far.meets(language, rows):
+                    plan = Plan(model, left, batch_size=how.batch_size)
                     loop.part(partial(so_far.count, language, plan, counter))
             so_far.end(language)
         loop.finish()
@@ -127,12 +127,12 @@ class _SoFar:
         self.tensors = {
             "counts": torch.zeros(n, len(widths), max(widths), dtype=torch.int64, device="cpu"),
             "tokens": torch.zeros(n, dtype=torch.int64, device="cpu"),
-            "groups": torch.zeros(n, dtype=torch.int64, device="cpu"),  # of pieces that share a plan
+            "pieces": torch.zeros(n, dtype=torch.int64, device="cpu"),
             "hashes": torch.zeros(n, 32, dtype=torch.uint8, device="cpu"),
         }
         kept = None if loop.shards is None else loop.of_main(partial(_kept, loop.shards.folder / _FILE))
         self.tensors = self.tensors if kept is None else kept
-        self._group, self._hash = 0, bytes(32)  # how much of a language's text has been met, and its hash
+        self._n_pieces, self._hash = 0, bytes(32)  # how many pieces of a language's text have been met, and their hash
 
     @property
     def counts(self) -> Int64[Tensor, "language layer neuron"]:
@@ -144,20 +144,22 @@ class _SoFar:
         """How many tokens each language has."""
         return self.tensors["tokens"]
 
-    def meets(self, language: str, rows: list[list[int]]) -> bool:
-        """Go on to the next pieces of a language's text; return whether they are not counted yet."""
-        number = self.languages.index(language)
-        self._hash = hashlib.sha256(self._hash + json.dumps(rows).encode()).digest()
-        self._group += 1
-        if self._group == self.tensors["groups"][number]:
-            self._require_same(language)
-        return self._group > int(self.tensors["groups"][number])
+    def meets(self, language: str, rows: list[list[int]]) -> list[list[int]]:
+        """Go on to the next pieces of a language's text; return those that are not counted yet."""
+        n_counted = int(self.tensors["pieces"][self.languages.index(language)])
+        left = rows[max(0, n_counted - self._n_pieces) :]
+        for row in rows:
+            self._hash = hashlib.sha256(self._hash + json.dumps(row).encode()).digest()
+            self._n_pieces += 1
+            if self._n_pieces == n_counted:
+                self._require_same(language)
+        return left
 
     def end(self, language: str) -> None:
         """End a language's text."""
-        if self._group < int(self.tensors["groups"][self.languages.index(language)]):
+        if self._n_pieces < int(self.tensors["pieces"][self.languages.index(language)]):
             self._require_same(language)
-        self._group, self._hash = 0, bytes(32)
+        self._n_pieces, self._hash = 0, bytes(32)
 
     def _require_same(self, language: str) -> None:
         if bytes(self.tensors["hashes"][self.languages.index(language)].tolist()) != self._hash:
@@ -177,13 +179,13 @@ class _SoFar:
             for layer, counts in enumerate(of_layers):
                 counts.add_(record[str(layer)].sum(0))
 
-        self.loop(plan, counter.counted, add, stage=f"{language}/{self._group}/{self._hash.hex()}")
-        if self._group != self.tensors["groups"][number] + 1:
+        self.loop(plan, counter.counted, add, stage=f"{language}/{self._n_pieces}/{self._hash.hex()}")
+        if self._n_pieces != self.tensors["pieces"][number] + len(plan):
             raise UnfinishedError(f"Language {language!r}: the counts of earlier texts are not there yet.")
         self.tokens[number] += n_tokens
         for layer, counts in enumerate(of_layers):
             self.counts[number, layer, : len(counts)] += counts
-        self.tensors["groups"][number] = self._group
+        self.tensors["pieces"][number] = self._n_pieces
         self.tensors["hashes"][number] = torch.tensor(list(self._hash), dtype=torch.uint8, device="cpu")
         self.loop.seal(_FILE, lambda path: write_tensors(self.tensors, path, kind=_KIND))
 

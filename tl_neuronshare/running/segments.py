@@ -15,7 +15,7 @@ from tl_neuronshare.results.files import Stream, read_tensors, write_tensors
 from tl_neuronshare.results.sharing import FILE, NeuronSharing, write_sharing
 
 # What a segment has at most: prompts whose tokens are in memory, and bytes of bits.
-_MOST_PROMPTS, _MOST_BYTES = 1 << 15, 1 << 28
+_MOST_PROMPTS, _MOST_BYTES = 1 << 13, 1 << 28
 _KIND = "tl_neuronshare.segment/1"
 
 

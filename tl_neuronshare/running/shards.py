@@ -52,7 +52,7 @@ class Shards:
 
     def __init__(self, folder: Path, about: Mapping[str, Any], name: str) -> None:
         self.folder = folder
-        self._places: dict[str, dict[int, tuple[Path, int, int]]] = {}  # stage -> batch -> where its tensors are
+        self._places: dict[str, dict[int, tuple[Path, int]]] = {}  # stage -> batch -> where its record begins
         self._seen: dict[Path, int] = {}  # how far each file has been read
         self._own = folder / _RECORDS.format(name)
         with _Writing(folder):
@@ -104,11 +104,22 @@ class Shards:
         return set(self._places.get(stage, ()))
 
     def read(self, stage: str, batch: int) -> Record:
-        """Return the record of a batch."""
-        path, start, length = self._places[stage][batch]
-        with path.open("rb") as file:
+        """Return the record of a batch.
+
+        Raises:
+            NeuronShareError: a different call has removed it since it was found.
+        """
+        path, start = self._places[stage][batch]
+        with suppress(FileNotFoundError), path.open("rb") as file:
             file.seek(start)
-            return dict(load(file.read(length)))
+            for name, tensors in _records(file):
+                if name == (stage, batch):
+                    return dict(load(tensors))
+                break
+        raise NeuronShareError(
+            f"A different call has joined the records in the folder {str(self.folder)!r} meanwhile, and removed them; "
+            "run the same again."
+        )
 
     def add(self, stage: str, batch: int, record: Record) -> None:
         """Append the record of a batch.
@@ -126,7 +137,7 @@ class Shards:
             except BaseException:
                 self._file.truncate(start)  # what follows must follow a whole record
                 raise
-        self._note(self._own, stage, batch, start + _HEAD.size + len(name), len(tensors))
+        self._note(self._own, stage, batch, start, self._file.tell())
 
     def put(self, name: str, write: Callable[[Path], None]) -> None:
         """Write a file into the folder, whole or not at all, whichever other processes write it too."""
@@ -140,13 +151,14 @@ class Shards:
         for path in sorted(self.folder.glob(_RECORDS.format("*"))):
             # A process that ends removes its file if nothing is in it.
             with suppress(FileNotFoundError), path.open("rb") as file:
-                file.seek(self._seen.setdefault(path, 0))
-                for stage, batch, start, length in _records(file):
-                    self._note(path, stage, batch, start, length)
+                start = file.seek(self._seen.setdefault(path, 0))
+                for (stage, batch), _ in _records(file):
+                    self._note(path, stage, batch, start, file.tell())
+                    start = file.tell()
 
-    def _note(self, path: Path, stage: str, batch: int, start: int, length: int) -> None:
-        self._places.setdefault(stage, {})[batch] = path, start, length
-        self._seen[path] = start + length
+    def _note(self, path: Path, stage: str, batch: int, start: int, end: int) -> None:
+        self._places.setdefault(stage, {})[batch] = path, start
+        self._seen[path] = end
 
     def forget(self, stages: Collection[str] | None = None) -> None:
         """Forget the records of some stages, or all; remove the files in which no others are.
@@ -156,7 +168,7 @@ class Shards:
         self.look()
         for stage in list(self._places) if stages is None else stages:
             self._places.pop(stage, None)
-        needed = {path for of_stage in self._places.values() for path, _, _ in of_stage.values()}
+        needed = {path for of_stage in self._places.values() for path, _ in of_stage.values()}
         with _Writing(self.folder):
             for path in set(self._seen) - needed:
                 if path == self._own:
@@ -172,18 +184,18 @@ class Shards:
                 file.unlink(missing_ok=True)
 
 
-def _records(file: IO[bytes]) -> Iterator[tuple[str, int, int, int]]:
-    """Give each whole record from here on: its stage, its batch, and where its tensors begin and how long they are."""
+def _records(file: IO[bytes]) -> Iterator[tuple[tuple[str, int], bytes]]:
+    """Give each whole record from here on: its stage and batch, and its tensors in the safetensors format."""
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
         n_name, n_tensors, checksum = _HEAD.unpack(head)
         left = os.fstat(file.fileno()).st_size - file.tell()
         if n_name + n_tensors > left:
             return
-        name, start = file.read(n_name), file.tell()
-        if zlib.crc32(file.read(n_tensors), zlib.crc32(name)) != checksum:
+        name, tensors = file.read(n_name), file.read(n_tensors)
+        if zlib.crc32(tensors, zlib.crc32(name)) != checksum:
             return
         stage, batch = json.loads(name)
-        yield stage, batch, start, n_tensors
+        yield (stage, batch), tensors
 
 
 def _difference(ours: Any, theirs: Any, name: str = "") -> tuple[str, Any, Any] | None:
