@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import pytest
 import torch
@@ -10,6 +12,8 @@ import tl_neuronshare as ns
 from support.prompts import QUIZ
 from support.runs import SHARED, facts, passes
 from tl_neuronshare import models
+from tl_neuronshare.ablation.controls import CONTROLS
+from tl_neuronshare.attribution.causal import causal_check
 from tl_neuronshare.errors import UnfinishedError
 from tl_neuronshare.running.loop import Keeping, Loop, as_shard
 from tl_neuronshare.running.plan import Plan
@@ -77,6 +81,18 @@ def test_parts_of_an_array_meet_in_a_folder(plan, tmp_path):
         assert kept(plan, Loop(shards=shards, shard=(2, 3))) == expected
     with Shards(tmp_path, {}, "all") as shards:
         assert kept(plan, Loop(shards=shards), compute=pytest.fail) == expected
+
+
+@pytest.mark.parametrize("n_tasks", [2, 4])
+def test_many_small_plans_are_dealt_to_all_tasks_of_an_array(plan, n_tasks, tmp_path):
+    computed = []
+    for number in range(1, n_tasks + 1):
+        with Shards(tmp_path, {}, str(number)) as shards:
+            loop = Loop(shards=shards, shard=(number, n_tasks))
+            for stage in range(40):
+                loop.part(partial(kept, plan, loop, stage=str(stage)))
+        computed.append((tmp_path / f"records-{number}.bin").stat().st_size)
+    assert min(computed) > 0.5 * max(computed)
 
 
 @pytest.mark.parametrize("error", LACKS.values(), ids=LACKS)
@@ -206,3 +222,21 @@ def test_options_that_do_not_fit_are_refused(animals, tmp_path):
     with pytest.raises(ns.NeuronShareError, match="could not know whether fwd_hooks are the same"):
         ns.evaluate(model, QUIZ, out=tmp_path / "out", fwd_hooks=[])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_control_of_ones_own_is_not_kept_in_a_folder(animals, monkeypatch, tmp_path):
+    class Mine(type(CONTROLS["random"])):
+        name = "mine"
+
+    monkeypatch.setitem(CONTROLS, "mine", Mine())
+    model = animals.lens("bloom", "bridge")
+    with pytest.raises(ns.NeuronShareError, match="the control 'mine' is your own"):
+        ns.ablation_study(model, QUIZ, ns.categorise(model, QUIZ), controls=["mine"], out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_causal_check_refuses_a_folder_with_something_else(animals, tmp_path):
+    model = animals.lens("bloom", "bridge")
+    sharing = ns.categorise(model, QUIZ, out=tmp_path, progress=False)
+    with pytest.raises(ns.NeuronShareError, match=r"holds other files \(about.json\); name a new folder"):
+        causal_check(model, QUIZ, sharing, n_neurons=4, out=tmp_path)

@@ -117,6 +117,22 @@ def test_what_others_write_is_seen_when_one_looks(tmp_path):
         assert_same({1: one.read("scores", 1)}, {1: RECORDS[1]})
 
 
+@pytest.mark.parametrize("more", [{}, {0: RECORDS[1]}, {1: RECORDS[1], 2: RECORDS[2]}])
+def test_records_that_a_different_call_has_removed_are_missed(tmp_path, more):
+    """Whatever that call has written since then into its file, also of the same length."""
+    with Shards(tmp_path, ABOUT, "1") as other:
+        other.add("first", 0, RECORDS[0])
+        with Shards(tmp_path, ABOUT, "2") as one:
+            assert one.known("first") == {0}
+            other.forget(["first"])
+            for number, record in more.items():
+                other.add("other", number, record)
+            with pytest.raises(
+                ns.NeuronShareError, match="A different call has joined the records .* run the same again"
+            ):
+                one.read("first", 0)
+
+
 def test_a_second_process_with_the_same_file_is_refused(tmp_path):
     with Shards(tmp_path, ABOUT, "1"):
         with pytest.raises(ns.NeuronShareError, match="A different process is writing to the folder .* wait until it"):
