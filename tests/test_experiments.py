@@ -150,6 +150,20 @@ def test_mistakes_of_tasks(mistake, given, message):
 
 
 @pytest.mark.slow
+def test_the_parts_of_an_array_meet_and_are_not_done_again(tmp_path):
+    how = ("--limit", 6, "--languages", "en", "zh", "--batch-size", 2)
+    assert "other parts are not done yet" in run(*how, "--out", "parts", "--shard", "1/2", folder=tmp_path).stdout
+    assert "Written to parts" in run(*how, "--out", "parts", "--shard", "2/2", folder=tmp_path).stdout
+    again = run(*how, "--out", "parts", "--shard", "1/2", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "All parts are done and joined already, in 'parts'" in again.stdout
+    assert not (tmp_path / "parts" / "unfinished").exists()
+    run(*how, "--out", "whole", folder=tmp_path)
+    for name in ("summary.csv", "by_language.csv"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
 def test_ablation(tmp_path):
     result = run(
         *("--limit", 6, "--languages", "en", "de", "th", "--seeds", 2, "--generate"),

@@ -7,7 +7,7 @@ form that the library works with.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import field, fields
 from numbers import Integral, Real
 from reprlib import repr as shortened
@@ -180,7 +180,7 @@ def texts_by_language(name: str, value: Any, *, lists: bool = True) -> Mapping[s
 
     def are_texts(texts: Any) -> bool:
         kind = Sequence if lists else Iterable
-        return (isinstance(texts, kind) or hasattr(texts, "tolist")) and not isinstance(texts, str)
+        return (isinstance(texts, kind) or hasattr(texts, "tolist")) and not isinstance(texts, str | Mapping | Set)
 
     if not isinstance(value, Mapping) or not value or not all(map(are_texts, value.values())):
         raise NeuronShareError(f"{name} is not a mapping from each language to its texts; give {{'en': [text, ...]}}.")

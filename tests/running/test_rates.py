@@ -94,6 +94,8 @@ def test_a_narrower_layer_has_no_rates_beyond_its_width(animals):
         (["The sky"], {}, "texts is not a mapping from each language"),
         ({"en": "The sky"}, {}, "texts is not a mapping from each language"),
         ({"en": None}, {}, "texts is not a mapping from each language"),
+        ({"en": {"text": ["The sky"]}}, {}, "texts is not a mapping from each language"),
+        ({"en": {"The sky", "The sea"}}, {}, "texts is not a mapping from each language"),
         ({"en": ["The sky"], "de": []}, {}, "Language 'de' has only special tokens"),
         ({"en": ["The sky", 3]}, {}, "Language 'en': 3 is not a text"),
         ({"en": ["The sky"]}, {"threshold": float("nan")}, "threshold=nan is not a finite number"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
+from tokenizers import normalizers
 
 import tl_neuronshare as ns
 from support.prompts import QUIZ
@@ -106,9 +110,12 @@ def test_more_text_goes_on_from_what_was_counted(animals, n_begun, monkeypatch, 
     assert facts(found) == facts(ns.activation_rates(model, texts, **how))
     assert more.done == (1 if n_begun == 4 else 2)
     changed = texts | {"en": ["The sea is blue.", *texts["en"][1:]]}
-    for other in (changed, {"en": texts["en"][:2], "de": ["Ja."]}):
-        with pytest.raises(ns.NeuronShareError, match="'en': the texts do not begin with those that the folder was"):
-            ns.activation_rates(model, other, out=tmp_path, **how)
+    with pytest.raises(ns.NeuronShareError, match="'en': the texts do not begin with those that the folder was"):
+        ns.activation_rates(model, changed, out=tmp_path, **how)
+    with pytest.raises(
+        ns.NeuronShareError, match="'en': the folder has counted 5 pieces of text, and these are 2; give"
+    ):
+        ns.activation_rates(model, {"en": texts["en"][:2], "de": ["Ja."]}, out=tmp_path, **how)
 
 
 DIFFERENT = {
@@ -123,7 +130,8 @@ def test_a_folder_of_a_different_call_is_refused(animals, function, tmp_path):
     run = getattr(ns, function)
     run(model, QUIZ, out=tmp_path, progress=False)
     calls = [(model, QUIZ, options) for options in DIFFERENT[function]]
-    run(other, QUIZ, progress=False)  # makes the checks
+    for each, _, options in [*calls, (other, QUIZ, {})]:
+        run(each, QUIZ, progress=False, **options)  # makes the checks
     calls += [(other, QUIZ, {}), (model, QUIZ[:2], {}), (model, QUIZ.select(["de", "en", "zh"]), {})]
     for each, prompts, options in calls:
         with passes(each) as made, pytest.raises(ns.NeuronShareError, match="belongs to a different call: its "):
@@ -132,6 +140,24 @@ def test_a_folder_of_a_different_call_is_refused(animals, function, tmp_path):
     between = ns.evaluate if run is ns.categorise else ns.categorise
     with pytest.raises(ns.NeuronShareError, match="its call is "):
         between(model, QUIZ, out=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("function", [ns.categorise, ns.evaluate])
+def test_a_folder_of_different_surroundings_is_refused(animals, function, monkeypatch, tmp_path):
+    model = animals.lens("bloom", "bridge")
+    function(model, QUIZ, out=tmp_path, progress=False)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ns.NeuronShareError, match="its autocast is None, and here it is 'torch.bfloat16'"),
+    ):
+        function(model, QUIZ, out=tmp_path, progress=False)
+    model.tokenizer(["a", "b b b"], padding=True)  # how it pads meanwhile does not matter
+    function(model, QUIZ, out=tmp_path, progress=False)
+    changed = copy.deepcopy(model.tokenizer)
+    changed.backend_tokenizer.normalizer = normalizers.Lowercase()
+    monkeypatch.setattr(model, "tokenizer", changed)
+    with pytest.raises(ns.NeuronShareError, match="its tokenizer is"):
+        function(model, QUIZ, out=tmp_path, progress=False)
 
 
 def test_studies_of_different_neurons_have_different_folders(animals, tmp_path):

@@ -166,7 +166,7 @@ def test_foreign_folders_and_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ns.NeuronShareError, match="holds other files \\(notes.txt\\); name a new folder"):
         Shards(tmp_path, ABOUT, "1")
-    with pytest.raises(ns.NeuronShareError, match="cannot be written to .*File exists"):
+    with pytest.raises(ns.NeuronShareError, match="notes.txt' is a file, and not a folder"):
         Shards(tmp_path / "notes.txt", ABOUT, "1")
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "notes.txt").unlink()
@@ -175,9 +175,27 @@ def test_foreign_folders_and_files_are_refused(tmp_path):
         Shards(tmp_path, ABOUT, "1")
 
 
+@pytest.mark.parametrize("name", ["thesis.part", "records-1.bin"])
+def test_what_looks_like_ours_is_foreign_in_a_folder_that_belongs_to_nothing(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ns.NeuronShareError, match=f"holds other files \\({name}\\)"):
+        Shards(tmp_path, ABOUT, "1")
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def test_a_folder_that_was_killed_before_it_belonged_to_anything_is_used(tmp_path):
     (tmp_path / "about.json.1.part").write_text("{")
+    (tmp_path / ".DS_Store").write_text("")
     assert_same(found(tmp_path), {})
+
+
+def test_only_half_written_files_of_ours_are_removed(tmp_path):
+    ours = ("about.json.1.part", "records-2-segment-000000.safetensors.part")
+    with Shards(tmp_path, ABOUT, "1") as shards:
+        for name in (*ours, "thesis.part", "result"):
+            (tmp_path / name).write_text("half")
+        shards.remove([tmp_path / "result"])
+    assert {file.name for file in tmp_path.iterdir()} == {"about.json", "thesis.part"}
 
 
 def test_only_files_without_other_records_are_removed(tmp_path):

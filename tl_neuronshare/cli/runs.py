@@ -120,8 +120,12 @@ class Run:
             prompts = prompts.with_chat_template(model.tokenizer)
         self.record["inputs"] = inputs_hash(self.args, prompts)
         self.timed("load")
+        run = {key: self.record[key] for key in ("experiment", "arguments", "versions", "weights", "inputs")}
+        old = recorded(self.args.out)
+        if self.args.shard is not None and json.loads(json.dumps(run)) == {key: old.get(key) for key in run}:
+            print(f"All parts are done and joined already, in {str(self.args.out)!r}.")
+            raise SystemExit
         if self._is_main:
-            run = {key: self.record[key] for key in ("experiment", "arguments", "versions", "weights", "inputs")}
             self._kept = self._folder.kept(run, alone=self.args.shard is None)
         self._kept = launched().gathered(self._kept)[0]
         return prompts, model

@@ -158,7 +158,9 @@ class _Categorising:
         hashes = (text for _, prompts in self._segments() for text in hashes_of(prompts))
         of_result = self.recorder.header(0, self.prompts.name, hashes, 0, self.how.record, had_tokens=True)
         thresholds = list(self.recorder.reading.thresholds)
-        return {"call": "categorise", **of_result["metadata"], "threshold": thresholds}
+        about = {"call": "categorise", **of_result["metadata"], "threshold": thresholds}
+        weights, prompts = about.pop("fingerprint").split("-")
+        return about | {"fingerprint_of_weights": weights, "fingerprint_of_prompts": prompts}
 
     def _segments(self) -> Iterator[tuple[range, ParallelPrompts]]:
         """Each segment's examples, counted from 0, and their prompts."""

@@ -24,6 +24,7 @@ from tl_neuronshare.launch import warn
 from tl_neuronshare.models import LensModel
 from tl_neuronshare.running.plan import Batch, Plan
 from tl_neuronshare.running.processes import Processes, launched
+from tl_neuronshare.running.provenance import surroundings_of
 from tl_neuronshare.running.shards import Record, Shards
 
 Compute = Callable[[Batch], Record]
@@ -34,7 +35,7 @@ _Value = TypeVar("_Value")
 def _as_folder(name: str, value: Any) -> Path:
     if not isinstance(value, str | Path) or not str(value):
         raise NeuronShareError(f"{name}={value!r} is not a folder; give its path.")
-    return Path(value)
+    return Path(value).expanduser()
 
 
 def as_shard(name: str, value: Any) -> tuple[int, int]:
@@ -111,7 +112,7 @@ class Keeping(Options):
 
         def open_it(is_turn: bool) -> None:
             if is_turn:
-                shards.append(Shards(folder, about(), name))
+                shards.append(Shards(folder, {**about(), **surroundings_of(model)}, name))
 
         for is_turn in (among.is_main, not among.is_main):  # the main process makes the folder, or refuses it
             among.together(partial(open_it, is_turn))

@@ -72,6 +72,20 @@ def of_prompts(model: LensModel, prompts: ParallelPrompts) -> dict[str, Any]:
     return describe(model) | {"fingerprint_of_weights": fingerprint_of_weights(model)} | _prompts(prompts)
 
 
+def surroundings_of(model: LensModel) -> dict[str, Any]:
+    """Describe what else a run depends on: autocast, and the tokenizer."""
+    device = models.device_of(model).type
+    autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+    tokenizer: Any = model.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        how = json.dumps(sorted(tokenizer.get_vocab().items()))
+    else:  # before its tokens it says how the latest texts were padded
+        how = backend.to_str()
+        how = how[how.find('"added_tokens"') :]
+    return {"autocast": autocast, "tokenizer": short_hash(type(tokenizer).__name__ + how)}
+
+
 def hash_of_bits(sharing_or_masks: NeuronSharing | Mapping[str, Tensor]) -> str | dict[str, str]:
     """Return a hash of the activations of a result, or of each mask."""
     if isinstance(sharing_or_masks, NeuronSharing):

@@ -157,8 +157,12 @@ class _SoFar:
 
     def end(self, language: str) -> None:
         """End a language's text."""
-        if self._n_pieces < int(self.tensors["pieces"][self.languages.index(language)]):
-            self._require_same(language)
+        n_counted = int(self.tensors["pieces"][self.languages.index(language)])
+        if self._n_pieces < n_counted:
+            raise NeuronShareError(
+                f"Language {language!r}: the folder has counted {n_counted} pieces of text, and these are "
+                f"{self._n_pieces}; give the same or more, or name a different folder."
+            )
         self._n_pieces, self._hash = 0, bytes(32)
 
     def _require_same(self, language: str) -> None:

@@ -55,6 +55,8 @@ class Shards:
         self._places: dict[str, dict[int, tuple[Path, int]]] = {}  # stage -> batch -> where its record begins
         self._seen: dict[Path, int] = {}  # how far each file has been read
         self._own = folder / _RECORDS.format(name)
+        if folder.exists() and not folder.is_dir():
+            raise NeuronShareError(f"{str(folder)!r} is a file, and not a folder; name a different one.")
         with _Writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._claim(json.loads(json.dumps(about)), name)
@@ -67,9 +69,10 @@ class Shards:
         """Write what the folder belongs to, or refuse a folder that belongs to something else."""
         path = self.folder / ABOUT
         if not path.exists():
-            ours = (ABOUT, *map(_RECORDS.format, "*"))
             foreign = [
-                file.name for file in self.folder.iterdir() if file.suffix != _PART and not any(map(file.match, ours))
+                file.name
+                for file in self.folder.iterdir()
+                if not (file.name.startswith(".") or file.match(f"{ABOUT}.*{_PART}"))
             ]
             if foreign:
                 raise NeuronShareError(
@@ -79,8 +82,8 @@ class Shards:
             part.write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
             _put_first(part, path)
         try:
-            theirs = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+            theirs = dict(json.loads(path.read_text("utf-8")))
+        except (TypeError, ValueError) as error:
             raise NeuronShareError(f"{str(path)!r} cannot be read ({error}); remove the folder.") from error
         difference = _difference(about, theirs)
         if difference is not None:
@@ -180,7 +183,8 @@ class Shards:
     def remove(self, files: Iterable[Path]) -> None:
         """Remove these files, and those that a kill has left half written."""
         with _Writing(self.folder):
-            for file in (*files, *self.folder.glob(f"*{_PART}")):
+            ours = (f"{ABOUT}.*{_PART}", f"{self._own.with_name(_RECORDS.format('*')).stem}-*{_PART}")
+            for file in (*files, *(part for pattern in ours for part in self.folder.glob(pattern))):
                 file.unlink(missing_ok=True)
 
 
