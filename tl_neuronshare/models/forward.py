@@ -17,7 +17,7 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import nth_from_the_end
 from tl_neuronshare.models.hooks import hooked
 from tl_neuronshare.models.inputs import Inputs
-from tl_neuronshare.models.lens import LensModel, device_of, is_bridge, left_as_found
+from tl_neuronshare.models.lens import LensModel, blocks_of, device_of, is_bridge, left_as_found
 from tl_neuronshare.models.neurons import NeuronLayer, Stack
 
 _CHUNK = 1 << 26  # values of one layer that are summed at a time
@@ -54,7 +54,20 @@ def last_positions_only(model: LensModel, keep: int) -> Iterator[None]:
 def forward(model: LensModel, inputs: Inputs, **options: Any) -> Any:
     """Run one forward pass, with other options of the model; with a cache, the mask may cover all tokens so far."""
     tokens, arguments = arguments_of(inputs, device_of(model))
+    if not is_bridge(model):
+        _forget_longer_texts(model)
     return model(tokens, **arguments, **options)
+
+
+def _forget_longer_texts(model: LensModel) -> None:
+    """Let a HookedTransformer make its ALiBi biases anew.
+
+    It keeps those of the longest text so far, and takes a part of them that is shifted. The shift changes nothing but
+    rounding, so that what a batch gives would depend on what was run before it.
+    """
+    if model.cfg.positional_embedding_type == "alibi":
+        for _, block in blocks_of(model):
+            block.attn.alibi = None
 
 
 def arguments_of(inputs: Inputs, device: torch.device) -> tuple[Int[Tensor, "row position"], dict[str, Tensor]]:
