@@ -363,5 +363,5 @@ def test_benchmarks_run(tmp_path):
     _, table = result.stdout.split("| model | function |")
     for function in ("categorise", "attribute", "evaluate", "ablation_study", "tables", "growth", "memory"):
         assert f"| built-in | {function} |" in table
-    assert table.count("| at most ") == 3
+    assert table.count("| at most ") == 4
     assert table.count("| at least ") == 2

@@ -115,7 +115,7 @@ def test_a_process_that_dies_ends_the_launch_and_the_run_goes_on(one, tmp_path, 
 def test_only_the_main_process_says_something(tmp_path):
     run = [*LAUNCHERS["torchrun"], "2", "--redirects", "3", "--log-dir", str(tmp_path / "logs")]
     names = ["categorise", "choice", "perplexity"]
-    ended(begun(run, tmp_path / "results", "--most-tokens", 24, "--names", *names))
+    ended(begun(run, tmp_path / "results", "--most-tokens", 12, "--names", *names))
     main, other = (
         "".join(file.read_text("utf-8") for file in sorted((tmp_path / "logs").rglob(f"{rank}/*.log")))
         for rank in range(2)

@@ -74,7 +74,7 @@ class Shards:
                 for file in self.folder.iterdir()
                 if not (file.name.startswith(".") or file.match(f"{ABOUT}.*{_PART}"))
             ]
-            if foreign:
+            if foreign and not path.exists():  # a different process may have begun meanwhile
                 raise NeuronShareError(
                     f"The folder {str(self.folder)!r} holds other files ({foreign[0]}); name a new folder."
                 )
