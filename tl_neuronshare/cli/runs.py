@@ -121,10 +121,11 @@ class Run:
         self.record["inputs"] = inputs_hash(self.args, prompts)
         self.timed("load")
         run = {key: self.record[key] for key in ("experiment", "arguments", "versions", "weights", "inputs")}
-        old = recorded(self.args.out)
-        if self.args.shard is not None and json.loads(json.dumps(run)) == {key: old.get(key) for key in run}:
-            print(f"All parts are done and joined already, in {str(self.args.out)!r}.")
-            raise SystemExit
+        if self.args.shard is not None:
+            joined = recorded(self.args.out)
+            if {key: joined.get(key) for key in run} == json.loads(json.dumps(run)):
+                print(f"All parts are done and joined already, in {str(self.args.out)!r}.")
+                raise SystemExit
         if self._is_main:
             self._kept = self._folder.kept(run, alone=self.args.shard is None)
         self._kept = launched().gathered(self._kept)[0]

@@ -25,6 +25,7 @@ from tl_neuronshare.errors import NeuronShareError
 Record = dict[str, Tensor]
 ABOUT = "about.json"
 _RECORDS, _PART = "records-{}.bin", ".part"
+_ABOUT_PART, _FILE_PART = f"{ABOUT}.*{_PART}", f"records-*-*{_PART}"  # what a kill leaves half written
 _HEAD = struct.Struct("<QQI")  # how long the name and the tensors of a record are, and the checksum of both
 
 
@@ -72,7 +73,7 @@ class Shards:
             foreign = [
                 file.name
                 for file in self.folder.iterdir()
-                if not (file.name.startswith(".") or file.match(f"{ABOUT}.*{_PART}"))
+                if not (file.name.startswith(".") or file.match(_ABOUT_PART))
             ]
             if foreign and not path.exists():  # a different process may have begun meanwhile
                 raise NeuronShareError(
@@ -115,10 +116,9 @@ class Shards:
         path, start = self._places[stage][batch]
         with suppress(FileNotFoundError), path.open("rb") as file:
             file.seek(start)
-            for name, tensors in _records(file):
-                if name == (stage, batch):
-                    return dict(load(tensors))
-                break
+            name, tensors = next(_records(file), (None, b""))
+            if name == (stage, batch):
+                return dict(load(tensors))
         raise NeuronShareError(
             f"A different call has joined the records in the folder {str(self.folder)!r} meanwhile, and removed them; "
             "run the same again."
@@ -183,8 +183,7 @@ class Shards:
     def remove(self, files: Iterable[Path]) -> None:
         """Remove these files, and those that a kill has left half written."""
         with _Writing(self.folder):
-            ours = (f"{ABOUT}.*{_PART}", f"{self._own.with_name(_RECORDS.format('*')).stem}-*{_PART}")
-            for file in (*files, *(part for pattern in ours for part in self.folder.glob(pattern))):
+            for file in (*files, *self.folder.glob(_ABOUT_PART), *self.folder.glob(_FILE_PART)):
                 file.unlink(missing_ok=True)
 
 
