@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_neuronshare.maths.activation import count_true
+
 
 def generation_impact(
     post: Float[Tensor, "*batch neuron"],
@@ -91,7 +93,7 @@ def largest(scores: Float[Tensor, "*batch neuron"], k: int) -> Bool[Tensor, "*ba
     least = scores.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     marked = scores >= least
     # Usually no score equals the least. On a GPU, waiting for this answer would take longer than ranking those that do.
-    if scores.device.type != "cpu" or (marked.sum(-1) > k).any():
+    if scores.device.type != "cpu" or (count_true(marked) > k).any():
         above, equal = scores > least, scores == least
         marked = above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
     return marked

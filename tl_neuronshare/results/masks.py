@@ -19,6 +19,7 @@ from torch import Tensor
 from tl_neuronshare.checks import is_count
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.launch import warn
+from tl_neuronshare.maths.activation import count_true
 from tl_neuronshare.maths.draws import NEAR, drawn, matched
 from tl_neuronshare.results.files import read_tensors, write_tensors
 from tl_neuronshare.results.routing import Experts, named
@@ -54,7 +55,7 @@ def random_like(
     within = torch.ones_like(mask) if within is None else within
     check_mask(within)
     noise = torch.rand(mask.shape, generator=generator, dtype=torch.float32, device="cpu")
-    return drawn(noise.to(mask.device), mask.sum(-1), within.to(mask.device))
+    return drawn(noise.to(mask.device), count_true(mask), within.to(mask.device))
 
 
 def magnitude_matched_like(
