@@ -348,19 +348,30 @@ def test_a_run_that_stops_half_way_is_not_taken_for_recorded_and_can_be_made_aga
         recorder.sharing()
 
 
-def test_results_wait_for_the_last_layer_where_fetching_them_would_stop_the_model(bloom, longer, monkeypatch):
-    """As on a GPU, which tests do not have: bits are held until all layers have fired."""
+@pytest.mark.parametrize(
+    ("position", "chunk", "reductions"),
+    [
+        ("last", 1 << 20, [3]),  # all three layers together
+        ("last", 14 * 128, [2, 1]),  # two fill a chunk: 7 prompts of 128 neurons each
+        ("last", 3 * 128, [1, 1, 2, 1, 2, 1, 1]),  # pieces of 3, 3 and 1 prompts; the last one waits for the next layer
+        ("any", 1 << 20, [1] * 3),  # all tokens of a layer do not wait
+    ],
+)
+def test_layers_are_reduced_together_and_fetched_once(bloom, longer, monkeypatch, position, chunk, reductions):
+    """How many pieces are reduced at a time changes nothing; what they give leaves a GPU in one copy a batch."""
     from tl_neuronshare.running import recording
 
-    expected = ns.categorise(bloom, longer, position="any", threshold=[0.0, 0.1])
-    stored = []
-    store = recording.RecordedPass._store
-    monkeypatch.setattr(recording, "_is_on_cpu", lambda tensor: False)
-    monkeypatch.setattr(
-        recording.RecordedPass, "_store", lambda recorded: (stored.append(len(recorded._held)), store(recorded))
-    )
-    assert ns.categorise(bloom, longer, position="any", threshold=[0.0, 0.1]) == expected
-    assert set(stored) == {3}
+    options = {"position": position, "threshold": [0.0, 0.1], "batch_size": 7}
+    expected = ns.categorise(bloom, longer, **options)
+    reduced, fetched = [], []
+    pass_ = recording.RecordedPass
+    reduce, store = pass_._reduce, pass_._store
+    monkeypatch.setattr(recording, "_CHUNK", chunk)
+    monkeypatch.setattr(pass_, "_reduce", lambda self: (reduced.append(len(self._waiting)), reduce(self)))
+    monkeypatch.setattr(pass_, "_store", lambda self: (fetched.append(len(self._reduced)), store(self)))
+    assert ns.categorise(bloom, longer, **options) == expected
+    assert len(fetched) == -(-15 // 7)
+    assert [each for each in reduced if each][: len(reductions)] == reductions
 
 
 @pytest.mark.parametrize("kind", ["bloom", "neox-1-8"])

@@ -1,7 +1,8 @@
 """Record which neurons are activated, by hooks that work in any run of the model.
 
-Each layer's values are reduced to one bit for each neuron as soon as the layer's hooks have fired, so only the bits of
-all layers are in memory together. `categorising.py` has ready-made runs.
+A layer's values are reduced to one bit for each neuron. Where every token is read, this happens as soon as the layer's
+hooks have fired. Where a single token is read, its values wait until those of several layers make one reduction worth
+its calls. So only the bits of all layers are in memory together. `categorising.py` has ready-made runs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import groupby
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -332,11 +334,12 @@ class SharingRecorder:
         """Refuse a result if a prompt is missing, or if special tokens count for some prompts and not for others."""
         missing = ~self.bits.recorded
         if bool(missing.any()):
-            prompt, layer = (int(index) for index in missing.nonzero()[0])
+            prompt = int(missing.int().argmax())
+            layer = self.layers[int(self.bits.fired[prompt].int().argmin())]
             raise NeuronShareError(
-                f"{self.where(prompt)}: {self.layers[layer].name} did not fire, so that "
-                f"{int(missing.any(-1).sum())} of {len(missing)} prompts are not recorded. Run each under the hooks "
-                "that fwd_hooks gives for it, through all layers; do other hooks replace the MLP?"
+                f"{self.where(prompt)}: {layer.name} did not fire, so that {int(missing.sum())} of {len(missing)} "
+                "prompts are not recorded. Run each under the hooks that fwd_hooks gives for it, through all layers; "
+                "do other hooks replace the MLP?"
             )
         had_tokens = self.bits.had_tokens
         if self.special_tokens and had_tokens.any() and not had_tokens.all():
@@ -440,7 +443,8 @@ class Bits:
 
     Attributes:
         borderline: how many values of each prompt are near each threshold.
-        recorded: which layers of which prompts have been recorded.
+        fired: which layers of which prompts have been read, in the latest pass that has them.
+        recorded: which prompts have been recorded, by a pass through all layers.
         had_tokens: which prompts were recorded together with their tokens.
     """
 
@@ -450,31 +454,36 @@ class Bits:
             self._packed = torch.zeros(n_thresholds, n_prompts, len(widths), n_bytes, dtype=torch.uint8, device="cpu")
             self._routed = torch.zeros(n_prompts, len(widths), packed_width(n_experts), dtype=torch.uint8, device="cpu")
             self.borderline = torch.zeros(n_thresholds, n_prompts, dtype=torch.int32, device="cpu")
-            self.recorded = torch.zeros(n_prompts, len(widths), dtype=torch.bool, device="cpu")
+            self.fired = torch.zeros(n_prompts, len(widths), dtype=torch.bool, device="cpu")
+            self.recorded = torch.zeros(n_prompts, dtype=torch.bool, device="cpu")
             self.had_tokens = torch.zeros(n_prompts, dtype=torch.bool, device="cpu")
         self._is_handed_out = False
 
-    def write(
-        self,
-        prompts: Int[Tensor, " prompt"],
-        layer: int,
-        bits: UInt8[Tensor, "threshold prompt byte"],
-        routed: UInt8[Tensor, "prompt expert_byte"],
+    def write(self, prompts: Int[Tensor, " prompt"], layer: int, bits: UInt8[Tensor, "threshold prompt byte"]) -> None:
+        """Keep the bits of one layer's neurons for these prompts."""
+        self._own()
+        self._packed[:, :, layer, : bits.shape[-1]].index_copy_(1, prompts, bits)
+
+    def write_routed(
+        self, prompts: Int[Tensor, " prompt"], layer: int, routed: UInt8[Tensor, "prompt expert_byte"]
     ) -> None:
-        """Keep the bits of one layer for these prompts, without changing results that were handed out earlier."""
+        """Keep the bits of one layer's experts for these prompts."""
+        self._own()
+        self._routed[:, layer, : routed.shape[-1]].index_copy_(0, prompts, routed)
+
+    def _own(self) -> None:
+        """Copy what was handed out, so that writing does not change results that exist."""
         if self._is_handed_out:
             with torch.inference_mode(False):
                 self._packed, self._routed, self._is_handed_out = self._packed.clone(), self._routed.clone(), False
-        self._packed[:, :, layer, : bits.shape[-1]].index_copy_(1, prompts, bits)
-        self._routed[:, layer, : routed.shape[-1]].index_copy_(0, prompts, routed)
-        self.recorded[prompts, layer] = True
 
     def part(self, start: int, stop: int) -> Bits:
         """Return the prompts from start to stop, as a view: what is written to it is written here."""
         view = copy.copy(self)
         view._packed, view._routed = self._packed[:, start:stop], self._routed[start:stop]
         view.borderline = self.borderline[:, start:stop]
-        view.recorded, view.had_tokens = self.recorded[start:stop], self.had_tokens[start:stop]
+        view.fired, view.recorded = self.fired[start:stop], self.recorded[start:stop]
+        view.had_tokens = self.had_tokens[start:stop]
         return view
 
     def of(self, prompts: Int[Tensor, " prompt"]) -> dict[str, Tensor]:
@@ -527,6 +536,39 @@ class _Where:
     index: OnDevices | None = None
 
 
+class _Piece(NamedTuple):
+    """Some rows of a layer, whose values wait to be reduced.
+
+    Attributes:
+        values: the values, at one token of each row or at all.
+        counted: which of the tokens to look at; None means all.
+        n_computed: how many of the neurons are computed for a token.
+    """
+
+    values: Float[Tensor, "row position neuron"]
+    counted: Bool[Tensor, "row position"] | None
+    n_computed: int
+
+    @property
+    def kind(self) -> Hashable:
+        """What pieces that are reduced together have in common."""
+        return self.values.shape[1:], self.values.dtype, self.values.device, self.n_computed
+
+
+class _Reduced(NamedTuple):
+    """What is kept of some rows of a layer until the pass is complete.
+
+    Attributes:
+        bits: which neurons are activated, packed.
+        borderline: how many values are near each threshold.
+        is_finite: whether all values of a row are finite.
+    """
+
+    bits: UInt8[Tensor, "threshold row byte"]
+    borderline: Int[Tensor, "threshold row"]
+    is_finite: Bool[Tensor, " row"]
+
+
 class RecordedPass:
     """One forward pass of a recorder: the prompts of its rows, which tokens count, and what has been read so far."""
 
@@ -535,9 +577,11 @@ class RecordedPass:
         mask, tokens = run.mask, run.tokens
         self._where: dict[Stack, _Where] = {"decoder": _Where()}
         self._where["encoder"] = self._where["decoder"]
-        self._borderline: dict[int, Int[Tensor, "threshold prompt"]] = {}  # counts of each layer that has been read
-        self._held: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self._seen: set[int] = set()  # layers that have been read
         self._latest = -1
+        self._waiting: dict[tuple[int, int], _Piece] = {}  # by the layer and its first row
+        self._reduced: dict[tuple[int, int], _Reduced] = {}
+        self._routed: dict[int, UInt8[Tensor, "row expert_byte"]] = {}
         self._has_tokens = tokens is not None
         if recorder.special_tokens and tokens is None and recorder.model.cfg.default_prepend_bos:
             recorder.warn_once(
@@ -567,69 +611,85 @@ class RecordedPass:
         """Record one layer: reduce its values over the tokens, and keep one bit for each threshold and neuron."""
         if self._is_decoding_step(layer, tensors):
             return
-        bits = self.recorder.bits
         # If a layer comes twice in a row, it is one call: a bridge's compatibility mode calls a hook by two names.
-        if not self._borderline or (layer in self._borderline and layer != self._latest):
-            self._borderline.clear()
-            self._held.clear()
-            bits.recorded[self.prompts] = False
-            bits.had_tokens[self.prompts] = self._has_tokens
-        bits.recorded[self.prompts, layer] = False
-        where = self._where_of(layer)
-        n_tokens = where.length if where.index is None and where.length is not None else 1
-        most = _CHUNK if _is_on_cpu(tensors[-1]) else _CHUNK_ON_GPU
-        step = max(1, most // (n_tokens * self.recorder.layers[layer].width))
-        tensors = tuple(tensor.detach() for tensor in tensors)
-        parts = [
-            self._reduced(layer, tensors, slice(start, min(start + step, self.n_prompts)))
-            for start in range(0, self.n_prompts, step)
-        ]
-        packed, borderline, finite = zip(*parts, strict=True)
-        self._borderline[layer] = torch.cat(borderline, dim=1)
-        self._held.append((layer, torch.cat(packed, dim=1), torch.cat(finite), self._experts(layer, tensors)))
+        if not self._seen or (layer in self._seen and layer != self._latest):
+            self._begin()
+        self._seen.add(layer)
         self._latest = layer
-        # On a GPU the results wait for the last layer: fetching them at every layer would stop the model every time.
-        if _is_on_cpu(tensors[-1]) or self.is_complete:
+        self.recorder.bits.fired[self.prompts, layer] = True
+        self.recorder.bits.recorded[self.prompts] = False  # until the pass is complete
+        tensors = tuple(tensor.detach() for tensor in tensors)
+        where, width = self._where_of(layer), self.recorder.layers[layer].width
+        n_tokens = where.length if where.index is None and where.length is not None else 1
+        most = _CHUNK if tensors[-1].device.type == "cpu" else _CHUNK_ON_GPU
+        step = max(1, most // (n_tokens * width))
+        for start in range(0, self.n_prompts, step):
+            self._waiting[layer, start] = self._piece(layer, tensors, slice(start, min(start + step, self.n_prompts)))
+            # All tokens of a layer cannot wait: their values are the model's own tensor, which it may change.
+            if where.index is None or sum(piece.values.numel() for piece in self._waiting.values()) >= most:
+                self._reduce()
+        routed = self._experts(layer, tensors)
+        if routed is not None:
+            self._routed[layer] = routed
+        # On a GPU, fetching results at every layer would stop the model every time.
+        if self.is_complete:
+            self._reduce()
             self._store()
 
-    def _reduced(
-        self, layer: int, tensors: Sequence[Tensor], rows: slice
-    ) -> tuple[
-        UInt8[Tensor, "threshold row byte"], Int[Tensor, "threshold row"], Bool[Tensor, " row"]
-    ]:  # fmt: skip
-        """For these rows: which neurons are activated, how many values are borderline, and whether all are finite."""
-        reading, device, where = self.recorder.reading, tensors[-1].device, self._where_of(layer)
-        absent = min(0.0, *reading.thresholds)  # what is not computed is not activated
-        values: Float[Tensor, "row position neuron"]
+    def _begin(self) -> None:
+        """Forget what has been read, since a new forward pass begins."""
+        for each in (self._seen, self._waiting, self._reduced, self._routed):
+            each.clear()
+        bits = self.recorder.bits
+        bits.fired[self.prompts] = False
+        bits.had_tokens[self.prompts] = self._has_tokens
+
+    def _piece(self, layer: int, tensors: Sequence[Tensor], rows: slice) -> _Piece:
+        """The values of some rows of a layer, at the token or tokens that are read."""
+        device, where, neurons = tensors[-1].device, self._where_of(layer), self.recorder.layers[layer]
+        absent = min(0.0, *self.recorder.reading.thresholds)  # what is not computed is not activated
         if where.index is None:
-            values = self.recorder.layers[layer].read(tensors, rows, absent=absent)
+            values = neurons.read(tensors, rows, absent=absent)
         else:
             places = (torch.arange(rows.start, rows.stop, device=device), where.index.on(device)[rows])
-            values = self.recorder.layers[layer].read(tensors, places, absent=absent).unsqueeze(1)
+            values = neurons.read(tensors, places, absent=absent).unsqueeze(1)
         counted = None if where.counted is None else where.counted.on(device)[rows]
+        return _Piece(values, counted, neurons.n_computed(tensors))
+
+    def _reduce(self) -> None:
+        """Reduce the values that wait, those of a kind together."""
+        waiting, self._waiting = self._waiting, {}
+        thresholds = self.recorder.reading.thresholds
         # At one token the largest value is the value itself.
-        quantifier: Literal["any", "all"] = "all" if reading.position == "all" else "any"
-        chosen, scale = extreme(values, counted, quantifier)
-        bits = torch.stack([pack_above(chosen, threshold) for threshold in reading.thresholds])
-        # The root mean square of the neurons that are computed: others have no values.
-        neurons = self.recorder.layers[layer]
-        computed = scale * (neurons.width / neurons.n_computed(tensors)) ** 0.5
-        borderline = count_borderline(chosen, reading.thresholds, computed, values.dtype)
-        return bits, borderline, scale.isfinite().squeeze(-1)
+        quantifier: Literal["any", "all"] = "all" if self.recorder.reading.position == "all" else "any"
+        for _, alike in groupby(waiting.items(), key=lambda item: item[1].kind):
+            places, pieces = zip(*alike, strict=True)
+            first: _Piece = pieces[0]
+            values = first.values if len(pieces) == 1 else torch.cat([piece.values for piece in pieces])
+            chosen, scale = extreme(values, first.counted, quantifier)
+            bits = torch.stack([pack_above(chosen, threshold) for threshold in thresholds])
+            # The root mean square of the neurons that are computed: others have no values.
+            computed = scale * (values.shape[-1] / first.n_computed) ** 0.5
+            borderline = count_borderline(chosen, thresholds, computed, values.dtype)
+            finite = scale.isfinite().squeeze(-1)
+            sizes = [len(piece.values) for piece in pieces]
+            parts = (torch.split(bits, sizes, 1), torch.split(borderline, sizes, 1), torch.split(finite, sizes))
+            for place, *of_piece in zip(places, *parts, strict=True):
+                self._reduced[place] = _Reduced(*of_piece)
 
     def _where_of(self, layer: int) -> _Where:
         """Which tokens a layer is read at."""
         return self._where[self.recorder.layers[layer].stack]
 
-    def _experts(self, layer: int, tensors: Sequence[Tensor]) -> UInt8[Tensor, "row expert_byte"]:
-        """Which experts each row is routed to, at its token or over all its counted tokens, as bits."""
+    def _experts(self, layer: int, tensors: Sequence[Tensor]) -> UInt8[Tensor, "row expert_byte"] | None:
+        """Which experts each row is routed to, at its token or over all its counted tokens, as bits; None without."""
         neurons, device, where = self.recorder.layers[layer], tensors[-1].device, self._where_of(layer)
         places: Any = ...
         if where.index is not None:
             places = (torch.arange(self.n_prompts, device=device), where.index.on(device))
         routed = neurons.routed(tensors, places)
         if routed is None:
-            return torch.zeros(self.n_prompts, 0, dtype=torch.uint8, device="cpu")
+            return None
         if where.index is None:
             counted = None if where.counted is None else where.counted.on(device)[..., None]
             if self.recorder.reading.position == "any":
@@ -646,7 +706,7 @@ class RecordedPass:
     @property
     def is_complete(self) -> bool:
         """Whether every layer has been read."""
-        return len(self._borderline) == len(self.recorder.layers)
+        return len(self._seen) == len(self.recorder.layers)
 
     def _is_decoding_step(self, layer: int, tensors: Sequence[Tensor]) -> bool:
         """Whether this call is a step after the prompt. If it is not, its shape must be that of the batch.
@@ -731,21 +791,26 @@ class RecordedPass:
         return index
 
     def _store(self) -> None:
-        """Move the layers that have been read to the recorder."""
-        recorder, held, self._held = self.recorder, self._held, []
-        borderline = list(self._borderline.values()) if self.is_complete else []
-        fetched = iter(models.on_cpu([tensor for _, *of_layer in held for tensor in of_layer] + borderline))
-        for layer, *_ in held:
-            bits, is_finite, routed = next(fetched), next(fetched), next(fetched)
+        """Move what has been read to the recorder, in a single copy."""
+        recorder, prompts = self.recorder, self.prompts
+        tensors = [tensor for reduced in self._reduced.values() for tensor in reduced]
+        fetched = iter(models.on_cpu(tensors + list(self._routed.values())))
+        borderline = torch.zeros(len(recorder.reading.thresholds), self.n_prompts, dtype=torch.int32, device="cpu")
+        for layer, start in self._reduced:
+            bits, near, is_finite = next(fetched), next(fetched), next(fetched)
+            rows = slice(start, start + len(is_finite))
             if not is_finite.all():
-                prompt = int(self.prompts[int((~is_finite).int().argmax())])
+                prompt = int(prompts[rows][int((~is_finite).int().argmax())])
                 raise NeuronShareError(
                     f"{recorder.where(prompt)}: NaN or infinite activations (or beyond 1e19) at "
                     f"{recorder.layers[layer].name}; load the model in float32 or bfloat16, and check your own hooks."
                 )
-            recorder.bits.write(self.prompts, layer, bits, routed)
-        if self.is_complete:
-            recorder.bits.borderline[:, self.prompts] = sum(fetched)
+            recorder.bits.write(prompts[rows], layer, bits)
+            borderline[:, rows] += near
+        for layer, routed in zip(self._routed, fetched, strict=True):
+            recorder.bits.write_routed(prompts, layer, routed)
+        recorder.bits.borderline[:, prompts] = borderline
+        recorder.bits.recorded[prompts] = True
 
 
 def _as_languages(languages: Any) -> tuple[str, ...]:
@@ -754,8 +819,3 @@ def _as_languages(languages: Any) -> tuple[str, ...]:
         raise NeuronShareError(f"languages={languages!r}; give a list of at least two names, all different.")
     refuse_language_all(names)
     return names
-
-
-def _is_on_cpu(tensor: Tensor) -> bool:
-    """True on a CPU. On a GPU, reading a result would block until the kernel has finished."""
-    return tensor.device.type == "cpu"
