@@ -232,7 +232,9 @@ class _Categorising:
             for language, texts in prompts.prompts.items()
             for row in models.tokenised(model, texts, language, prompts.examples, prepend_bos=self.how.prepend_bos)
         ]
-        plan, n_examples = Plan(model, rows, batch_size=self.how.batch_size), len(prompts)
+        plan = Plan(model, rows, batch_size=self.how.batch_size)
+        # The recorder numbers prompts example by example.
+        numbers = torch.arange(len(rows), device="cpu").reshape(len(prompts), -1).T.flatten()
         recorded: RecordedPass  # the batch that is running
 
         def read(layer: int, tensors: tuple[Tensor, ...]) -> None:
@@ -240,14 +242,12 @@ class _Categorising:
 
         def record(batch: Batch) -> Record:
             nonlocal recorded
-            numbers, places = zip(*(divmod(row, n_examples) for row in batch.rows), strict=True)
-            recorded = recorder.recorded_pass([prompts.languages[each] for each in numbers], places, batch)
+            recorded = RecordedPass(recorder, numbers[batch.rows], batch)
             run_once(batch)
             return recorder.bits.of(recorded.prompts)
 
         def keep(rows: list[int], of_batch: Record) -> None:
-            numbers = [row % n_examples * len(prompts.languages) + row // n_examples for row in rows]
-            recorder.bits.take(torch.tensor(numbers, device="cpu"), of_batch)
+            recorder.bits.take(numbers[rows], of_batch)
 
         with models.reading(model, recorder.layers, read) as run_once:
             loop(plan, record, keep, stage=f"examples from {examples.start}")

@@ -378,19 +378,17 @@ class SharingRecorder:
         self,
         language: str | Sequence[str],
         examples: Sequence[int] | slice | Int[Tensor, " prompt"],
-        run: Inputs | Given,
+        given: Given,
     ) -> RecordedPass:
         """Check the rows of one forward pass, and return the pass that records them.
 
         Args:
             language: the language of all rows, or one for each.
             examples: which example each row is.
-            run: what is run, or what a user says of it.
+            given: what a user says of the batch.
         """
         prompts = self._prompts_of(language, examples)
-        if isinstance(run, Inputs):
-            return RecordedPass(self, prompts, run)
-        mask, tokens = run.mask, run.tokens
+        mask, tokens = given.mask, given.tokens
         for name, tensor in (("attention_mask", mask), ("tokens", tokens)):
             if tensor is not None and (tensor.ndim != 2 or len(tensor) != len(prompts)):
                 raise NeuronShareError(
@@ -403,7 +401,7 @@ class SharingRecorder:
             )
         if mask is not None and not ((mask == 0) | (mask == 1)).all():
             raise NeuronShareError("attention_mask has values that are not 0 or 1; give 1 at tokens, 0 at padding.")
-        return RecordedPass(self, prompts, run)
+        return RecordedPass(self, prompts, given)
 
     def _prompts_of(self, language: Any, examples: Any) -> Int[Tensor, " prompt"]:
         """The number of each row's prompt, which its example and language determine."""
