@@ -21,6 +21,7 @@ from tl_neuronshare.models import points
 from tl_neuronshare.models.experts import RoutedHook
 from tl_neuronshare.models.tokens import left_padded
 from tl_neuronshare.results.routing import Routing
+from tl_neuronshare.running import recording
 
 LANGUAGES = ("en", "de", "ru")
 PROMPTS = ns.ParallelPrompts({language: zoo.TEXTS[language] for language in LANGUAGES})
@@ -94,6 +95,18 @@ def test_nothing_changes_until_something_is_hooked(directory, name):
     names = set(model.hook_dict)
     models.neuron_layers(model, "post")  # a second time
     assert set(model.hook_dict) == names
+
+
+@pytest.mark.parametrize("position", ["last", "any"])
+@pytest.mark.parametrize("name", ["MixtralForCausalLM", "DeepseekV3ForCausalLM"])
+def test_how_many_rows_and_layers_are_reduced_together_changes_nothing(loaded, monkeypatch, name, position):
+    model = loaded(name)
+    options = {"position": position, "batch_size": 7}
+    expected = ns.categorise(model, PROMPTS, **options)
+    widest = max(layer.width for layer in models.neuron_layers(model, "post"))
+    for n_rows in (2, 9):
+        monkeypatch.setattr(recording, "_CHUNK", n_rows * widest)
+        assert ns.categorise(model, PROMPTS, **options) == expected  # of neurons and of routing
 
 
 @pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm", "eager"])

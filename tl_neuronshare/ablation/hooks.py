@@ -146,7 +146,7 @@ def hooks_at(
             f"give {(len(layers), widest)}, or {('batch', len(layers), widest)} for one mask a row."
         )
     for number, layer in enumerate(layers):
-        if mask[..., number, layer.width :].any():
+        if layer.width < widest and mask[..., number, layer.width :].any():
             raise NeuronShareError(
                 f"Layer {number} has {layer.width} neurons, but the mask has some beyond them; leave these out."
             )

@@ -356,7 +356,8 @@ class _Ablated:
         """Make the hooks for one batch, in which an example may have several rows."""
         distinct_examples = sorted(set(examples.tolist()))
         row = torch.tensor([distinct_examples.index(example) for example in examples.tolist()], device="cpu")
-        mask = self._masks(language, distinct_examples)
+        # All rows of an example have one mask, which is moved to the model once.
+        mask = self._masks(language, distinct_examples).to(models.device_of(self.study.model))
         replacing = self.study.replacing
         values = replacing.values_for(language, distinct_examples, self.target, self.seed)
         values = values[row] if isinstance(values, Tensor) and values.ndim == 3 else values

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.maths.activation import count_true
+from tl_neuronshare.maths.activation import count_true, widened
 
 NEAR = 0.1  # two impacts are near if they differ by at most this share of the sought impact
 
@@ -27,9 +27,8 @@ def drawn(
         >>> drawn(noise, torch.tensor([1]), within)
         tensor([[False, False,  True]])
     """
-    within = within.expand_as(noise)
-    _check_enough(count, count_true(within), "to draw from")
-    noise = noise.masked_fill(~within, -1.0)
+    _check_enough(count, count_true(within).expand_as(count), "to draw from")
+    noise = noise if within.all() else noise.masked_fill(~within, -1.0)
     places = noise.shape[-1] - rearrange(count, "... -> ... 1").clamp(min=1)
     marked = (noise >= _sorted(noise).gather(-1, places)) & (count > 0)[..., None]
     uneven = count_true(marked) != count  # neurons with equal noise, of which only some are drawn
@@ -65,13 +64,14 @@ def matched(
     free = ~mask & impact.isfinite()
     _check_enough(count, count_true(free), "outside the mask")
     shape, width = mask.shape, mask.shape[-1]
-    impacts = impact.reshape(-1, width).double().numpy(force=True)
-    order = noise.masked_fill(~mask, -1.0).reshape(-1, width).argsort(-1, descending=True).numpy(force=True)
-    matches, badly_matched = (np.zeros(order.shape, dtype=bool) for _ in range(2))
-    n_turns, left = (int(count.max()) if len(order) else 0), count.flatten().numpy(force=True)
-    sought = np.take_along_axis(impacts, order[:, :n_turns], axis=-1)
-    unused = _Unused(np.where(free.reshape(-1, width).numpy(force=True), impacts, np.inf))
-    starts = unused.places_of(sought)
+    impacts, left = widened(impact).reshape(-1, width), count.flatten().numpy(force=True)
+    n_turns = int(left.max(initial=0))
+    choosing = noise.masked_fill(~mask, -1.0).reshape(-1, width).topk(n_turns).indices
+    of_choosing = impacts.gather(-1, choosing)
+    order, sought = choosing.numpy(force=True), of_choosing.double().numpy(force=True)
+    matches, badly_matched = (np.zeros(impacts.shape, dtype=bool) for _ in range(2))
+    unused = _Unused(impacts.masked_fill(~free.reshape(-1, width), torch.inf).cpu())
+    starts = unused.places_of(of_choosing.cpu())
     for turn in range(n_turns):
         (rows,) = (left > turn).nonzero()  # those in which a neuron is left to choose
         seeker, value = order[rows, turn], sought[rows, turn]
@@ -95,27 +95,27 @@ class _Unused:
         impacts: the impact of each neuron; infinite if it must not be taken.
     """
 
-    def __init__(self, impacts: NDArray[np.float64]) -> None:
+    def __init__(self, impacts: Float[Tensor, "row neuron"]) -> None:
         n_rows, width = impacts.shape
-        ranked, by_impact = torch.from_numpy(impacts).sort(stable=True)  # equal ones in the order of the neurons
+        ranked, by_impact = impacts.sort(stable=True)  # equal ones in the order of the neurons
         # One place more on either side, for "none".
-        self._neuron = np.full((n_rows, width + 2), width)
-        self._impact = np.full((n_rows, width + 2), np.inf)
+        self._neuron = np.full((n_rows, width + 2), width, dtype=np.int32)
+        self._impact = np.full((n_rows, width + 2), np.inf, dtype=ranked.numpy().dtype)
         self._neuron[:, 1:-1], self._impact[:, 1:-1], self._impact[:, 0] = by_impact, ranked, -np.inf
-        places = np.arange(width + 2)
-        is_next = self._impact[:, 1:] != self._impact[:, :-1]
-        self._first_of_equal = np.maximum.accumulate(np.where(is_next, places[1:], 0), axis=-1)
-        self._first_of_equal = np.insert(self._first_of_equal, 0, 0, axis=1)
+        places = np.arange(width + 2, dtype=np.int32)
+        self._first_of_equal = np.zeros_like(self._neuron)
+        np.multiply(self._impact[:, 1:] != self._impact[:, :-1], places[1:], out=self._first_of_equal[:, 1:])
+        np.maximum.accumulate(self._first_of_equal, axis=-1, out=self._first_of_equal)
         self._above, self._below = (np.tile(places, (n_rows, 1)) for _ in range(2))
 
-    def places_of(self, impacts: NDArray[np.float64]) -> NDArray[np.intp]:
+    def places_of(self, impacts: Float[Tensor, "row sought"]) -> NDArray[np.intp]:
         """The first place of each row with at least this impact."""
-        places = torch.searchsorted(torch.from_numpy(self._impact), torch.from_numpy(impacts))
+        places = torch.searchsorted(torch.from_numpy(self._impact), impacts)
         return places.clamp(max=self._impact.shape[-1] - 1).numpy()
 
     def take_nearest(
         self, rows: NDArray[np.intp], impact: NDArray[np.float64], start: NDArray[np.intp]
-    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    ) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
         """Take from each of these rows the neuron whose impact is nearest; return it, and how far its impact is off.
 
         `start` is what `places_of` gives for these impacts.
@@ -133,10 +133,12 @@ class _Unused:
         return np.where(is_above, neuron[1], neuron[0]), np.where(is_above, distance[1], distance[0])
 
 
-def _free_place(following: NDArray[np.intp], rows: NDArray[np.intp], places: NDArray[np.intp]) -> NDArray[np.intp]:
+def _free_place(
+    following: NDArray[np.int32], rows: NDArray[np.intp], places: NDArray[np.integer]
+) -> NDArray[np.integer]:
     """Go from each row's place to the first that leads to itself; each other place on the way then leads farther."""
     while True:
-        nearer = following[rows, places]
+        nearer: NDArray[np.integer] = following[rows, places]
         farther = following[rows, nearer]
         if (nearer == farther).all():
             return nearer

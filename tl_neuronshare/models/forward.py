@@ -250,10 +250,13 @@ def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _in_one_copy(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     """Copy tensors of one device to the CPU, all in a single transfer of their bytes."""
-    as_bytes = [tensor.flatten().view(torch.uint8) for tensor in tensors]
-    copies = torch.split(torch.cat(as_bytes).cpu(), [len(each) for each in as_bytes])
-    for tensor, copy in zip(tensors, copies, strict=True):
-        yield copy.clone().view(tensor.dtype).view(tensor.shape)  # a clone begins where any dtype may begin
+    # Those with the largest numbers come first, so that each begins where its dtype may begin.
+    order = sorted(range(len(tensors)), key=lambda place: tensors[place].element_size(), reverse=True)
+    as_bytes = [tensors[place].flatten().view(torch.uint8) for place in order]
+    parts = torch.split(torch.cat(as_bytes).cpu(), [len(each) for each in as_bytes])
+    copies = dict(zip(order, parts, strict=True))
+    for place, tensor in enumerate(tensors):
+        yield copies[place].view(tensor.dtype).view(tensor.shape)
 
 
 def _at(inputs: Inputs, position: int) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, get_args
@@ -532,17 +532,30 @@ class _Where:
     reached: int = 0
     counted: OnDevices | None = None
     index: OnDevices | None = None
+    _places: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def places(self, rows: slice, device: torch.device) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+        """Where the token of each of these rows is. It is the same for all layers, and made once."""
+        assert self.index is not None  # a single token is read
+        key = rows.start, rows.stop, device
+        if key not in self._places:
+            self._places[key] = torch.arange(rows.start, rows.stop, device=device), self.index.on(device)[rows]
+        return self._places[key]
 
 
 class _Piece(NamedTuple):
     """Some rows of a layer, whose values wait to be reduced.
 
     Attributes:
+        layer: the number of the layer.
+        rows: which rows of the pass.
         values: the values, at one token of each row or at all.
         counted: which of the tokens to look at; None means all.
         n_computed: how many of the neurons are computed for a token.
     """
 
+    layer: int
+    rows: slice
     values: Float[Tensor, "row position neuron"]
     counted: Bool[Tensor, "row position"] | None
     n_computed: int
@@ -554,14 +567,16 @@ class _Piece(NamedTuple):
 
 
 class _Reduced(NamedTuple):
-    """What is kept of some rows of a layer until the pass is complete.
+    """What is kept of pieces that were reduced together, in their order, until the pass is complete.
 
     Attributes:
+        places: the layer and the rows of each piece.
         bits: which neurons are activated, packed.
         borderline: how many values are near each threshold.
         is_finite: whether all values of a row are finite.
     """
 
+    places: tuple[tuple[int, slice], ...]
     bits: UInt8[Tensor, "threshold row byte"]
     borderline: Int[Tensor, "threshold row"]
     is_finite: Bool[Tensor, " row"]
@@ -577,8 +592,8 @@ class RecordedPass:
         self._where["encoder"] = self._where["decoder"]
         self._seen: set[int] = set()  # layers that have been read
         self._latest = -1
-        self._waiting: dict[tuple[int, int], _Piece] = {}  # by the layer and its first row
-        self._reduced: dict[tuple[int, int], _Reduced] = {}
+        self._waiting: list[_Piece] = []
+        self._reduced: list[_Reduced] = []
         self._routed: dict[int, UInt8[Tensor, "row expert_byte"]] = {}
         self._has_tokens = tokens is not None
         if recorder.special_tokens and tokens is None and recorder.model.cfg.default_prepend_bos:
@@ -610,21 +625,21 @@ class RecordedPass:
         if self._is_decoding_step(layer, tensors):
             return
         # If a layer comes twice in a row, it is one call: a bridge's compatibility mode calls a hook by two names.
-        if not self._seen or (layer in self._seen and layer != self._latest):
+        # A single layer that comes again is a new call, or gives the same once more.
+        if not self._seen or (layer in self._seen and (layer != self._latest or len(self.recorder.layers) == 1)):
             self._begin()
         self._seen.add(layer)
         self._latest = layer
         self.recorder.bits.fired[self.prompts, layer] = True
-        self.recorder.bits.recorded[self.prompts] = False  # until the pass is complete
         tensors = tuple(tensor.detach() for tensor in tensors)
         where, width = self._where_of(layer), self.recorder.layers[layer].width
         n_tokens = where.length if where.index is None and where.length is not None else 1
         most = _CHUNK if tensors[-1].device.type == "cpu" else _CHUNK_ON_GPU
         step = max(1, most // (n_tokens * width))
         for start in range(0, self.n_prompts, step):
-            self._waiting[layer, start] = self._piece(layer, tensors, slice(start, min(start + step, self.n_prompts)))
+            self._waiting.append(self._piece(layer, tensors, slice(start, min(start + step, self.n_prompts))))
             # All tokens of a layer cannot wait: their values are the model's own tensor, which it may change.
-            if where.index is None or sum(piece.values.numel() for piece in self._waiting.values()) >= most:
+            if where.index is None or sum(piece.values.numel() for piece in self._waiting) >= most:
                 self._reduce()
         routed = self._experts(layer, tensors)
         if routed is not None:
@@ -640,40 +655,37 @@ class RecordedPass:
             each.clear()
         bits = self.recorder.bits
         bits.fired[self.prompts] = False
+        bits.recorded[self.prompts] = False
         bits.had_tokens[self.prompts] = self._has_tokens
 
     def _piece(self, layer: int, tensors: Sequence[Tensor], rows: slice) -> _Piece:
         """The values of some rows of a layer, at the token or tokens that are read."""
-        device, where, neurons = tensors[-1].device, self._where_of(layer), self.recorder.layers[layer]
+        where, neurons = self._where_of(layer), self.recorder.layers[layer]
         absent = min(0.0, *self.recorder.reading.thresholds)  # what is not computed is not activated
         if where.index is None:
             values = neurons.read(tensors, rows, absent=absent)
         else:
-            places = (torch.arange(rows.start, rows.stop, device=device), where.index.on(device)[rows])
-            values = neurons.read(tensors, places, absent=absent).unsqueeze(1)
-        counted = None if where.counted is None else where.counted.on(device)[rows]
-        return _Piece(values, counted, neurons.n_computed(tensors))
+            values = neurons.read(tensors, where.places(rows, tensors[-1].device), absent=absent).unsqueeze(1)
+        counted = None if where.counted is None else where.counted.on(tensors[-1].device)[rows]
+        return _Piece(layer, rows, values, counted, neurons.n_computed(tensors))
 
     def _reduce(self) -> None:
         """Reduce the values that wait, those of a kind together."""
-        waiting, self._waiting = self._waiting, {}
+        waiting, self._waiting = self._waiting, []
         thresholds = self.recorder.reading.thresholds
         # At one token the largest value is the value itself.
         quantifier: Literal["any", "all"] = "all" if self.recorder.reading.position == "all" else "any"
-        for _, alike in groupby(waiting.items(), key=lambda item: item[1].kind):
-            places, pieces = zip(*alike, strict=True)
-            first: _Piece = pieces[0]
+        for _, alike in groupby(waiting, key=lambda piece: piece.kind):
+            pieces = list(alike)
+            first = pieces[0]
             values = first.values if len(pieces) == 1 else torch.cat([piece.values for piece in pieces])
             chosen, scale = extreme(values, first.counted, quantifier)
             bits = torch.stack([pack_above(chosen, threshold) for threshold in thresholds])
             # The root mean square of the neurons that are computed: others have no values.
             computed = scale * (values.shape[-1] / first.n_computed) ** 0.5
             borderline = count_borderline(chosen, thresholds, computed, values.dtype)
-            finite = scale.isfinite().squeeze(-1)
-            sizes = [len(piece.values) for piece in pieces]
-            parts = (torch.split(bits, sizes, 1), torch.split(borderline, sizes, 1), torch.split(finite, sizes))
-            for place, *of_piece in zip(places, *parts, strict=True):
-                self._reduced[place] = _Reduced(*of_piece)
+            places = tuple((piece.layer, piece.rows) for piece in pieces)
+            self._reduced.append(_Reduced(places, bits, borderline, scale.isfinite().squeeze(-1)))
 
     def _where_of(self, layer: int) -> _Where:
         """Which tokens a layer is read at."""
@@ -682,9 +694,7 @@ class RecordedPass:
     def _experts(self, layer: int, tensors: Sequence[Tensor]) -> UInt8[Tensor, "row expert_byte"] | None:
         """Which experts each row is routed to, at its token or over all its counted tokens, as bits; None without."""
         neurons, device, where = self.recorder.layers[layer], tensors[-1].device, self._where_of(layer)
-        places: Any = ...
-        if where.index is not None:
-            places = (torch.arange(self.n_prompts, device=device), where.index.on(device))
+        places = ... if where.index is None else where.places(slice(0, self.n_prompts), device)
         routed = neurons.routed(tensors, places)
         if routed is None:
             return None
@@ -791,24 +801,35 @@ class RecordedPass:
     def _store(self) -> None:
         """Move what has been read to the recorder, in a single copy."""
         recorder, prompts = self.recorder, self.prompts
-        tensors = [tensor for reduced in self._reduced.values() for tensor in reduced]
-        fetched = iter(models.on_cpu(tensors + list(self._routed.values())))
-        borderline = torch.zeros(len(recorder.reading.thresholds), self.n_prompts, dtype=torch.int32, device="cpu")
-        for layer, start in self._reduced:
-            bits, near, is_finite = next(fetched), next(fetched), next(fetched)
-            rows = slice(start, start + len(is_finite))
-            if not is_finite.all():
-                prompt = int(prompts[rows][int((~is_finite).int().argmax())])
-                raise NeuronShareError(
-                    f"{recorder.where(prompt)}: NaN or infinite activations (or beyond 1e19) at "
-                    f"{recorder.layers[layer].name}; load the model in float32 or bfloat16, and check your own hooks."
-                )
-            recorder.bits.write(prompts[rows], layer, bits)
-            borderline[:, rows] += near
+        recorder.bits.recorded[prompts] = False
+        of_values = [tensor for _, *tensors in self._reduced for tensor in tensors]
+        fetched = iter(models.on_cpu(of_values + list(self._routed.values())))
+        latest: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}  # a layer may have been read twice
+        for places, *_ in self._reduced:
+            bits, borderline, is_finite = next(fetched), next(fetched), next(fetched)
+            end = 0
+            for layer, rows in places:
+                start, end = end, end + rows.stop - rows.start
+                latest[layer, rows.start] = bits[:, start:end], borderline[:, start:end], is_finite[start:end]
+        recorder.bits.borderline[:, prompts] = 0
+        for (layer, first), (bits, borderline, is_finite) in latest.items():
+            of_rows = prompts[first : first + len(is_finite)]
+            self._require_finite(is_finite, layer, of_rows)
+            recorder.bits.write(of_rows, layer, bits)
+            recorder.bits.borderline[:, of_rows] += borderline
         for layer, routed in zip(self._routed, fetched, strict=True):
             recorder.bits.write_routed(prompts, layer, routed)
-        recorder.bits.borderline[:, prompts] = borderline
         recorder.bits.recorded[prompts] = True
+
+    def _require_finite(self, is_finite: Bool[Tensor, " row"], layer: int, prompts: Int[Tensor, " row"]) -> None:
+        """Refuse NaN and infinite values."""
+        if not is_finite.all():
+            recorder = self.recorder
+            raise NeuronShareError(
+                f"{recorder.where(int(prompts[int((~is_finite).int().argmax())]))}: NaN or infinite activations (or "
+                f"beyond 1e19) at {recorder.layers[layer].name}; load the model in float32 or bfloat16, and check your "
+                "own hooks."
+            )
 
 
 def _as_languages(languages: Any) -> tuple[str, ...]:
