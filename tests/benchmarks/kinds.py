@@ -24,8 +24,8 @@ DENSE = ("built-in", "bloom", "gemma")
 KINDS = (*DENSE, "mixture")
 SIZES = {
     "built-in": Sizes(examples=200, fewer=200, study=100, single=20, repeats=5),
-    "bloom": Sizes(examples=200, fewer=10, study=1, single=3, repeats=3),
-    "gemma": Sizes(examples=200, fewer=5, study=1, single=2, repeats=3),
+    "bloom": Sizes(examples=200, fewer=20, study=1, single=3, repeats=3),
+    "gemma": Sizes(examples=200, fewer=10, study=1, single=2, repeats=3),
     "mixture": Sizes(examples=20, fewer=5, study=2, single=2, repeats=3),
 }
 OTHER = Sizes(examples=200, fewer=40, study=10, single=10, repeats=3)
