@@ -160,7 +160,7 @@ def test_reference_values_are_means_of_the_model_s_values(pair, name):
 def test_rates_are_of_the_layers_that_see_the_text(pair, name):
     model, reference = pair(name)
     texts = PROMPTS.prompts["de"]
-    rates = ns.activation_rates(model, {"de": texts, "ru": PROMPTS.prompts["ru"]})
+    rates = ns.activation_rates(model, {"de": texts, "ru": PROMPTS.prompts["ru"]}).rates
     for layer, stack in enumerate(reference.stacks):
         if stack == "decoder":
             assert rates[0, layer].isnan().all()

@@ -21,7 +21,7 @@ ROOT = "tl_neuronshare"
 # A module imports from its own part of the package and from those before it.
 ORDER = [
     "errors", "launch", "checks", "prompts", "maths", "results", "models", "running", "evaluation", "ablation",
-    "attribution", "tasks", "plots", "demo", "cli", "__main__",
+    "attribution", "methods", "tasks", "plots", "demo", "cli", "__main__",
 ]  # fmt: skip
 # Of those before them these see less; the commands also see the package's public names, as a user does.
 SEES = {
@@ -220,7 +220,14 @@ PUBLIC = {
     "NeuronSharing.overlap": "self, layer",
     "NeuronSharing.save": "self, path",
     "NeuronSharing.load": "path",
-    "activation_rates": "model, texts, *, site, threshold, batch_size, prepend_bos, out, shard, progress",
+    "activation_rates": "model, texts, *, site, threshold, part, batch_size, prepend_bos, out, shard, progress",
+    "NeuronRates": "counts, tokens, *, languages, widths, hooks, experts, n_measured, metadata",
+    "NeuronRates.select": "self, languages",
+    "NeuronRates.by_language": "self",
+    "NeuronRates.save": "self, path",
+    "NeuronRates.load": "path",
+    # methods
+    "methods.lape": "rates, *, share, quantile",
     # comparison
     "side_by_side": "results, *, name, mismatches, seed",
     "language_overlap": "sharing, *, mismatches, seed, n_resamples",
@@ -267,7 +274,15 @@ PUBLIC = {
     "plots.correctness": "table, *, language, title",
     "plots.causal_check": "table, *, title",
 }
-NOT_CALLED = {"NeuronShareError", "NeuronSharing", "NeuronType", "demo", "plots", "tasks"}  # users call none of them
+NOT_CALLED = {
+    "NeuronShareError",
+    "NeuronSharing",
+    "NeuronType",
+    "demo",
+    "methods",
+    "plots",
+    "tasks",
+}  # users call none of them
 
 
 def written(signature: inspect.Signature) -> tuple[list[str], set[str]]:

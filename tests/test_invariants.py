@@ -34,7 +34,7 @@ def same(one, other) -> bool:
     """Whether two results are the same to the bit."""
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
-    return one == other if isinstance(one, ns.NeuronSharing) else one.equals(other)
+    return one == other if isinstance(one, ns.NeuronSharing | ns.NeuronRates) else one.equals(other)
 
 
 # What hypothesis draws. Every character of the prompts is a token, so that lengths are known.

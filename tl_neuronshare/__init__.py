@@ -23,6 +23,7 @@ from tl_neuronshare.results.masks import (
     random_like,
     save_masks,
 )
+from tl_neuronshare.results.rates import NeuronRates
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.types import NeuronType, neuron_types
 from tl_neuronshare.results.typology import permutation_test, same_family, same_script, typological_similarity
@@ -32,6 +33,7 @@ from tl_neuronshare.running.recording import SharingRecorder
 
 __version__ = "0.1.0"
 __all__ = [
+    "NeuronRates",
     "NeuronShareError",
     "NeuronSharing",
     "NeuronType",
@@ -55,6 +57,7 @@ __all__ = [
     "magnitude_matched_like",
     "mask_from_frame",
     "mask_to_frame",
+    "methods",
     "neuron_types",
     "permutation_test",
     "perplexity",
@@ -73,7 +76,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Load plotting, tasks and the built-in model only when somebody asks for them."""
-    if name in ("demo", "plots", "tasks"):
+    """Load plotting, tasks, methods and the built-in model only when somebody asks for them."""
+    if name in ("demo", "methods", "plots", "tasks"):
         return import_module(f"tl_neuronshare.{name}")
     raise AttributeError(f"module 'tl_neuronshare' has no attribute {name!r}")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import field, fields
 from numbers import Integral, Real
+from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
@@ -172,14 +173,16 @@ def or_none(check: Checker) -> Checker:
 
 
 def texts_by_language(name: str, value: Any, *, lists: bool = True) -> Mapping[str, Any]:
-    """Check that a value maps each language to its texts: a list of at least one or, without `lists`, any iterable.
+    """Check that a value maps each language to its texts: a list of at least one.
+
+    Without `lists` they may be any iterable, or the path of a file.
 
     Raises:
         NeuronShareError: the value is not a mapping, has no language, or has a string or no text for a language.
     """
 
     def are_texts(texts: Any) -> bool:
-        kind = Sequence if lists else Iterable
+        kind = Sequence if lists else Iterable | Path
         return (isinstance(texts, kind) or hasattr(texts, "tolist")) and not isinstance(texts, str | Mapping | Set)
 
     if not isinstance(value, Mapping) or not value or not all(map(are_texts, value.values())):

@@ -182,7 +182,7 @@ def test_a_threshold_below_zero_does_not_activate_experts_that_are_not_used(load
     active = sharing.activated()
     assert not (active & ~computed).any()
     assert (active & ~ns.categorise(model, PROMPTS).activated()).any()
-    rates = ns.activation_rates(model, PROMPTS.prompts, threshold=-0.1)
+    rates = ns.activation_rates(model, PROMPTS.prompts, threshold=-0.1).rates
     assert rates[:, 1, : 6 * 16].mean() < 0.5 < rates[:, 0].nanmean()
 
 

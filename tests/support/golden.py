@@ -87,7 +87,7 @@ def results(model: Any) -> dict[str, pd.DataFrame]:
         ]
     )
     texts = {language: few.prompts[language] for language in LANGUAGES}
-    rates = ns.activation_rates(model, texts, progress=False)
+    rates = ns.activation_rates(model, texts, progress=False).rates
     means = ns.reference_values(model, few, progress=False)
     tables["means"] = pd.DataFrame(
         {

@@ -89,9 +89,12 @@ def facts(result: Any) -> str:
     if isinstance(result, torch.Tensor):
         content = result.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return f"{result.dtype}{tuple(result.shape)} {hashlib.sha256(content).hexdigest()}"
-    if isinstance(result, ns.NeuronSharing):
-        parts = [result.types, result.packed, result.widths, result.hooks, result.languages, list(result.prompt_hashes)]
-        return facts([*parts, {**result.metadata}])
+    if isinstance(result, ns.NeuronSharing | ns.NeuronRates):
+        is_sharing = isinstance(result, ns.NeuronSharing)
+        own = (
+            [result.packed, result.types, list(result.prompt_hashes)] if is_sharing else [result.counts, result.tokens]
+        )
+        return facts([*own, result.widths, result.hooks, result.languages, {**result.metadata}])
     if isinstance(result, pd.DataFrame):
         return facts([result.to_dict("list"), list(map(str, result.dtypes)), dict(result.attrs)])
     if isinstance(result, Mapping):

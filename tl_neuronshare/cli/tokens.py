@@ -9,7 +9,6 @@ Writes never_activated.csv, rates.csv, run.json, and the figure never_activated 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +16,6 @@ import pandas as pd
 import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.runs import Run, title_of
-from tl_neuronshare.models.layers import neuron_layers
-from tl_neuronshare.models.lens import LensModel
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,50 +34,24 @@ def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
         prompts, model, sharing = run.start(dealt=False)
         table = sharing.never_activated()
-        rates = _rates(args, run, model, texts or dict(prompts.prompts))
+        options = {"site": args.site, "threshold": args.threshold, "batch_size": args.batch_size}
+        rates = ns.activation_rates(model, texts or dict(prompts.prompts), **options, **run.keeping("rates"))
+        of_languages = rates.by_language()
         run.timed("rates")
-        _show(sharing, table, rates)
+        _show(sharing, table, of_languages)
         run.table(table, "never_activated")
-        run.table(rates, "rates")
+        run.table(of_languages, "rates")
         run.save(ns.plots.never_activated(table, title=title_of(sharing)), "never_activated")
         run.timed("tables and figure")
         _compare(run, table[table["language"] == "all"], len(sharing))
 
 
-def _texts(folder: Path) -> dict[str, Iterable[str]]:
-    """Return each language's lines, which are read when they are needed."""
+def _texts(folder: Path) -> dict[str, Path]:
+    """Return each language's file."""
     files = sorted(folder.glob("*.txt"))
     if not files:
         raise ns.NeuronShareError(f"--texts {folder}: there is no such folder, or no LANGUAGE.txt in it.")
-    return {file.stem: _lines(file) for file in files}
-
-
-def _lines(file: Path) -> Iterator[str]:
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.strip():
-                    yield line.rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise ns.NeuronShareError(f"{str(file)!r} is not UTF-8 ({error}); save it so.") from error
-
-
-def _rates(args: argparse.Namespace, run: Run, model: LensModel, texts: dict[str, Iterable[str]]) -> pd.DataFrame:
-    """Return the mean rate by layer and language, and how many neurons no token or every token activates (percent)."""
-    options = {"site": args.site, "threshold": args.threshold, "batch_size": args.batch_size}
-    rates = ns.activation_rates(model, texts, **options, **run.keeping("rates"))
-    widths = [layer.width for layer in neuron_layers(model, args.site)]
-    return pd.DataFrame(
-        {
-            "layer": layer,
-            "language": language,
-            "rate": 100 * of_layer.mean().item(),
-            "never": 100 * (of_layer == 0).double().mean().item(),
-            "always": 100 * (of_layer == 1).double().mean().item(),
-        }
-        for layer, width in enumerate(widths)
-        for language, of_layer in zip(texts, rates[:, layer, :width], strict=True)
-    )
+    return {file.stem: file for file in files}
 
 
 def _show(sharing: ns.NeuronSharing, table: pd.DataFrame, rates: pd.DataFrame) -> None:
