@@ -228,6 +228,11 @@ PUBLIC = {
     "NeuronRates.load": "path",
     # methods
     "methods.lape": "rates, *, share, quantile",
+    "methods.specific_related_general": "rates, *, share, quantile, weight",
+    "methods.largest_weight": "rates, *, share, quantile",
+    "methods.by_number_of_languages": "masks",
+    "methods.average_precision": "values, *, widths, n, which",
+    "methods.bipartition": "histograms, *, languages, widths, share",
     # comparison
     "side_by_side": "results, *, name, mismatches, seed",
     "language_overlap": "sharing, *, mismatches, seed, n_resamples",

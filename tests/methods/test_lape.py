@@ -102,7 +102,7 @@ def test_layers_that_are_not_measured_have_no_neurons():
 
 def test_bad_input():
     rates = ns.NeuronRates(torch.full((1, 1, 2), 1), [4], languages=["en"], widths=[2])
-    with pytest.raises(ns.NeuronShareError, match="There are only rates of 'en'; LAPE compares languages"):
+    with pytest.raises(ns.NeuronShareError, match="There are only rates of 'en'; this method compares"):
         ns.methods.lape(rates)
     for name in ("share", "quantile"):
         with pytest.raises(ns.NeuronShareError, match=f"{name}=0.0; give a share, above 0 and at most 1"):

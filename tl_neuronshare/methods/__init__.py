@@ -3,6 +3,20 @@
 A file is one method, with its formula, its source and the defaults of its authors.
 """
 
+from tl_neuronshare.methods.average_precision import average_precision
+from tl_neuronshare.methods.bipartition import bipartition
 from tl_neuronshare.methods.lape import lape
+from tl_neuronshare.methods.specific_related_general import (
+    by_number_of_languages,
+    largest_weight,
+    specific_related_general,
+)
 
-__all__ = ["lape"]
+__all__ = [
+    "average_precision",
+    "bipartition",
+    "by_number_of_languages",
+    "lape",
+    "largest_weight",
+    "specific_related_general",
+]

@@ -41,30 +41,54 @@ def lape(rates: NeuronRates, *, share: float = 0.01, quantile: float = 0.95) -> 
     """
     checked_share("share", share)
     checked_share("quantile", quantile)
+    p = rates_of_neurons(rates)
+    passes = p > bar(p, quantile)
+    of_passing = entropy(p).masked_fill(~passes.any(0), torch.inf)
+    n_kept = min(round(share * p.shape[1]), int(passes.any(0).sum()))
+    kept = of_passing.sort(stable=True).indices[:n_kept]
+    return masks_of(rates, torch.zeros_like(passes).index_copy(1, kept, passes[:, kept]))
+
+
+def rates_of_neurons(rates: NeuronRates) -> Float[Tensor, "language neuron"]:
+    """Return the rates of all neurons that are measured, layer by layer.
+
+    Raises:
+        NeuronShareError: there is only one language.
+    """
     if len(rates.languages) < 2:
         raise NeuronShareError(
-            f"There are only rates of {rates.languages[0]!r}; LAPE compares languages: give rates of at least two."
+            f"There are only rates of {rates.languages[0]!r}; this method compares languages: give at least two."
         )
-    p = rates.rates[:, rates.is_neuron]  # language neuron
-    passes = p > _bar(p, quantile)
-    entropy = _entropy(p).masked_fill(~passes.any(0), torch.inf)
-    n_kept = min(round(share * p.shape[1]), int(passes.any(0).sum()))
-    kept = entropy.sort(stable=True).indices[:n_kept]
-    masks = {}
-    for language, of_language in zip(rates.languages, passes, strict=True):
-        chosen = torch.zeros_like(of_language)
-        chosen[kept] = of_language[kept]
-        masks[language] = torch.zeros_like(rates.is_neuron).masked_scatter(rates.is_neuron, chosen)
-    return masks
+    return rates.rates[:, rates.is_neuron]
 
 
-def _bar(p: Float[Tensor, "language neuron"], quantile: float) -> Float[Tensor, ""]:
-    """The rate that a share `quantile` of all rates does not exceed."""
+def bar(p: Float[Tensor, "language neuron"], quantile: float) -> Float[Tensor, ""]:
+    """Return the rate that a share `quantile` of all rates does not exceed.
+
+    Example:
+        >>> bar(torch.tensor([[0.4, 0.1], [0.3, 0.2]]), 0.75)
+        tensor(0.3000)
+    """
     place = max(1, round(quantile * p.numel()))
     return p.flatten().kthvalue(place).values
 
 
-def _entropy(p: Float[Tensor, "language neuron"]) -> Float[Tensor, " neuron"]:
-    """The entropy over the languages, in nats; 0 where no language activates a neuron."""
+def entropy(p: Float[Tensor, "language neuron"]) -> Float[Tensor, " neuron"]:
+    """Return the entropy of each neuron's rates over the languages, in nats; 0 where no language activates it.
+
+    Example:
+        >>> entropy(torch.tensor([[0.4, 0.2, 0.0], [0.4, 0.0, 0.0]]))
+        tensor([0.6931, 0.0000, 0.0000])
+    """
     q = (p / p.sum(0)).nan_to_num(0)
-    return -torch.special.xlogy(q, q).sum(0)
+    return torch.special.entr(q).sum(0)
+
+
+def masks_of(rates: NeuronRates, chosen: Bool[Tensor, "language place"]) -> dict[str, Bool[Tensor, "layer neuron"]]:
+    """Return a mask for each language from choices among the neurons in the order of `rates_of_neurons`."""
+    is_neuron = rates.is_neuron
+    nothing = torch.zeros_like(is_neuron)
+    return {
+        language: nothing.masked_scatter(is_neuron, of_language)
+        for language, of_language in zip(rates.languages, chosen, strict=True)
+    }
