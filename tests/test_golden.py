@@ -41,8 +41,9 @@ def test_results_are_those_of_the_golden_files(found, expected, name):
             )  # types, masks, counts, predictions: to the bit
             continue
         # Numbers that nearly cancel, or are small beside the logits that they come of, are held against 1e-5 of a unit
-        # (percent, nat). Which neuron is the nearest by magnitude hangs on rounding where two are equally near.
-        slack = 1e-5 if "ablated" not in theirs else np.where(theirs["ablated"] == "magnitude", 2e-3, 1e-5)
+        # (percent, nat). Which neuron is the nearest by magnitude hangs on rounding where two are equally near: on a
+        # different kind of processor, one such match moves a value by 0.003, and the end of an interval by 0.006.
+        slack = 1e-5 if "ablated" not in theirs else np.where(theirs["ablated"] == "magnitude", 1e-2, 1e-5)
         bound = 1e-5 * theirs[column].abs() + slack
         apart = (ours[column] - theirs[column]).abs()
         assert (ours[column].isna() == theirs[column].isna()).all(), column
