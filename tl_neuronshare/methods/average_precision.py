@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -102,7 +102,7 @@ def _last_of_equal(ranked: Float[Tensor, "neuron sentence"]) -> Tensor:
     return places.where(is_last, n).flip(-1).cummin(-1).values.flip(-1)
 
 
-def _check(values: object, widths: Sequence[int]) -> Bool[Tensor, "layer neuron"]:
+def _check(values: Any, widths: Sequence[int]) -> Bool[Tensor, "layer neuron"]:
     """Refuse values that do not fit; return which places are neurons."""
     is_mapping = isinstance(values, Mapping) and all(isinstance(each, Tensor) for each in values.values())
     if not is_mapping or len(values) < 2:

@@ -48,7 +48,7 @@ def bipartition(
 
     Example:
         >>> histograms = torch.tensor([[[[9, 1], [5, 5]]], [[[0, 10], [5, 5]]], [[[1, 9], [4, 6]]]])
-        >>> bipartition(histograms, languages=["en", "de", "fr"], widths=[2], share=0.2)["en"]
+        >>> bipartition(histograms, languages=["en", "de", "fr"], widths=[2], share=0.4)["en"]
         tensor([[ True, False]])
     """
     checked_share("share", share)

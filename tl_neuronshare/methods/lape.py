@@ -81,7 +81,8 @@ def entropy(p: Float[Tensor, "language neuron"]) -> Float[Tensor, " neuron"]:
         tensor([0.6931, 0.0000, 0.0000])
     """
     q = (p / p.sum(0)).nan_to_num(0)
-    return torch.special.entr(q).sum(0)
+    of_neurons: Float[Tensor, " neuron"] = torch.special.entr(q).sum(0)
+    return of_neurons
 
 
 def masks_of(rates: NeuronRates, chosen: Bool[Tensor, "language place"]) -> dict[str, Bool[Tensor, "layer neuron"]]:

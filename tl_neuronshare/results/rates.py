@@ -235,7 +235,8 @@ class NeuronRates:
 
         def made(tensors: dict[str, Tensor], header: dict[str, Any]) -> NeuronRates:
             experts = [None if each is None else (each[0], each[1]) for each in header.pop("experts")]
-            return cls(**{name: tensor.clone() for name, tensor in tensors.items()}, experts=experts, **header)
+            counts, tokens = (tensors[name].clone() for name in ("counts", "tokens"))
+            return cls(counts, tokens, experts=experts, **header)
 
         return read_tensors(path, made, kind=_KIND)
 

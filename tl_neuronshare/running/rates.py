@@ -83,7 +83,7 @@ def activation_rates(
         >>> texts = {"en": ["Country code of Peru → PE", "Capital of Peru"], "de": ["Ländercode von Peru → PE"]}
         >>> found = activation_rates(model, texts)
         >>> found
-        NeuronRates(tokens: en 8, de 5; 4 layers of 512 neurons)
+        NeuronRates(tokens: en 12, de 5; 4 layers of 512 neurons)
         >>> found.rates.shape  # language layer neuron
         torch.Size([2, 4, 512])
     """
