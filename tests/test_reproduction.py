@@ -127,7 +127,7 @@ def test_tokens(tmp_path, at_once):
     same(read(folder, "never_activated"), ns.categorise(model, prompts, position="any").never_activated())
     rates = read(folder, "rates").set_index(["layer", "language"])
     given = {"en": ["Capital of Peru", "Sum of 2 and 3"], "th": ["ผลรวมของ 2 และ 3"]}
-    expected = ns.activation_rates(model, given)
+    expected = ns.activation_rates(model, given).rates
     for index, language in enumerate(given):
         row, values = rates.loc[(1, language)], expected[index, 1]
         assert row["rate"] == pytest.approx(100 * values.mean().item(), rel=1e-5)

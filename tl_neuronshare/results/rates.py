@@ -258,7 +258,7 @@ def _require_same_measure(rates: NeuronRates, other: NeuronRates) -> None:
             f"The counts have {what} {ours[what]!r} and {theirs[what]!r}; add up counts that measured the same."
         )
     texts, more = rates.metadata.get("texts", {}), other.metadata.get("texts", {})
-    for language in texts.keys() & more.keys():
+    for language in (each for each in texts if each in more):
         if set(texts[language]) & set(more[language]):
             raise NeuronShareError(
                 f"Language {language!r}: both counts have the same text, which would count twice; add up counts of "
