@@ -38,8 +38,11 @@ def peak_of(work: Any) -> int:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk is small beside a real model's batch. Here everything is small, so the chunk must be smaller too."""
-    monkeypatch.setattr(recording, "_CHUNK", 1 << 12)
+    """A chunk is small beside a real model's batch. Here everything is small, so the chunk must be smaller too.
+
+    The values of several layers wait until they fill a chunk, and are then copied into one tensor.
+    """
+    monkeypatch.setattr(recording, "_CHUNK", 1 << 11)
     monkeypatch.setattr(fingerprint, "_CHUNK", 1 << 12)
 
 

@@ -44,7 +44,7 @@ from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.running import provenance
 
 # Values that are reduced at a time, so that this needs little memory beside the model; on a GPU, calls are dear.
-_CHUNK, _CHUNK_ON_GPU = 1 << 20, 1 << 26
+_CHUNK, _CHUNK_ON_GPU = 1 << 20, 1 << 25
 Mask = Int[Tensor, "prompt position"] | Bool[Tensor, "prompt position"]
 
 
