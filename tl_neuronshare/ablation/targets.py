@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tl_neuronshare.checks import Options, flag, is_count, option, or_none, share
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.maths.activation import count_bits, count_true
+from tl_neuronshare.maths.activation import count_bits, count_true, neurons_of
 from tl_neuronshare.maths.draws import drawn
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.bits import ranges
@@ -94,7 +94,7 @@ def given_masks(masks: Mapping[str, Tensor], *, n_examples: int, widths: Sequenc
     Raises:
         NeuronShareError: a name or a mask cannot be used.
     """
-    is_neuron = _is_neuron(widths)
+    is_neuron = neurons_of(widths)
 
     def checked(name: Any, mask: Any) -> Masks:
         if not isinstance(name, str) or name in ("", "none"):
@@ -149,7 +149,7 @@ class Targets:
     ) -> None:
         self.masks, self.prompts, self.widths, self.choice, self.active = masks, prompts, widths, choice, active
         self.are_of_prompts = are_of_prompts
-        self.is_neuron = _is_neuron(widths)
+        self.is_neuron = neurons_of(widths)
         self.layers = list(range(len(widths))) if choice.layers is None else list(choice.layers)
         if max(self.layers) >= len(widths):
             raise NeuronShareError(f"layers={self.layers}; give some of 0 to {len(widths) - 1}, each once.")
@@ -231,10 +231,6 @@ def knows_activity(sharing: NeuronSharing, prompts: ParallelPrompts, *, assume: 
     """Whether a result has these prompts' activations; if it does not know its prompts, the answer is `assume`."""
     known = sharing.prompt_hashes is not None or assume
     return known and len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
-
-
-def _is_neuron(widths: Sequence[int]) -> Bool[Tensor, "layer neuron"]:
-    return torch.arange(max(widths), device="cpu") < torch.tensor(widths, device="cpu")[:, None]
 
 
 def _generator(seed: int, name: str, purpose: str, label: Hashable) -> torch.Generator:

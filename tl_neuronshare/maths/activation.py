@@ -150,6 +150,17 @@ def packed_width(width: int) -> int:
     return -(-width // 8)
 
 
+def neurons_of(widths: Sequence[int]) -> Bool[Tensor, "layer neuron"]:
+    """Return whether each place is a neuron; False where a layer is narrower than the widest.
+
+    Example:
+        >>> neurons_of([2, 1])
+        tensor([[ True,  True],
+                [ True, False]])
+    """
+    return torch.arange(max(widths, default=0), device="cpu") < torch.tensor(widths, device="cpu")[:, None]
+
+
 def pack_above(values: Float[Tensor, "*batch neuron"], threshold: Number) -> UInt8[Tensor, "*batch byte"]:
     """Compare each value with the threshold and pack the answers, eight neurons to a byte, on the values' device.
 

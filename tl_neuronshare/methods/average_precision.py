@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tl_neuronshare.checks import count, one_of
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.activation import neurons_of
 
 Which = Literal["top", "bottom", "both"]
 _CHUNK = 1 << 24  # values that are sorted at a time
@@ -116,4 +117,4 @@ def _check(values: Any, widths: Sequence[int]) -> Bool[Tensor, "layer neuron"]:
             )
         if not of_language.isfinite().all():
             raise NeuronShareError(f"Language {language!r}: a value is NaN or infinite; give finite ones.")
-    return torch.arange(shape[1], device="cpu") < torch.tensor(widths, device="cpu")[:, None]
+    return neurons_of(widths)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tl_neuronshare.checks import distinct
 from tl_neuronshare.checks import share as checked_share
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.activation import neurons_of
 
 
 def bipartition(
@@ -59,7 +60,7 @@ def bipartition(
             f"The histograms have shape {tuple(histograms.shape)}; {expected[0]} languages and layers of "
             f"{', '.join(map(str, widths))} neurons need {(*expected, 'bins')}."
         )
-    is_neuron = torch.arange(expected[2], device="cpu") < torch.tensor(widths, device="cpu")[:, None]
+    is_neuron = neurons_of(widths)
     per_neuron = overlaps(histograms, is_neuron, names)  # neuron pair
     pairs = list(combinations(range(len(names)), 2))
     n_below = max(1, int(share * per_neuron.numel()))

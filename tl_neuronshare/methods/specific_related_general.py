@@ -15,7 +15,7 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.methods.lape import bar, entropy, masks_of, rates_of_neurons
 from tl_neuronshare.results.rates import NeuronRates
 
-# The largest penalty that is tried, and how many steps lead down from it.
+# The largest weight that is tried, and how many steps lead down from it.
 _LARGEST, _STEPS = 0.2, 200
 
 
@@ -54,7 +54,7 @@ def specific_related_general(
     checked_share("quantile", quantile)
     weight = largest_weight(rates, share=share, quantile=quantile) if weight is None else finite("weight", weight)
     p = rates_of_neurons(rates)
-    return masks_of(rates, _kept(p, weight, share) & (p > bar(p, quantile)))
+    return masks_of(rates, _kept(*_terms(p), weight, share) & (p > bar(p, quantile)))
 
 
 def largest_weight(rates: NeuronRates, *, share: float = 0.01, quantile: float = 0.95) -> float:
@@ -72,10 +72,10 @@ def largest_weight(rates: NeuronRates, *, share: float = 0.01, quantile: float =
         0.2
     """
     p = rates_of_neurons(rates)
-    is_of_all = (p > bar(p, quantile)).all(0)
+    is_of_all, terms = (p > bar(p, quantile)).all(0), _terms(p)
     for step in range(_STEPS, -1, -1):
         weight = _LARGEST * step / _STEPS
-        if not (_kept(p, weight, share) & is_of_all).any():
+        if not (_kept(*terms, weight, share) & is_of_all).any():
             return weight
     raise NeuronShareError(
         f"With each weight from 0 to {_LARGEST}, one of the {share:.2%} of neurons with the lowest scores belongs to "
@@ -106,10 +106,16 @@ def by_number_of_languages(
     }
 
 
-def _kept(p: Float[Tensor, "language neuron"], weight: float, share: float) -> Bool[Tensor, " neuron"]:
-    """Which neurons have the lowest scores; of equal ones the first."""
-    n_languages, n_neurons = p.shape
+def _terms(p: Float[Tensor, "language neuron"]) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"]]:
+    """The two terms of a neuron's score: the entropy as a share of the largest, and the largest rate, scaled."""
+    n_languages = len(p)
     of_equal_rates = sum(1 / number for number in range(1, n_languages + 1)) / n_languages
-    score = entropy(p) / math.log(n_languages) - weight * p.amax(0) / of_equal_rates
-    kept = score.sort(stable=True).indices[: round(share * n_neurons)]
-    return torch.zeros(n_neurons, dtype=torch.bool, device="cpu").index_fill(0, kept, value=True)
+    return entropy(p) / math.log(n_languages), p.amax(0) / of_equal_rates
+
+
+def _kept(
+    spread: Float[Tensor, " neuron"], most: Float[Tensor, " neuron"], weight: float, share: float
+) -> Bool[Tensor, " neuron"]:
+    """Which neurons have the lowest scores; of equal ones the first."""
+    kept = (spread - weight * most).sort(stable=True).indices[: round(share * len(spread))]
+    return torch.zeros_like(spread, dtype=torch.bool).index_fill(0, kept, value=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tl_neuronshare.checks import distinct, refuse_language_all
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.activation import neurons_of
 from tl_neuronshare.results.files import read_tensors, write_tensors
 from tl_neuronshare.results.identity import weights_of
 from tl_neuronshare.results.routing import Experts
@@ -110,8 +111,9 @@ class NeuronRates:
     @property
     def is_neuron(self) -> Bool[Tensor, "layer neuron"]:
         """Whether each place is a neuron that is measured."""
-        measured = [width if layer < self.n_measured else 0 for layer, width in enumerate(self.widths)]
-        return torch.arange(self.d_mlp, device="cpu") < torch.tensor(measured, device="cpu")[:, None]
+        is_neuron = neurons_of(self.widths)
+        is_neuron[self.n_measured :] = False
+        return is_neuron
 
     @property
     def rates(self) -> Float[Tensor, "language layer neuron"]:

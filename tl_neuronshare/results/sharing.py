@@ -9,13 +9,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from tl_neuronshare.checks import refuse_language_all, selected, whole
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.maths.activation import pack, packed_width, unpack
+from tl_neuronshare.maths.activation import neurons_of, pack, packed_width, unpack
 from tl_neuronshare.prompts import PromptHashes, Selection
 from tl_neuronshare.results import routing as routings
 from tl_neuronshare.results import tables
@@ -256,9 +255,7 @@ class NeuronSharing:
     @property
     def is_neuron(self) -> Bool[Tensor, "layer neuron"]:
         """Whether each place is a neuron; False where a layer is narrower than the widest."""
-        return torch.arange(self.d_mlp, device="cpu") < rearrange(
-            torch.tensor(self.widths, device="cpu"), "layer -> layer 1"
-        )
+        return neurons_of(self.widths)
 
     @property
     def packed_is_neuron(self) -> UInt8[Tensor, "layer byte"]:
