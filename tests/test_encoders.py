@@ -314,3 +314,28 @@ def test_decoding_is_that_of_a_loop_over_hugging_face(pair):
     for row, text in zip(new, PROMPTS.prompts["de"], strict=True):
         greedy = reference.greedy(text, 4)
         assert row[: len(greedy)] == greedy
+
+
+def test_a_folder_of_a_different_target_language_is_refused(pair, tmp_path):
+    """What the decoder begins with decides the answers."""
+    model, _ = pair("mbart")
+    widths = ns.categorise(model, QUIZ).widths
+    mask = torch.zeros(len(widths), max(widths), dtype=torch.bool)
+    mask[0, :3] = True
+
+    def evaluated():
+        ns.evaluate(model, QUIZ, out=tmp_path / "evaluated", progress=False)
+
+    def studied():
+        ns.ablation_study(model, QUIZ, {"some": mask}, controls=[], out=tmp_path / "studied", progress=False)
+
+    evaluated()
+    studied()
+    settings = model.original_model.generation_config
+    settings.forced_bos_token_id = 30
+    try:
+        for run in (evaluated, studied):
+            with pytest.raises(ns.NeuronShareError, match="belongs to a different call: its decoder_prompt"):
+                run()
+    finally:
+        settings.forced_bos_token_id = encoders.GERMAN

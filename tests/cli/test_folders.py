@@ -18,6 +18,7 @@ import tl_neuronshare as ns
 from tl_neuronshare import cli
 from tl_neuronshare.cli import folders
 from tl_neuronshare.cli.folders import RECORD, UNFINISHED, RunFolder, recorded
+from tl_neuronshare.running.shards import locked
 
 ANALYSES = [name for name in cli.COMMANDS if name not in ("verify", "reproduce")]
 # For each kind of argument some values, all of which differ from the default, and from each other in what they mean.
@@ -55,6 +56,10 @@ VALUES = {
     "texts": (["a"], ["b"]),
     "thresholds": (["0"], ["0", "0.1"], ["0.1", "0"]),
     "permutations": (["50"], ["99"]),
+    "methods": (["lape"], ["lape", "parallel"]),
+    "cross": (["parallel"], ["lape", "parallel"]),
+    "share": (["0.05"], ["0.1"]),
+    "measure": (["5"], ["10"]),
     "top_k": (["30"], ["0.1"]),
     "answer": (["all"],),
     "norm": (["full"], ["frozen"]),
@@ -287,6 +292,58 @@ def test_a_killed_run_leaves_the_old_one_and_the_next_clears_up(tmp_path, at_onc
     assert at_once("patterns", *SMALL, "--limit", 13, "--out", "here")[0] == 0
     assert recorded(Path("here"))["arguments"]["limit"] == 13
     assert not Path("here", UNFINISHED).exists()
+
+
+def test_what_is_kept_belongs_to_a_run_wherever_it_lies(tmp_path, monkeypatch, capsys):
+    """The same run goes on from it; a different one removes it, but not while others work on it."""
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(tmp_path / "run").open()
+    kept = run.kept({"limit": 5}, alone=True)
+    (kept / "study").mkdir()
+    records = kept / "study" / "records-1.bin"
+    records.write_text("of a batch")
+    assert RunFolder(Path("run")).kept({"limit": 5}, alone=False).samefile(kept)
+    with pytest.raises(ns.NeuronShareError, match="holds parts of a different run; remove it"):
+        RunFolder(Path("run")).kept({"limit": 6}, alone=False)
+    with records.open("a") as file:
+        locked(file)
+        with pytest.raises(ns.NeuronShareError, match="of a different run, which is at work; remove it"):
+            RunFolder(Path("run")).kept({"limit": 6}, alone=True)
+    assert records.exists()
+    assert capsys.readouterr().out == ""
+    RunFolder(Path("run")).kept({"limit": 6}, alone=True)
+    assert not records.exists()
+    assert "Removed what an unfinished, different run had left in" in capsys.readouterr().out
+
+
+def test_runs_that_begin_at_the_same_moment_agree(tmp_path, monkeypatch):
+    """Each has looked before the other had written."""
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    looked = folders._read_begun
+
+    def slow(path):
+        found = looked(path)
+        monkeypatch.setattr(folders, "_read_begun", looked)
+        first.kept({"limit": 5}, alone=False)
+        return found
+
+    monkeypatch.setattr(folders, "_read_begun", slow)
+    assert second.kept({"limit": 5}, alone=False).is_dir()
+    (tmp_path / "run" / UNFINISHED / "kept" / "begun.json").unlink()
+    monkeypatch.setattr(folders, "_read_begun", slow)
+    with pytest.raises(ns.NeuronShareError, match="A different run has begun in the folder"):
+        second.kept({"limit": 6}, alone=False)
+    assert not list((tmp_path / "run").rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_whichever_way_its_folder_is_named(tmp_path, at_once, monkeypatch):
+    """What an interrupted run has kept is used by the same command with the folder's whole path."""
+    run = partial(at_once, "ablation", "--limit", 4, "--languages", "en", "de", "--seeds", 1)
+    assert "other parts are not done" in run("--out", "here", "--shard", "1/2")[1]
+    assert "other parts are not done" not in run("--out", tmp_path / "here", "--shard", "2/2")[1]
+    status, said = run("--out", "here", "--shard", "1/2")
+    assert (status, "All parts are done and joined already" in said) == (0, True), said
 
 
 def test_a_full_disk_leaves_the_old_run(at_once, monkeypatch):

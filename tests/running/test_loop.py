@@ -199,11 +199,20 @@ def test_parts_are_written_in_two_ways(value):
     assert Keeping("folder", value).part == (2, 4)
 
 
-@pytest.mark.parametrize("value", ["0/4", "5/4", "2", "2/4/6", "a/b", (2,), 2, (0, 0), ""])
+@pytest.mark.parametrize(
+    "value", ["0/4", "5/4", "2", "2/4/6", "a/b", (2,), 2, (0, 0), "", (1, float("inf")), (2.7, 4), b"12", {1, 2}, "²/4"]
+)
 @pytest.mark.usefixtures("as_users_run_it")
 def test_other_parts_are_refused(value):
     with pytest.raises(ns.NeuronShareError, match='give which part of how many, such as "2/4", counted from 1'):
         Keeping("folder", value)
+
+
+@pytest.mark.parametrize("value", [5, "", "~nobody_of_this_name/x", "a\0b"])
+@pytest.mark.usefixtures("as_users_run_it")
+def test_what_is_no_folder_is_refused(value):
+    with pytest.raises(ns.NeuronShareError, match="is not a folder.*; give its path"):
+        Keeping(value)
 
 
 @pytest.mark.usefixtures("as_users_run_it")

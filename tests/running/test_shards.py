@@ -162,6 +162,23 @@ def test_a_folder_of_a_different_call_is_refused_with_what_differs(tmp_path, cha
     assert before == {file: file.read_bytes() for file in tmp_path.iterdir()}
 
 
+def test_a_call_that_json_cannot_say_is_refused(tmp_path):
+    with pytest.raises(ns.NeuronShareError, match=r"cannot say which call it belongs to \(.*Path"):
+        Shards(tmp_path / "x", ABOUT | {"made_by": tmp_path}, "1")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_number_that_is_not_equal_to_itself_is_the_same_call(tmp_path):
+    for _ in range(2):
+        with Shards(tmp_path, ABOUT | {"share": float("nan")}, "1"):
+            pass
+
+
+def test_a_name_that_no_file_system_takes_is_said(tmp_path):
+    with pytest.raises(ns.NeuronShareError, match="cannot be written to"):
+        Shards(tmp_path / ("x" * 5000), ABOUT, "1")
+
+
 def test_foreign_folders_and_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ns.NeuronShareError, match="holds other files \\(notes.txt\\); name a new folder"):

@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
         kind(**given(args, kind))
     with Run(args) as run:
         prompts, model, sharing = run.start(dealt=False)
-        args.scoring = run.record["arguments"]["scoring"] = args.scoring or _scoring(args, prompts)
+        args.scoring = args.scoring or _scoring(args, prompts)
         table, answers = _study(args, run, model, prompts, sharing)
         run.record["study"] = table.attrs
         run.timed("study")

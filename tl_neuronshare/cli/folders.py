@@ -18,12 +18,13 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from tl_neuronshare.cli.arguments import task_name
 from tl_neuronshare.cli.inputs import short_name
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import short_hash
-from tl_neuronshare.running.shards import locked
+from tl_neuronshare.running.shards import is_locked, locked, put_first
 
 RECORD = "run.json"
 UNFINISHED = "unfinished"
@@ -93,10 +94,15 @@ def make_folder(folder: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file completely, or not at all."""
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(text, "utf-8")
-    unfinished.replace(path)
+    """Write a file completely, or not at all, whichever other processes write it too."""
+    _part_of(path, text).replace(path)
+
+
+def _part_of(path: Path, text: str) -> Path:
+    """Write what is to be a file, under a name of its own beside it."""
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    part.write_text(text, "utf-8")
+    return part
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -114,6 +120,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not {"experiment", "files"} <= set(record):
         raise NeuronShareError(f"{str(path)!r} is not the record of a run; remove it, or name another folder.")
     return record
+
+
+def _read_begun(path: Path) -> dict[str, Any] | None:
+    """Read of which run the kept batches are; None if that is not known."""
+    try:
+        begun: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return begun
 
 
 def _files(record: Path) -> list[str]:
@@ -159,25 +174,25 @@ class RunFolder:
             alone: whether no other processes work on the same run.
 
         Raises:
-            NeuronShareError: other processes may work on a different run there.
+            NeuronShareError: other processes work, or may work, on a different run there.
         """
         kept = self.unfinished / _KEPT
-        begun = kept / _BEGUN
-        run = json.loads(json.dumps(run))
-        try:
-            before = json.loads(begun.read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
-            before = None
-        if before not in (None, run):
-            if not alone:
+        begun, run = kept / _BEGUN, json.loads(json.dumps(run))
+        if _read_begun(begun) not in (None, run):
+            at_work = any(map(is_locked, kept.rglob("records-*.bin")))
+            if at_work or not alone:
+                which = "a different run, which is at work" if at_work else "a different run"
                 raise NeuronShareError(
-                    f"The folder {str(kept)!r} holds parts of a different run; remove it, or name another with --out."
+                    f"The folder {str(kept)!r} holds parts of {which}; remove it, or name another with --out."
                 )
+            print(f"Removed what an unfinished, different run had left in {str(kept)!r}.")
             shutil.rmtree(kept)
         kept.mkdir(parents=True, exist_ok=True)
         (self.unfinished / _LOCK).touch()  # without it the folder is not known as ours
-        if before != run:
-            write_whole(begun, json.dumps(run, indent=2, ensure_ascii=False))
+        if not begun.exists():
+            put_first(_part_of(begun, json.dumps(run, indent=2, ensure_ascii=False)), begun)
+        if _read_begun(begun) != run:
+            raise NeuronShareError(f"A different run has begun in the folder {str(kept)!r}; name another with --out.")
         return kept
 
     def publish(self) -> None:

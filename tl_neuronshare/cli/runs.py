@@ -8,6 +8,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -120,12 +121,10 @@ class Run:
             prompts = prompts.with_chat_template(model.tokenizer)
         self.record["inputs"] = inputs_hash(self.args, prompts)
         self.timed("load")
-        run = {key: self.record[key] for key in ("experiment", "arguments", "versions", "weights", "inputs")}
-        if self.args.shard is not None:
-            joined = recorded(self.args.out)
-            if {key: joined.get(key) for key in run} == json.loads(json.dumps(run)):
-                print(f"All parts are done and joined already, in {str(self.args.out)!r}.")
-                raise SystemExit
+        run = _identity(self.record)
+        if self.args.shard is not None and _identity(recorded(self.args.out)) == json.loads(json.dumps(run)):
+            print(f"All parts are done and joined already, in {str(self.args.out)!r}.")
+            raise SystemExit
         if self._is_main:
             self._kept = self._folder.kept(run, alone=self.args.shard is None)
         self._kept = launched().gathered(self._kept)[0]
@@ -187,6 +186,13 @@ class Run:
             figure.savefig(self._folder.unfinished / f"{name}.{end}", dpi=200)
             self._files.append(f"{name}.{end}")
 
+    def tensors(self, write: Callable[[Path], None], name: str) -> None:
+        """Let a function write a safetensors file at the path that it gets."""
+        if not self._writes():
+            return
+        write(self._folder.unfinished / f"{name}.safetensors")
+        self._files.append(f"{name}.safetensors")
+
     def _writes(self) -> bool:
         """Take the folder for writing; return False in processes that leave this to the main one."""
         if self._is_main:
@@ -216,6 +222,12 @@ class Run:
         write_whole(self._folder.unfinished / RECORD, text)
         self._folder.publish()
         print(f"\nWritten to {self.args.out}: {', '.join([*self._files, RECORD])}")
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same; the folder does not, which may have been moved or be named in a different way."""
+    arguments = {name: value for name, value in record.get("arguments", {}).items() if name != "out"}
+    return {"arguments": arguments, **{key: record.get(key) for key in ("experiment", "versions", "weights", "inputs")}}
 
 
 def versions() -> dict[str, str]:

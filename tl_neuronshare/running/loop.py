@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tl_neuronshare import models
-from tl_neuronshare.checks import Options, option, or_none
+from tl_neuronshare.checks import Options, is_count, option, or_none
 from tl_neuronshare.errors import NeuronShareError, UnfinishedError
 from tl_neuronshare.launch import warn
 from tl_neuronshare.models import LensModel
@@ -35,16 +35,20 @@ _Value = TypeVar("_Value")
 def _as_folder(name: str, value: Any) -> Path:
     if not isinstance(value, str | Path) or not str(value):
         raise NeuronShareError(f"{name}={value!r} is not a folder; give its path.")
-    return Path(value).expanduser()
+    if "\0" in str(value):
+        raise NeuronShareError(f"{name}={value!r} is not a folder (a zero byte); give its path.")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise NeuronShareError(f"{name}={value!r} is not a folder ({error}); give its path.") from error
 
 
 def as_shard(name: str, value: Any) -> tuple[int, int]:
     """Which part of how many, written as "2/4" or given as (2, 4)."""
     parts = value.split("/") if isinstance(value, str) else value
-    try:
-        number, of = (int(part) for part in parts)
-    except (TypeError, ValueError):
-        number, of = 0, 0
+    is_pair = isinstance(parts, tuple | list) and len(parts) == 2
+    digits = [str(part) for part in parts if is_count(part) or isinstance(part, str)] if is_pair else []
+    number, of = map(int, digits) if len(digits) == 2 and all(map(str.isdecimal, digits)) else (0, 0)
     if not 1 <= number <= of:
         raise NeuronShareError(f'{name}={value!r}; give which part of how many, such as "2/4", counted from 1.')
     return number, of

@@ -69,7 +69,14 @@ def of_run(
 
 def of_prompts(model: LensModel, prompts: ParallelPrompts) -> dict[str, Any]:
     """Describe the model, its weights and the prompts that a run is of, so that no other run has the same."""
-    return describe(model) | {"fingerprint_of_weights": fingerprint_of_weights(model)} | _prompts(prompts)
+    return {
+        **describe(model),
+        "fingerprint_of_weights": fingerprint_of_weights(model),
+        **decoder_prompt_of(model),
+        **_prompts(prompts),
+        # What is drawn at random for an example depends on its label.
+        "fingerprint_of_examples": short_hash(json.dumps([repr(label) for label in prompts.examples])),
+    }
 
 
 def surroundings_of(model: LensModel) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from io import FileIO
+from math import isnan
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,14 +57,20 @@ class Shards:
         self._places: dict[str, dict[int, tuple[Path, int]]] = {}  # stage -> batch -> where its record begins
         self._seen: dict[Path, int] = {}  # how far each file has been read
         self._own = folder / _RECORDS.format(name)
-        if folder.exists() and not folder.is_dir():
-            raise NeuronShareError(f"{str(folder)!r} is a file, and not a folder; name a different one.")
+        try:
+            call = json.loads(json.dumps(about))
+        except TypeError as error:
+            raise NeuronShareError(
+                f"The folder {str(folder)!r} cannot say which call it belongs to ({error}); keep metadata, names and "
+                "values to text, numbers and lists, or leave out= out."
+            ) from error
         with _Writing(folder):
+            if folder.exists() and not folder.is_dir():
+                raise NeuronShareError(f"{str(folder)!r} is a file, and not a folder; name a different one.")
             folder.mkdir(parents=True, exist_ok=True)
-            self._claim(json.loads(json.dumps(about)), name)
+            self._claim(call, name)
             self._file = _opened(self._own)
-        self.look()
-        with _Writing(folder):
+            self.look()
             self._file.truncate(self._seen[self._own])  # without what a kill has left unfinished
 
     def _claim(self, about: dict[str, Any], name: str) -> None:
@@ -81,7 +88,7 @@ class Shards:
                 )
             part = path.with_name(f"{ABOUT}.{name}{_PART}")
             part.write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
-            _put_first(part, path)
+            put_first(part, path)
         try:
             theirs = dict(json.loads(path.read_text("utf-8")))
         except (TypeError, ValueError) as error:
@@ -209,7 +216,8 @@ def _difference(ours: Any, theirs: Any, name: str = "") -> tuple[str, Any, Any] 
             if found is not None:
                 return found
         return None
-    return None if ours == theirs else (name, ours, theirs)
+    are_nan = all(isinstance(each, float) and isnan(each) for each in (ours, theirs))
+    return None if ours == theirs or are_nan else (name, ours, theirs)
 
 
 class _Writing:
@@ -257,7 +265,7 @@ def _write(content: bytes, file: FileIO) -> None:
         left = left[file.write(left) :]
 
 
-def _put_first(part: Path, path: Path) -> None:
+def put_first(part: Path, path: Path) -> None:
     """Give a file its name, unless a different process has been faster."""
     with suppress(FileExistsError):
         try:
@@ -274,6 +282,18 @@ def _remove_unless_locked(path: Path, end: int) -> None:
     with suppress(OSError), path.open("r+b") as file:
         if locked(file) and os.fstat(file.fileno()).st_size <= end:
             path.unlink()
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process that is at work has locked a file; False where the system has no locks."""
+    try:
+        with path.open("r+b") as file:
+            locked(file)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def locked(file: IO[Any]) -> bool:
