@@ -1,6 +1,6 @@
 """Measure what the library costs, everything side by side in one run.
 
-    python tests/benchmarks/run.py                                   # three models, about 20 minutes
+    python tests/benchmarks/run.py                                   # three models, an hour and a half on two cores
     python tests/benchmarks/run.py --write                           # and put the table into docs/performance.md
     python tests/benchmarks/run.py --model bloom --only categorise --examples 40
     python tests/benchmarks/run.py --model DIRECTORY --device cuda --dtype bfloat16
