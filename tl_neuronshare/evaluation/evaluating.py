@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pandas as pd
-import torch
 
 from tl_neuronshare import models
-from tl_neuronshare.checks import Options, count, flag, one_of, option, or_none, texts_by_language
+from tl_neuronshare.checks import Options, count, flag, one_of, option, or_none
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.answers import Continuation, continuations
 from tl_neuronshare.evaluation.generation import Generation
@@ -184,87 +183,6 @@ def evaluate(
     return table
 
 
-def perplexity(
-    model: LensModel,
-    texts: Mapping[str, Sequence[str]],
-    *,
-    fwd_hooks: Hooks | HookMaker | None = None,
-    batch_size: BatchSize = "auto",
-    prepend_bos: bool | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Measure the perplexity of texts in each language: exp of the mean negative log-probability of their tokens.
-
-    The first token that is run is not predicted, so it does not count.
-
-    Args:
-        model: a HookedTransformer or TransformerBridge.
-        texts: the texts of each language, which need not be parallel.
-        fwd_hooks: as in `evaluate`. The examples are the texts of a language, counted from 0, and the first token of a
-            text is its prompt.
-        batch_size: as in `evaluate`.
-        prepend_bos: as in `categorise`. With a BOS, the first token of the text itself counts too.
-        progress: whether to show a progress bar, if the run takes more than two seconds.
-
-    Returns:
-        A table with a row for each language. Columns: language; perplexity; log_prob (the mean over tokens, in nats);
-        tokens; texts.
-
-    Raises:
-        NeuronShareError: there are no texts, a text has fewer than two tokens or more than the context, or a hook is
-            unknown.
-
-    Example:
-        >>> texts = {"en": ["Country code of Peru → PE"], "de": ["Ländercode von Peru → PE"]}
-        >>> perplexity(model, texts)[["language", "perplexity", "tokens"]].round(2)
-          language  perplexity  tokens
-        0       en        3.46       5
-        1       de        4.33       4
-    """
-    how = Running(batch_size, prepend_bos).on(model)
-    models.require_architecture(
-        model, "decoder", why="It does not predict each token of a text from those before it. Use a decoder."
-    )
-    verification.require(model, "logits")
-    texts_by_language("texts", texts)
-    with running(model, "perplexity", n_rows=sum(map(len, texts.values())), progress=progress) as loop:
-        table = pd.DataFrame(
-            _perplexity(model, language, of_language, fwd_hooks=fwd_hooks, how=how, loop=loop)
-            for language, of_language in texts.items()
-        )
-    table.attrs["verified"] = verification.is_verified(model)
-    return table
-
-
-def _perplexity(
-    model: LensModel,
-    language: str,
-    texts: Sequence[str],
-    *,
-    fwd_hooks: Hooks | HookMaker | None,
-    how: Running,
-    loop: Loop,
-) -> dict[str, Any]:
-    """Make one language's row of the table."""
-    rows = models.tokenised(model, texts, language, range(len(texts)), prepend_bos=how.prepend_bos)
-    for number, tokens in enumerate(rows):
-        if len(tokens) < 2:
-            raise NeuronShareError(f"Language {language!r}, text {number}: one token leaves nothing to predict.")
-    each = [Continuation(number, tuple(tokens[:1]), tuple(tokens[1:])) for number, tokens in enumerate(rows)]
-    log_probs = Scorer(model, language, each, how.batch_size).run(fwd_hooks, loop, stage=language).log_probs
-    if log_probs.isnan().any():
-        raise NeuronShareError(f"Language {language!r}: the log-probability is NaN; check your hooks and the dtype.")
-    n_tokens = sum(map(len, rows)) - len(rows)
-    mean = log_probs.sum().item() / n_tokens
-    return {
-        "language": language,
-        "perplexity": torch.tensor(-mean, dtype=torch.float64, device="cpu").exp().item(),
-        "log_prob": mean,
-        "tokens": n_tokens,
-        "texts": len(rows),
-    }
-
-
 class Evaluation:
     """Prompts that are tokenised and batched once, and can then be evaluated under many hooks. See `evaluate`.
 
@@ -335,7 +253,8 @@ class Evaluation:
 
     def about(self) -> dict[str, Any]:
         """Return what the table depends on."""
-        return {"call": "evaluate", **provenance.of_prompts(self.model, self.prompts), **self.record}
+        ends = {"end_tokens": sorted(models.end_tokens(self.model))} if self.scoring.decodes else {}
+        return {"call": "evaluate", **provenance.of_prompts(self.model, self.prompts), **self.record, **ends}
 
     def run(
         self,
