@@ -49,12 +49,20 @@ def neurons(masks):
     return {language: {tuple(place) for place in mask.nonzero().tolist()} for language, mask in masks.items()}
 
 
+def counted(bins, n_bins):
+    """How many tokens are in each bin, from the bin of each token."""
+    return torch.nn.functional.one_hot(bins, n_bins).sum(-2)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("n_languages", "share"), [(2, 0.3), (3, 0.2), (4, 0.5), (5, 0.3)])
 def test_the_method_on_random_histograms(seed, n_languages, share):
     generator = torch.Generator().manual_seed(seed)
-    histograms = torch.randint(0, 997, (n_languages, 2, 9, 6), generator=generator)
-    found = bipartition(histograms, languages=LANGUAGES[:n_languages], widths=WIDTHS, share=share)
+    skewed = torch.rand(n_languages, 2, 9, 1, generator=generator) * torch.rand(
+        n_languages, 2, 9, 997, generator=generator
+    )
+    histograms = counted((6 * skewed).long(), n_bins=6)
+    found = bipartition(ns.ValueHistograms(histograms, languages=LANGUAGES[:n_languages], widths=WIDTHS), share=share)
     expected = literal(histograms, n_languages, share)
     assert neurons(found) == expected
     assert any(expected.values())
@@ -62,28 +70,32 @@ def test_the_method_on_random_histograms(seed, n_languages, share):
 
 def test_planted_neurons_are_found_and_none_other():
     """Planted neurons have values of their own in one language, or in two; all others are distributed alike."""
-    histograms = torch.randint(90, 110, (5, 2, 9, 8), generator=torch.Generator().manual_seed(0))
+    values = torch.randint(0, 8, (5, 2, 9, 800), generator=torch.Generator().manual_seed(0))
+    histograms = counted(values, n_bins=8)
     planted = {(0, 2): (0,), (1, 8): (4,), (1, 0): (1, 2)}
     for (layer, neuron), languages in planted.items():
         histograms[:, layer, neuron] = 0
         for number in range(5):
             histograms[number, layer, neuron, 7 if number in languages else 0] = 800
     n_pairs = 4 + 4 + 6  # those of a planted neuron whose overlap is 0
-    found = bipartition(histograms, languages=LANGUAGES, widths=WIDTHS, share=n_pairs / (15 * 10))
+    found = bipartition(ns.ValueHistograms(histograms, languages=LANGUAGES, widths=WIDTHS), share=n_pairs / (15 * 10))
     assert neurons(found) == {"en": {(0, 2)}, "de": {(1, 0)}, "ru": {(1, 0)}, "th": set(), "vi": {(1, 8)}}
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"histograms": torch.ones(2, 1, 3, dtype=torch.long)}, r"The histograms have shape \(2, 1, 3\); 2 languages"),
-        ({"widths": [3]}, r"layers of 3 neurons need \(2, 1, 3, 'bins'\)"),
-        ({"languages": ["en"]}, "languages=.*; give a list of names of languages, each once"),
-        ({"share": 0.0}, "share=0.0; give a share"),
-        ({"histograms": torch.zeros(2, 1, 2, 4, dtype=torch.long)}, "Language 'en' has a neuron without any value"),
-    ],
-)
-def test_bad_input(as_users_run_it, changes, message):
-    fitting = {"histograms": torch.ones(2, 1, 2, 4, dtype=torch.long), "languages": ["en", "de"], "widths": [2]}
-    with pytest.raises(ns.NeuronShareError, match=message):
-        bipartition(**fitting | changes)
+def test_layers_that_are_not_measured_have_no_neurons():
+    counts = counted(torch.randint(0, 4, (2, 2, 5, 50), generator=torch.Generator().manual_seed(0)), n_bins=4)
+    histograms = ns.ValueHistograms(counts, languages=["en", "de"], widths=[5, 5], n_measured=1)
+    assert bipartition(histograms, share=1.0)["en"].tolist() == [[True] * 5, [False] * 5]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_bad_share(share):
+    histograms = ns.ValueHistograms(torch.ones(2, 1, 2, 4, dtype=torch.long), languages=["en", "de"], widths=[2])
+    with pytest.raises(ns.NeuronShareError, match=f"share={share}; give a share"):
+        bipartition(histograms, share=share)
+
+
+def test_one_language_cannot_be_compared():
+    histograms = ns.ValueHistograms(torch.ones(1, 1, 2, 4, dtype=torch.long), languages=["en"], widths=[2])
+    with pytest.raises(ns.NeuronShareError, match="There are only histograms of 'en'; this method compares languages"):
+        bipartition(histograms)

@@ -12,7 +12,7 @@ import tl_neuronshare as ns
 from support.prompts import QUIZ
 from support.runs import KEPT, StoppedError, facts, passes
 from tl_neuronshare import models
-from tl_neuronshare.running import rates, segments
+from tl_neuronshare.running import segments, tallying
 
 # How many forward passes a batch has at most, where it has more than one: those of a control by impact, those that
 # decode an answer. References and impacts are measured again in each call, for every batch of the languages that are
@@ -26,7 +26,7 @@ def in_parts(request, monkeypatch):
     """With as few examples in a segment, and texts in a group, as there can be; and with all together."""
     if request.param == "in parts":
         monkeypatch.setattr(segments, "_MOST_PROMPTS", 1)
-        monkeypatch.setattr(rates, "_PIECES", 3)
+        monkeypatch.setattr(tallying, "_PIECES", 3)
 
 
 def expected_of(model, name):
@@ -98,7 +98,7 @@ def test_what_is_whole_is_all_that_is_left(animals, in_parts, tmp_path):
 def test_more_text_goes_on_from_what_was_counted(animals, n_begun, monkeypatch, tmp_path):
     """Pieces are planned in twos, and the text that was counted may end in the middle of two."""
     model = animals.lens("bloom", "bridge")
-    monkeypatch.setattr(rates, "_PIECES", 2)
+    monkeypatch.setattr(tallying, "_PIECES", 2)
     texts = {"en": [f"The sky is {word}." for word in ("blue", "red", "so grey", "and so on", "dark")], "de": ["Ja."]}
     how = {"batch_size": 2, "progress": False}
     begun = {language: of_language[:n_begun] for language, of_language in texts.items()}
@@ -112,9 +112,7 @@ def test_more_text_goes_on_from_what_was_counted(animals, n_begun, monkeypatch, 
     changed = texts | {"en": ["The sea is blue.", *texts["en"][1:]]}
     with pytest.raises(ns.NeuronShareError, match="'en': the texts do not begin with those that the folder was"):
         ns.activation_rates(model, changed, out=tmp_path, **how)
-    with pytest.raises(
-        ns.NeuronShareError, match="'en': the folder has counted 5 pieces of text, and these are 2; give"
-    ):
+    with pytest.raises(ns.NeuronShareError, match="'en': the folder has read 5 pieces of text, and these are 2; give"):
         ns.activation_rates(model, {"en": texts["en"][:2], "de": ["Ja."]}, out=tmp_path, **how)
 
 
@@ -184,3 +182,13 @@ def torch_bits(sharing):
     activated = sharing.activated(slice(None)).clone()
     activated[0, 0, 0, 0] ^= True
     return activated
+
+
+def test_examples_with_other_labels_are_different_examples(animals, tmp_path):
+    """The neurons of a control are drawn by the examples' labels."""
+    model = animals.lens("bloom", "bridge")
+    named = ns.ParallelPrompts(QUIZ.prompts, QUIZ.answers, QUIZ.choices, examples=["a", "b", "c"])
+    how = {"types": ["all-shared"], "controls": ["random"], "seeds": [0], "progress": False}
+    ns.ablation_study(model, QUIZ, ns.categorise(model, QUIZ), out=tmp_path, **how)
+    with pytest.raises(ns.NeuronShareError, match="belongs to a different call: its fingerprint_of_examples is"):
+        ns.ablation_study(model, named, ns.categorise(model, named), out=tmp_path, **how)

@@ -60,6 +60,14 @@ def _causal_check(model: Any, prompts: Any, **options: Any) -> pd.DataFrame:
     return causal_check(model, prompts, _sharing(model, prompts), n_neurons=4, **HOW | options)
 
 
+def _cross_ablation(model: Any, prompts: Any, **options: Any) -> pd.DataFrame:
+    mask = torch.zeros(model.cfg.n_layers, model.cfg.d_mlp, dtype=torch.bool)
+    masks = {"en": mask.clone(), "zh": mask}
+    masks["en"][0, :9], masks["zh"][-1, 3:8] = True, True
+    defaults = {"controls": ["random"], "seeds": [0, 1], "n_resamples": 10}
+    return ns.cross_ablation(model, TEXTS, masks, **HOW | defaults | options)
+
+
 # Each takes a model, prompts with answers and choices, and options: out, shard, and others of the function.
 KEPT: dict[str, Run] = {
     "categorise": lambda model, prompts, **more: ns.categorise(model, prompts, **HOW | more),
@@ -73,6 +81,7 @@ KEPT: dict[str, Run] = {
     "exact": lambda model, prompts, **more: ns.evaluate(
         model, prompts, scoring="exact", max_new_tokens=3, **HOW | more
     ),
+    "cross ablation": _cross_ablation,
     "study": partial(_study, controls=["magnitude", "random-active"]),
     "study mean": partial(_study, mode="mean", scoring="exact"),
     "study resample": partial(_study, mode="resample", seeds=[3]),
@@ -80,6 +89,14 @@ KEPT: dict[str, Run] = {
 # These keep nothing, but the processes of a launch share them too.
 SHARED: dict[str, Run] = KEPT | {
     "perplexity": lambda model, prompts, **more: ns.perplexity(model, TEXTS, **HOW | more),
+    "cross ablation magnitude": partial(_cross_ablation, controls=["magnitude"]),
+    "histograms": lambda model, prompts, **more: ns.value_histograms(model, TEXTS, n_bins=7, **HOW | more).counts,
+    "transfer neurons": lambda model, prompts, **more: ns.methods.transfer_neurons(
+        model, TEXTS, direction="from shared", n=9, **HOW | more
+    ),
+    "parallel detection": lambda model, prompts, **more: ns.methods.parallel_detection(
+        model, TEXTS, share=0.3, **HOW | more
+    ),
     "reference values": lambda model, prompts, **more: ns.reference_values(model, prompts, **HOW | more),
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tl_neuronshare.checks import count, one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import neurons_of
+from tl_neuronshare.results.masks import scattered
 
 Which = Literal["top", "bottom", "both"]
 _CHUNK = 1 << 24  # values that are sorted at a time
@@ -56,16 +57,13 @@ def average_precision(
     n_asked = count("n", n) * (2 if which == "both" else 1)
     if n_asked > is_neuron.sum():
         raise NeuronShareError(f"n={n}, which={which!r}: there are only {int(is_neuron.sum())} neurons; give less.")
-    masks = {}
-    for language, precision in precisions(values).items():
-        of_neurons = precision[is_neuron]
-        chosen = torch.zeros_like(of_neurons, dtype=torch.bool)
-        if which != "bottom":
-            chosen[of_neurons.sort(stable=True, descending=True).indices[:n]] = True
-        if which != "top":
-            chosen[of_neurons.sort(stable=True).indices[:n]] = True
-        masks[language] = torch.zeros_like(is_neuron).masked_scatter(is_neuron, chosen)
-    return masks
+    found = torch.stack([precision[is_neuron] for precision in precisions(values).values()])
+    chosen = torch.zeros_like(found, dtype=torch.bool)
+    if which != "bottom":
+        chosen.scatter_(1, found.sort(stable=True, descending=True).indices[:, :n], value=True)
+    if which != "top":
+        chosen.scatter_(1, found.sort(stable=True).indices[:, :n], value=True)
+    return scattered(chosen, is_neuron, values)
 
 
 def precisions(

@@ -6,22 +6,16 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_neuronshare.checks import distinct
 from tl_neuronshare.checks import share as checked_share
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.maths.activation import neurons_of
+from tl_neuronshare.results.histograms import ValueHistograms
+from tl_neuronshare.results.masks import scattered
 
 
-def bipartition(
-    histograms: Int[Tensor, "language layer neuron bin"],
-    *,
-    languages: Sequence[str],
-    widths: Sequence[int],
-    share: float = 0.01,
-) -> dict[str, Bool[Tensor, "layer neuron"]]:
+def bipartition(histograms: ValueHistograms, *, share: float = 0.01) -> dict[str, Bool[Tensor, "layer neuron"]]:
     """Find neurons that tell a group of languages from the rest by the distribution of their values.
 
     The overlap of two languages is the sum over bins of the smaller of both shares, from 0 to 1. For each neuron the
@@ -31,63 +25,52 @@ def bipartition(
     groups, to that with the first language.
 
     Args:
-        histograms: how many of each language's tokens have a value in each bin. The bins of a neuron are the same for
-            all languages; the first and last may be for what is beyond the others.
-        languages: the names of the languages.
-        widths: how many neurons each layer has.
+        histograms: how each neuron's values are distributed in each language, of at least two languages.
         share: which share of the overlaps the bar is not below.
 
     Returns:
         One mask for each language. A neuron belongs to at most half of the languages.
 
     Raises:
-        NeuronShareError: the arguments do not fit each other, there are fewer than two languages, or a language has no
-            tokens.
+        NeuronShareError: there is only one language, or the share is not one.
 
     Source: distribution-aware language neurons (EMNLP 2026), with the default of its authors' code. They call the
     neurons of one language SLN and those of several MLN.
 
     Example:
-        >>> histograms = torch.tensor([[[[9, 1], [5, 5]]], [[[0, 10], [5, 5]]], [[[1, 9], [4, 6]]]])
-        >>> bipartition(histograms, languages=["en", "de", "fr"], widths=[2], share=0.4)["en"]
+        >>> counts = torch.tensor([[[[9, 1], [5, 5]]], [[[0, 10], [5, 5]]], [[[1, 9], [4, 6]]]])
+        >>> bipartition(ValueHistograms(counts, languages=["en", "de", "fr"], widths=[2]), share=0.4)["en"]
         tensor([[ True, False]])
     """
     checked_share("share", share)
-    names = distinct("languages", languages, least=2, what="names of languages")
-    expected = (len(names), len(widths), max(widths, default=0))
-    if histograms.ndim != 4 or tuple(histograms.shape[:3]) != expected:
+    n_languages = len(histograms.languages)
+    if n_languages < 2:
         raise NeuronShareError(
-            f"The histograms have shape {tuple(histograms.shape)}; {expected[0]} languages and layers of "
-            f"{', '.join(map(str, widths))} neurons need {(*expected, 'bins')}."
+            f"There are only histograms of {histograms.languages[0]!r}; this method compares languages: give at least "
+            "two."
         )
-    is_neuron = neurons_of(widths)
-    per_neuron = overlaps(histograms, is_neuron, names)  # neuron pair
-    pairs = list(combinations(range(len(names)), 2))
-    n_below = max(1, int(share * per_neuron.numel()))
-    highest = per_neuron.flatten().kthvalue(n_below).values
-    groups = _groups(len(names))
+    per_neuron = overlaps(histograms)
+    pairs = list(combinations(range(n_languages), 2))
+    bar = per_neuron.flatten().kthvalue(max(1, int(share * per_neuron.numel()))).values
+    groups = _groups(n_languages)
     cost, best = torch.stack([_largest_across(per_neuron, pairs, group) for group in groups]).min(0)
-    is_in = torch.tensor([[number in group for group in groups] for number in range(len(names))], device="cpu")
-    chosen = is_in[:, best] & (cost <= highest)
-    return {
-        name: torch.zeros_like(is_neuron).masked_scatter(is_neuron, of_language)
-        for name, of_language in zip(names, chosen, strict=True)
-    }
+    is_in = torch.tensor([[number in group for group in groups] for number in range(n_languages)], device="cpu")
+    return scattered(is_in[:, best] & (cost <= bar), histograms.is_neuron, histograms.languages)
 
 
-def overlaps(
-    histograms: Int[Tensor, "language layer neuron bin"], is_neuron: Bool[Tensor, "layer neuron"], names: Sequence[str]
-) -> Float[Tensor, "place pair"]:
-    """Return the overlap of each pair of languages for each neuron, layer by layer."""
-    of_layers = []
-    for layer, mask in enumerate(is_neuron):
-        counts = histograms[:, layer, mask].double()
-        n_tokens = counts.sum(-1, keepdim=True)
-        if (n_tokens == 0).any():
-            number = int((n_tokens == 0).flatten(1).any(1).int().argmax())
-            raise NeuronShareError(f"Language {names[number]!r} has a neuron without any value; give it some text.")
-        shares = counts / n_tokens
-        pairs = [torch.minimum(shares[a], shares[b]).sum(-1) for a, b in combinations(range(len(names)), 2)]
+def overlaps(histograms: ValueHistograms) -> Float[Tensor, "neuron pair"]:
+    """Return the overlap of each pair of languages for each measured neuron, layer by layer.
+
+    Example:
+        >>> counts = torch.tensor([[[[9, 1], [5, 5]]], [[[0, 10], [5, 5]]]])
+        >>> overlaps(ValueHistograms(counts, languages=["en", "de"], widths=[2]))
+        tensor([[0.1000],
+                [1.0000]], dtype=torch.float64)
+    """
+    of_layers, n_tokens = [], histograms.tokens[:, None, None].double()
+    for layer, is_neuron in enumerate(histograms.is_neuron):
+        shares = histograms.counts[:, layer, is_neuron] / n_tokens
+        pairs = [torch.minimum(a, b).sum(-1) for a, b in combinations(shares, 2)]
         of_layers.append(torch.stack(pairs, dim=-1))
     return torch.cat(of_layers)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tl_neuronshare.checks import share as checked_share
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.results.masks import scattered
 from tl_neuronshare.results.rates import NeuronRates
 
 
@@ -46,7 +47,8 @@ def lape(rates: NeuronRates, *, share: float = 0.01, quantile: float = 0.95) -> 
     of_passing = entropy(p).masked_fill(~passes.any(0), torch.inf)
     n_kept = min(round(share * p.shape[1]), int(passes.any(0).sum()))
     kept = of_passing.sort(stable=True).indices[:n_kept]
-    return masks_of(rates, torch.zeros_like(passes).index_copy(1, kept, passes[:, kept]))
+    chosen = torch.zeros_like(passes).index_copy(1, kept, passes[:, kept])
+    return scattered(chosen, rates.is_neuron, rates.languages)
 
 
 def rates_of_neurons(rates: NeuronRates) -> Float[Tensor, "language neuron"]:
@@ -83,13 +85,3 @@ def entropy(p: Float[Tensor, "language neuron"]) -> Float[Tensor, " neuron"]:
     q = (p / p.sum(0)).nan_to_num(0)
     of_neurons: Float[Tensor, " neuron"] = torch.special.entr(q).sum(0)
     return of_neurons
-
-
-def masks_of(rates: NeuronRates, chosen: Bool[Tensor, "language place"]) -> dict[str, Bool[Tensor, "layer neuron"]]:
-    """Return a mask for each language from choices among the neurons in the order of `rates_of_neurons`."""
-    is_neuron = rates.is_neuron
-    nothing = torch.zeros_like(is_neuron)
-    return {
-        language: nothing.masked_scatter(is_neuron, of_language)
-        for language, of_language in zip(rates.languages, chosen, strict=True)
-    }

@@ -12,7 +12,8 @@ from torch import Tensor
 from tl_neuronshare.checks import finite
 from tl_neuronshare.checks import share as checked_share
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.methods.lape import bar, entropy, masks_of, rates_of_neurons
+from tl_neuronshare.methods.lape import bar, entropy, rates_of_neurons
+from tl_neuronshare.results.masks import scattered
 from tl_neuronshare.results.rates import NeuronRates
 
 # The largest weight that is tried, and how many steps lead down from it.
@@ -54,7 +55,8 @@ def specific_related_general(
     checked_share("quantile", quantile)
     weight = largest_weight(rates, share=share, quantile=quantile) if weight is None else finite("weight", weight)
     p = rates_of_neurons(rates)
-    return masks_of(rates, _kept(*_terms(p), weight, share) & (p > bar(p, quantile)))
+    chosen = _kept(*_terms(p), weight, share) & (p > bar(p, quantile))
+    return scattered(chosen, rates.is_neuron, rates.languages)
 
 
 def largest_weight(rates: NeuronRates, *, share: float = 0.01, quantile: float = 0.95) -> float:

@@ -71,6 +71,12 @@ def _blocks_with_mlp(model: LensModel, hooks: Mapping[str, Any]) -> Iterator[tup
             yield stack, f"{stack}.{number}"
 
 
+def residual_after(model: LensModel, layer: NeuronLayer) -> NeuronLayer:
+    """Return the residual stream after the block of a layer, which can be read like a layer."""
+    stack, number, *_ = layer.hooks[0].name.split(".")
+    return NeuronLayer((NeuronHook(f"{stack}.{number}.hook_resid_post", model.cfg.d_model),))
+
+
 def final_residual(model: LensModel) -> NeuronLayer:
     """Return the residual stream after the last block, which can be read like a layer."""
     last = len(stacks_of(model)["blocks"]) - 1

@@ -6,7 +6,7 @@ files, tables, and the neuron files of other tools.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,24 @@ def check_mask(mask: Any) -> None:
             f"The mask is {is_what}; give a boolean tensor [layer, neuron] or [example, layer, neuron], "
             "such as sharing.mask('all-shared')."
         )
+
+
+def scattered(
+    chosen: Bool[Tensor, "language place"], is_neuron: Bool[Tensor, "layer neuron"], languages: Iterable[str]
+) -> dict[str, Bool[Tensor, "layer neuron"]]:
+    """Return a mask for each language from choices among the real neurons, which are in order layer by layer.
+
+    Example:
+        >>> is_neuron = torch.tensor([[True, False], [True, True]])
+        >>> scattered(torch.tensor([[True, False, True]]), is_neuron, ["en"])["en"]
+        tensor([[ True, False],
+                [False,  True]])
+    """
+    nothing = torch.zeros_like(is_neuron)
+    return {
+        language: nothing.masked_scatter(is_neuron, of_language)
+        for language, of_language in zip(languages, chosen, strict=True)
+    }
 
 
 def save_masks(masks: Mapping[str, Bool[Tensor, "*batch layer neuron"]], path: str | Path) -> None:
