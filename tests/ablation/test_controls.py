@@ -30,14 +30,14 @@ def draw_of(targets, target, control, examples):
 
 
 def test_targets_of_types_know_no_model(sharing, prompts):
-    targets = Targets(masks_of_types(sharing, ["specific"]), prompts, [40, 40], Choice(), active=sharing)
+    targets = Targets(masks_of_types(sharing, ["specific"]), prompts.examples, [40, 40], Choice(), active=sharing)
     assert controls.drawable(controls.CONTROLS["random"], targets, "specific").examples.all()
     assert torch.equal(targets.ablated("specific", 0, [2]), sharing.mask("specific")[[2]])
 
 
 @pytest.mark.parametrize("control", ["random", "random-active", "magnitude"])
 def test_as_many_are_drawn_and_from_where_they_should_be(sharing, prompts, control):
-    targets = Targets(masks_of_types(sharing, ["specific"]), prompts, [40, 40], Choice(), active=sharing)
+    targets = Targets(masks_of_types(sharing, ["specific"]), prompts.examples, [40, 40], Choice(), active=sharing)
     can = controls.drawable(controls.CONTROLS[control], targets, "specific").examples.nonzero()[0].tolist()
     assert can
     drawn, mask = draw_of(targets, "specific", control, can).mask, sharing.mask("specific")[can]
@@ -52,7 +52,7 @@ def test_a_mask_for_all_examples_has_one_random_draw_and_no_other_example(sharin
     mask = torch.zeros(2, 40, dtype=torch.bool)
     mask[:, :7] = True
     masks = given_masks({"mine": mask}, n_examples=6, widths=[40, 40])
-    targets = Targets(masks, prompts, [40, 40], Choice(), active=None)
+    targets = Targets(masks, prompts.examples, [40, 40], Choice(), active=None)
     drawn = draw_of(targets, "mine", "random", [0, 3]).mask
     assert torch.equal(drawn[0], drawn[1])
     assert drawn.sum(-1).tolist() == [[7, 7], [7, 7]]
@@ -64,9 +64,9 @@ def test_a_mask_for_all_examples_has_one_random_draw_and_no_other_example(sharin
 
 def test_options_choose_neurons_of_masks_too(sharing, prompts):
     masks = given_masks({"a": sharing.mask("specific")}, n_examples=6, widths=[40, 40])
-    in_one_layer = Targets(masks, prompts, [40, 40], Choice(layers=[1]), active=None)
+    in_one_layer = Targets(masks, prompts.examples, [40, 40], Choice(layers=[1]), active=None)
     assert in_one_layer.counts["a"][:, 0].sum() == 0
-    often = Targets(masks, prompts, [40, 40], Choice(consistent=0.5), active=None)
+    often = Targets(masks, prompts.examples, [40, 40], Choice(consistent=0.5), active=None)
     is_often = sharing.mask("specific").double().mean(0) >= 0.5
     assert torch.equal(often.ablated("a", 0, range(6)), sharing.mask("specific") & is_often)
     whole = often.whole("a", range(6))

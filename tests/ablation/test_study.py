@@ -359,7 +359,7 @@ def test_means_and_resampled_values_are_those_of_these_prompts(small, position):
     means = ns.reference_values(model, prompts, position=position)
     each = ns.reference_values(model, prompts, each=True)
     masks = targets.masks_of_types(sharing, ["all-shared"])
-    chosen = targets.Targets(masks, prompts, sharing.widths, targets.Choice(), active=sharing)
+    chosen = targets.Targets(masks, prompts.examples, sharing.widths, targets.Choice(), active=sharing)
     others = [chosen.other_example(4, "all-shared", "resample", example) for example in range(12)]
     assert all(other != example for example, other in enumerate(others))
 

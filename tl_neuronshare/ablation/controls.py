@@ -130,10 +130,10 @@ def drawable(control: Control, targets: Targets, target: str) -> Drawable:
         return nowhere(targets, f"no neuron is {' or '.join(empty) or 'left'}{where}")
     can_be_drawn = control.drawable(targets, target)
     examples = np.asarray(can_be_drawn.examples)
-    if examples.dtype != bool or examples.shape != (len(targets.prompts),):
+    if examples.dtype != bool or examples.shape != (len(targets.examples),):
         raise NeuronShareError(
             f"The control {control.name!r} says for which examples it can be drawn by {examples.dtype} of shape "
-            f"{examples.shape}; its method drawable must give one boolean for each of {len(targets.prompts)} examples."
+            f"{examples.shape}; its method drawable must give one boolean for each of {len(targets.examples)} examples."
         )
     return can_be_drawn
 
@@ -167,12 +167,12 @@ def checked_draw(control: Control, draw: Draw) -> Drawn:
 
 def everywhere(targets: Targets) -> Drawable:
     """Drawable for every example."""
-    return Drawable(np.ones(len(targets.prompts), dtype=bool))
+    return Drawable(np.ones(len(targets.examples), dtype=bool))
 
 
 def nowhere(targets: Targets, why_not: str) -> Drawable:
     """Drawable for no example."""
-    return Drawable(np.zeros(len(targets.prompts), dtype=bool), why_not)
+    return Drawable(np.zeros(len(targets.examples), dtype=bool), why_not)
 
 
 def where_enough(enough: Bool[Tensor, "example layer"], why_not: str) -> Drawable:
@@ -220,12 +220,7 @@ class RandomActive(Control):
     def drawable(self, targets: Targets, target: str) -> Drawable:
         """The examples for which enough neurons are active in every language."""
         if targets.active is None:
-            why = (
-                "the types are of other prompts: activity is not known"
-                if not targets.are_of_prompts
-                else "activity is not known; give active=, the NeuronSharing of these prompts"
-            )
-            return nowhere(targets, why)
+            return nowhere(targets, f"activity is not known: {targets.unknown}")
         enough = targets.counts[target] <= targets.fewest_active
         return where_enough(enough, "fewer neurons are active in some language than needed")
 
@@ -285,7 +280,7 @@ class OtherExample(Control):
         """All examples, if each has its own mask and there are at least two."""
         if targets.is_one_mask(target):
             return nowhere(targets, "all examples have one mask")
-        return everywhere(targets) if len(targets.prompts) > 1 else nowhere(targets, "there is one example only")
+        return everywhere(targets) if len(targets.examples) > 1 else nowhere(targets, "there is one example only")
 
     def draw(self, draw: Draw) -> Drawn:
         """Take the neurons of a different example for each example."""

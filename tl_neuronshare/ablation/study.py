@@ -150,7 +150,8 @@ def ablation_study(
     """
     how, choice = Running(batch_size, prepend_bos).on(model), Choice(layers, equal_size, consistent, one_mask)
     replacement = Replacement(mode, values, position, site, skip_special_tokens)
-    kinds, bootstrap = chosen_controls(controls), Bootstrap(n_resamples)
+    kinds, bootstrap, keeping = chosen_controls(controls), Bootstrap(n_resamples), Keeping(out, shard)
+    own_functions_refused(keeping, mode, kinds)
     seeds = [whole("seeds", seed) for seed in distinct("seeds", seeds, what="whole numbers")]
     if not (on_run is None or callable(on_run)):
         raise NeuronShareError(f"on_run={on_run!r} is not a function; give one, or None.")
@@ -176,7 +177,6 @@ def ablation_study(
         }
 
     study = _Study(model, evaluation, targets, Replacing(model, evaluation, targets, replacement))
-    keeping = _keeping(out, shard, mode, kinds)
     with running(model, "ablation study", progress=progress, keeping=keeping, about=about) as loop:
         unablated, outcomes = study.run([Itself(), *kinds], seeds, on_run, loop)
     table = table_of(prompts, unablated, outcomes, len(targets.layers), bootstrap)
@@ -184,21 +184,23 @@ def ablation_study(
     return table
 
 
-def _keeping(out: Any, shard: Any, mode: Mode | Edit, kinds: Sequence[Control]) -> Keeping:
-    """Where the study's records are kept; refused if a folder could not tell its runs from others."""
-    keeping = Keeping(out, shard)
+def own_functions_refused(keeping: Keeping, mode: Any, kinds: Sequence[Control]) -> None:
+    """Refuse to keep records of functions of the user, which a folder could not tell from others.
+
+    Raises:
+        NeuronShareError: there is a folder, and a control or the mode is the user's own.
+    """
     own = [kind.name for kind in kinds if type(kind).__module__ != Control.__module__]
     if keeping.folder is not None and own:
         raise NeuronShareError(
-            f"out={str(out)!r}: the control {own[0]!r} is your own, and a later call could not know whether it is the "
-            "same; leave the control or out= out."
+            f"out={str(keeping.out)!r}: the control {own[0]!r} is your own, and a later call could not know whether it "
+            "is the same; leave the control or out= out."
         )
     if keeping.folder is not None and callable(mode):
         raise NeuronShareError(
-            f"out={str(out)!r}: a later call could not know whether mode is the same function; use one of the modes "
-            "that have a name, or leave out= out."
+            f"out={str(keeping.out)!r}: a later call could not know whether mode is the same function; use one of the "
+            "modes that have a name, or leave out= out."
         )
-    return keeping
 
 
 def _source(sharing_or_masks: Any, targets: Targets) -> Any:
@@ -237,7 +239,16 @@ def _targets(
             advice="or one_mask=True for neurons that were found on others",
         )
         fits = knows_activity(sharing, prompts, assume=not choice.one_mask)
-        return Targets(masks, prompts, widths, choice, active=sharing if fits else None, are_of_prompts=fits)
+        return Targets(
+            masks,
+            prompts.examples,
+            widths,
+            choice,
+            active=sharing if fits else None,
+            languages=prompts.languages,
+            are_of_prompts=fits,
+            unknown="the types are of other prompts",
+        )
     if not isinstance(sharing_or_masks, Mapping):
         raise NeuronShareError(
             f"sharing_or_masks is a {type(sharing_or_masks).__name__}; give the NeuronSharing that categorise found "
@@ -255,7 +266,7 @@ def _targets(
             provenance.require_match(model, prompts, active, prepend_bos=how.prepend_bos)
         except NeuronShareError as error:
             raise NeuronShareError(f"active does not fit: {error}") from error
-    return Targets(masks, prompts, widths, choice, active=active)
+    return Targets(masks, prompts.examples, widths, choice, active=active, languages=prompts.languages)
 
 
 def _warnings(model: LensModel, measured: Any, kinds: Sequence[Control], weights: str) -> list[str]:

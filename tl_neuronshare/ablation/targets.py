@@ -124,12 +124,14 @@ class Targets:
 
     Args:
         masks: the masks by name.
-        prompts: the prompts that are evaluated.
+        examples: the labels of the examples that are evaluated.
         widths: how many neurons each layer has.
         choice: which of the masks' neurons are ablated.
         active: the activations that `random-active` draws from; None if they are not known.
-        are_of_prompts: whether the masks for each example belong to exactly these prompts. With `one_mask` they may
+        languages: the languages that are evaluated; all of `active` by default.
+        are_of_prompts: whether the masks for each example belong to exactly these examples. With `one_mask` they may
             belong to others.
+        unknown: why activity is not known, if it is not.
 
     Attributes:
         layers: the chosen layers.
@@ -140,15 +142,17 @@ class Targets:
     def __init__(
         self,
         masks: Mapping[str, Masks],
-        prompts: ParallelPrompts,
+        examples: Sequence[Hashable],
         widths: Sequence[int],
         choice: Choice,
         *,
-        active: NeuronSharing | None,
+        active: NeuronSharing | None = None,
+        languages: Sequence[str] | None = None,
         are_of_prompts: bool = True,
+        unknown: str = "give active=, the NeuronSharing of these prompts",
     ) -> None:
-        self.masks, self.prompts, self.widths, self.choice, self.active = masks, prompts, widths, choice, active
-        self.are_of_prompts = are_of_prompts
+        self.masks, self.examples, self.widths, self.choice, self.active = masks, examples, widths, choice, active
+        self.languages, self.are_of_prompts, self.unknown = languages, are_of_prompts, unknown
         self.is_neuron = neurons_of(widths)
         self.layers = list(range(len(widths))) if choice.layers is None else list(choice.layers)
         if max(self.layers) >= len(widths):
@@ -173,7 +177,7 @@ class Targets:
 
     def _sizes(self, rows: Rows) -> Int[Tensor, "example layer"]:
         """How many neurons are in the masks of every example."""
-        return torch.cat([count_true(rows(some)) for some in ranges(len(self.prompts), _SOME)])
+        return torch.cat([count_true(rows(some)) for some in ranges(len(self.examples), _SOME)])
 
     def sizes_of_whole(self, name: str) -> Int[Tensor, "example layer"]:
         """How many neurons are in the `whole` mask of every example."""
@@ -200,8 +204,8 @@ class Targets:
     def fewest_active(self) -> Int[Tensor, "example layer"]:
         """How many neurons are active in the language with the fewest; 0 if activity is not known."""
         if self.active is None:
-            return torch.zeros(len(self.prompts), len(self.widths), dtype=torch.long, device="cpu")
-        columns = [self.active.languages.index(language) for language in self.prompts.languages]
+            return torch.zeros(len(self.examples), len(self.widths), dtype=torch.long, device="cpu")
+        columns = [self.active.languages.index(language) for language in self.languages or self.active.languages]
         fewest = [
             count_bits(self.active.bits.at(some)[:, columns] & self.active.packed_is_neuron).amin(1)
             for some in ranges(len(self.active), _SOME)
@@ -218,12 +222,12 @@ class Targets:
 
         if self.is_one_mask(name):
             return noise_for("every example").expand(len(examples), -1, -1)
-        return torch.stack([noise_for(self.prompts.examples[example]) for example in examples])
+        return torch.stack([noise_for(self.examples[example]) for example in examples])
 
     def other_example(self, seed: int, name: str, purpose: str, example: int) -> int:
         """Draw a different example."""
-        others = [other for other in range(len(self.prompts)) if other != example]
-        generator = _generator(seed, name, purpose, self.prompts.examples[example])
+        others = [other for other in range(len(self.examples)) if other != example]
+        generator = _generator(seed, name, purpose, self.examples[example])
         return others[int(torch.randint(len(others), (), generator=generator, device="cpu"))]
 
 

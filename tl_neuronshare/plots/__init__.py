@@ -2,6 +2,8 @@
 
 from tl_neuronshare.plots.ablating import ablation
 from tl_neuronshare.plots.attribution import causal_check, correctness, impact, top_shares
+from tl_neuronshare.plots.crossing import cross_ablation
+from tl_neuronshare.plots.methods import methods
 from tl_neuronshare.plots.overlap import input_overlap, language_overlap, relatedness
 from tl_neuronshare.plots.sharing import chance, never_activated, patterns, persistence, side_by_side
 
@@ -10,9 +12,11 @@ __all__ = [
     "causal_check",
     "chance",
     "correctness",
+    "cross_ablation",
     "impact",
     "input_overlap",
     "language_overlap",
+    "methods",
     "never_activated",
     "patterns",
     "persistence",

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -125,21 +126,57 @@ def layer_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def heatmap(axes: Axes, table: pd.DataFrame, *, title: str) -> None:
-    """Draw a square table of numbers from 0 to 1, with the numbers where there is room; gaps stay white."""
+def heatmap(
+    axes: Axes,
+    table: pd.DataFrame,
+    *,
+    title: str,
+    limits: tuple[float, float] | None = None,
+    signed: bool = False,
+) -> AxesImage:
+    """Draw a table of numbers as a heat map, with the numbers where there is room; gaps stay white. Return the image.
+
+    Without `limits` it has a colour bar and, in few cells, the numbers. With them it is one of several with the same
+    colours, which share a bar.
+
+    Args:
+        axes: where to draw.
+        table: the numbers; its columns and its index name the cells.
+        title: the name of the panel.
+        limits: the numbers at the ends of the colours; by default the least and the largest of the table.
+        signed: whether 0 is in the middle of the colours, and numbers on both sides differ in hue.
+    """
     values = table.to_numpy(float)
-    shown = values[~np.isnan(values)]
-    low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
-    image = axes.imshow(values, cmap="cividis", vmin=low, vmax=max(high, low + 1e-9))
-    axes.set_xticks(range(len(table)), table.columns, rotation=90 if max(map(len, table.columns)) > 3 else 0)
+    low, high = limits or limits_of(table, signed=signed)
+    image = axes.imshow(values, cmap="PuOr_r" if signed else "cividis", vmin=low, vmax=max(high, low + 1e-9))
+    axes.set_xticks(range(table.shape[1]), table.columns, rotation=90 if max(map(len, table.columns)) > 3 else 0)
     axes.set_yticks(range(len(table)), table.index)
     axes.tick_params(labelsize=7, length=0)
     for (row, column), value in np.ndenumerate(values):
-        if len(table) <= _FEW_CELLS and not np.isnan(value):
-            colour = "black" if value > (low + high) / 2 else "white"
-            text = f"{value:.2f}".removeprefix("0") if value < 1 else "1"
-            axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+        if limits is None and max(table.shape) <= _FEW_CELLS and not np.isnan(value):
+            is_light = abs(value) < 0.6 * high if signed else value > (low + high) / 2
+            axes.text(
+                column, row, _short(value), ha="center", va="center", fontsize=6, color="black" if is_light else "white"
+            )
     axes.spines[:].set_visible(False)
-    bar = axes.figure.colorbar(image, ax=axes, shrink=0.85)
-    bar.ax.tick_params(labelsize=7)
     name_panel(axes, title)
+    if limits is None:
+        bar = axes.figure.colorbar(image, ax=axes, shrink=0.85)
+        bar.ax.tick_params(labelsize=7)
+    return image
+
+
+def limits_of(*tables: pd.DataFrame, signed: bool = False) -> tuple[float, float]:
+    """Return the least and the largest number of some tables; if `signed`, as far from 0 on both sides."""
+    shown = np.concatenate([table.to_numpy(float).ravel() for table in tables])
+    shown = shown[~np.isnan(shown)]
+    if not len(shown):
+        return (-1.0, 1.0) if signed else (0.0, 1.0)
+    most = float(np.abs(shown).max())
+    return (-most, most) if signed else (float(shown.min()), float(shown.max()))
+
+
+def _short(value: float) -> str:
+    """A number with two digits behind the point and none before it where that is 0: .25, -.25, 1.25, and 1."""
+    text = f"{value:.2f}" if value != 1 else "1"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
