@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tl_neuronshare.attribution.describing import named
 from tl_neuronshare.attribution.impacts import TOP_K, Answer, ImpactOptions, Impacts, LayerImpacts, Norm
 from tl_neuronshare.checks import is_count, one_of
 from tl_neuronshare.errors import NeuronShareError
@@ -224,14 +225,9 @@ def _table_of_neurons(
     layers, neurons = times.sum(0).nonzero().T
     often = n_examples <= 2 * times[:, layers, neurons].T
     n_prompts, times_of_types = n_examples * len(languages), impacts.sharing.times_of_types()
-    names = [impacts.layers[layer].columns(neurons[layers == layer]) for layer in layers.unique().tolist()]
-    named = pd.concat(map(pd.DataFrame, names or [impacts.layers[0].columns(neurons)]), ignore_index=True)
-    if "expert" in named:  # a dense layer between mixtures of experts does not have these columns
-        named = named.fillna({"expert": -1, "index": named["neuron"]}).astype("int64")
     table = pd.DataFrame(
         {
-            "layer": layers.numpy(),
-            **named,
+            **named(impacts.layers, torch.stack([layers, neurons], dim=1)),
             "prompts": 100 * times.sum(0)[layers, neurons].double().numpy() / n_prompts,
             "score": total[layers, neurons].numpy() / n_prompts,
             "languages": [
