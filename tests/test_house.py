@@ -226,13 +226,24 @@ PUBLIC = {
     "NeuronRates.by_language": "self",
     "NeuronRates.save": "self, path",
     "NeuronRates.load": "path",
+    "value_histograms": "model, texts, *, site, n_bins, part, batch_size, prepend_bos, progress",
+    "ValueHistograms": "counts, low, high, *, languages, widths, n_measured, metadata",
+    "ValueHistograms.save": "self, path",
+    "ValueHistograms.load": "path",
     # methods
     "methods.lape": "rates, *, share, quantile",
     "methods.specific_related_general": "rates, *, share, quantile, weight",
     "methods.largest_weight": "rates, *, share, quantile",
     "methods.by_number_of_languages": "masks",
     "methods.average_precision": "values, *, widths, n, which",
-    "methods.bipartition": "histograms, *, languages, widths, share",
+    "methods.bipartition": "histograms, *, share",
+    "methods.parallel_detection": "model, texts, *, share, batch_size, prepend_bos, progress",
+    "methods.transfer_neurons": "model, texts, *, direction, shared, n, layers, batch_size, prepend_bos, progress",
+    "methods.steering_hooks": "model, means, language, *, alpha, layers, beta, gamma, threshold",
+    "methods.steered": "means, *, threshold",
+    "methods.sizes": "masks, *, is_neuron",
+    "methods.agreement": "masks, *, is_neuron",
+    "methods.types": "masks, sharing",
     # comparison
     "side_by_side": "results, *, name, mismatches, seed",
     "language_overlap": "sharing, *, mismatches, seed, n_resamples",
@@ -257,7 +268,13 @@ PUBLIC = {
     "ablation_study": "model, prompts, sharing_or_masks, *, types, controls, active, mode, values, seeds, scoring, "
     "length_normalised, max_new_tokens, stop, position, skip_special_tokens, site, layers, equal_size, consistent, "
     "one_mask, n_resamples, batch_size, prepend_bos, on_run, out, shard, progress",
+    "answer_languages": "model, prompts, *, candidates, fwd_hooks, max_new_tokens, stop, batch_size, prepend_bos, "
+    "progress",
+    "cross_ablation": "model, texts, masks, *, controls, seeds, mode, values, layers, n_resamples, batch_size, "
+    "prepend_bos, out, shard, progress",
     # attribution
+    "describe_neurons": "model, neurons, *, sharing, rates, prompts, n_tokens, n_prompts, batch_size, prepend_bos, "
+    "progress",
     "generation_impact": "post, W_out",
     "correctness_impact": "post, W_out, unembedding",
     "attribute": "model, prompts, sharing, *, top_k, answer, norm, n_resamples, batch_size, prepend_bos, out, shard, "
@@ -274,6 +291,8 @@ PUBLIC = {
     "plots.input_overlap": "table, *, title",
     "plots.relatedness": "sharing, similarity, *, family, tests, title",
     "plots.ablation": "table, *, metric, title",
+    "plots.cross_ablation": "table, *, title",
+    "plots.methods": "sizes, agreement, types, *, title",
     "plots.top_shares": "table, *, title",
     "plots.impact": "table, *, language, title",
     "plots.correctness": "table, *, language, title",
@@ -314,7 +333,7 @@ def test_public_names(name):
 
 def test_every_public_name_is_in_the_table():
     assert set(ns.__all__) - NOT_CALLED == {name for name in PUBLIC if "." not in name}
-    for folder in ("demo", "plots", "tasks"):
+    for folder in ("demo", "methods", "plots", "tasks"):
         public = {
             name
             for name, thing in vars(getattr(ns, folder)).items()

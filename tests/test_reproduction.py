@@ -168,6 +168,54 @@ def test_languages(tmp_path, at_once):
     assert not Path("three/relatedness.csv").exists()
 
 
+def test_methods(tmp_path, at_once):
+    few = ("--limit", 24, "--languages", "en", "de", "ru", "--share", 0.05, "--measure", 4)
+    status, said = at_once("methods", *few, "--methods", "lape", "bipartition", "--cross", "lape", "--out", "here")
+    assert status == 0, said
+    folder = tmp_path / "here"
+    prompts = ns.demo.prompts()[:24].select(["en", "de", "ru"])
+    texts = {
+        language: [
+            prompt + answer for prompt, answer in zip(prompts.prompts[language], prompts.answers[language], strict=True)
+        ]
+        for language in prompts.languages
+    }
+    finding = {language: of_language[::2] for language, of_language in texts.items()}
+    measuring = {language: of_language[1::2][:4] for language, of_language in texts.items()}
+    model = ns.demo.load_model(device="cpu")
+    masks = {
+        "lape": ns.methods.lape(ns.activation_rates(model, finding), share=0.05),
+        "bipartition": ns.methods.bipartition(ns.value_histograms(model, finding), share=0.05),
+    }
+    for method, of_method in masks.items():
+        read_back = ns.load_masks(folder / f"masks_{method}.safetensors")
+        assert all(torch.equal(read_back[language], mask) for language, mask in of_method.items())
+    sharing = ns.categorise(model, prompts)
+    same(read(folder, "agreement"), ns.methods.agreement(masks, is_neuron=sharing.is_neuron))
+    same(read(folder, "types"), ns.methods.types(masks, sharing))
+    crossed = read(folder, "cross_ablation")
+    same(crossed.drop(columns="method"), ns.cross_ablation(model, measuring, masks["lape"], seeds=[0]))
+    assert (folder / "cross_ablation_lape.png").is_file()
+    assert "does a language lose more than others without the neurons that lape finds for it" in said
+
+
+def test_methods_on_free_text_and_those_that_a_model_does_not_allow(tmp_path, at_once, animals):
+    (tmp_path / "texts").mkdir()
+    for language, words in {"en": "one two three", "de": "eins zwei drei"}.items():
+        lines = [" ".join(words.split()[:n]) for n in (2, 3, 1, 3)]
+        (tmp_path / "texts" / f"{language}.txt").write_text("\n\n".join(lines))
+    given = ("--model", animals.directory("gemma2"), "--limit", 4, "--languages", "en", "de", "--texts", "texts")
+    status, said = at_once("methods", *given, "--methods", "transfer-from", "lape", "--cross", "--out", "here")
+    assert status == 0, said
+    assert "Left out, transfer-from:" in said
+    assert not (tmp_path / "here" / "cross_ablation.csv").exists()
+    assert read(tmp_path / "here", "sizes")["method"].unique().tolist() == ["lape"]
+    status, said = at_once("methods", *given, "--methods", "transfer-from", "--cross", "--out", "there")
+    assert (status, "No method gave any neurons" in said) == (1, True)
+    (tmp_path / "texts" / "de.txt").unlink()
+    assert "there is no de.txt" in at_once("methods", *given, "--out", "there")[1]
+
+
 def test_models(tmp_path, at_once, animals):
     others = [animals.directory("bloom"), animals.directory("llama")]
     status, said = at_once("models", "--model", others[0], *SMALL, "--others", others[1])

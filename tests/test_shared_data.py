@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import tl_neuronshare as ns
 
@@ -109,3 +110,23 @@ def test_languages_that_have_no_pattern_for_a_continuation(relation, lacking):
         prompts = ns.tasks.fact_probing(MPARAREL, relations=relation, languages="all")
     left = {"zh" if language == "zh-hans" else language for language in LANGUAGES} - set(prompts.languages)
     assert left == lacking
+
+
+# For each language of LAPE's published neurons, how many there are in all layers.
+LAPE = {
+    "BLOOM-7B": (16384, {"en": 445, "zh": 653, "fr": 680, "es": 918, "vi": 551, "id": 2823}, 30),
+    "LLaMA-2-7B": (11008, {"en": 95, "zh": 583, "fr": 1022, "es": 838, "vi": 836, "id": 1068, "ja": 582}, 32),
+}
+
+
+@pytest.mark.skipif(not (DATA / "lape").is_dir(), reason="LAPE's neurons are not beside the checkout")
+@pytest.mark.parametrize("name", LAPE)
+def test_published_neurons_are_those_of_the_table(name):
+    d_mlp, counts, n_layers = LAPE[name]
+    masks = ns.load_lape_neurons(DATA / "lape" / f"{name}.neuron.pth", d_mlp=d_mlp)
+    table = ns.methods.sizes({"lape": masks}, is_neuron=torch.ones(n_layers, d_mlp, dtype=torch.bool))
+    whole = table[table["layer"].astype(str) == "all"].set_index("language")["neurons"]
+    assert whole.to_dict() == counts
+    assert sum(masks.values()).bool().sum() == round(0.01 * n_layers * d_mlp)  # each neuron counted once
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    assert all(f"| {n:,} |" in page for n in counts.values())

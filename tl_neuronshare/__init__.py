@@ -3,17 +3,22 @@
 from importlib import import_module
 from types import ModuleType
 
+from tl_neuronshare.ablation.crossing import cross_ablation
 from tl_neuronshare.ablation.hooks import ablation_hooks
 from tl_neuronshare.ablation.reference import reference_values
 from tl_neuronshare.ablation.study import ablation_study
 from tl_neuronshare.attribution.attributing import attribute, top_neurons
+from tl_neuronshare.attribution.describing import describe_neurons
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.evaluation.evaluating import evaluate, perplexity
+from tl_neuronshare.evaluation.answer_languages import answer_languages
+from tl_neuronshare.evaluation.evaluating import evaluate
+from tl_neuronshare.evaluation.free_text import perplexity
 from tl_neuronshare.maths.impact import correctness_impact, generation_impact
 from tl_neuronshare.models.loading import load_model
 from tl_neuronshare.models.verification import verify
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.comparison import input_overlap, language_overlap, side_by_side
+from tl_neuronshare.results.histograms import ValueHistograms
 from tl_neuronshare.results.masks import (
     load_lape_neurons,
     load_masks,
@@ -28,6 +33,7 @@ from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.types import NeuronType, neuron_types
 from tl_neuronshare.results.typology import permutation_test, same_family, same_script, typological_similarity
 from tl_neuronshare.running.categorising import categorise, categorise_caches
+from tl_neuronshare.running.histograms import value_histograms
 from tl_neuronshare.running.rates import activation_rates
 from tl_neuronshare.running.recording import SharingRecorder
 
@@ -39,14 +45,18 @@ __all__ = [
     "NeuronType",
     "ParallelPrompts",
     "SharingRecorder",
+    "ValueHistograms",
     "ablation_hooks",
     "ablation_study",
     "activation_rates",
+    "answer_languages",
     "attribute",
     "categorise",
     "categorise_caches",
     "correctness_impact",
+    "cross_ablation",
     "demo",
+    "describe_neurons",
     "evaluate",
     "generation_impact",
     "input_overlap",
@@ -71,6 +81,7 @@ __all__ = [
     "tasks",
     "top_neurons",
     "typological_similarity",
+    "value_histograms",
     "verify",
 ]
 

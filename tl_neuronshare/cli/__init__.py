@@ -19,7 +19,7 @@ from tl_neuronshare.running.processes import launched
 # Each is a module of this folder, with `parser()` and `main(args)`.
 COMMANDS = (
     *("patterns", "tasks", "persistence", "tokens", "thresholds", "languages", "models", "attribution", "ablation"),
-    *("causal-check", "reproduce", "verify"),
+    *("methods", "causal-check", "reproduce", "verify"),
 )
 
 

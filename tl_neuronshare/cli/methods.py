@@ -1,0 +1,201 @@
+"""Methods: the neurons that published methods find for each language, compared, and what breaks without them.
+
+    tl-neuronshare methods                                            # the built-in model, on its own facts
+    tl-neuronshare methods --model DIRECTORY --texts FOLDER           # free text: FOLDER/en.txt ..., a text a line
+    tl-neuronshare methods --cross lape parallel --measure 50          # whose neurons are ablated, on how many texts
+
+Every second text of a language is for finding neurons; the others, at most --measure of them, are for measuring what
+is lost without these. The types are those of the prompts of --task. transfer-from and transfer-to need a model that
+adds what its MLPs write unchanged; transfer-to also needs texts that are parallel. What a model does not allow is left
+out, and said.
+
+Writes sizes.csv, agreement.csv, types.csv, cross_ablation.csv, masks_METHOD.safetensors for each method, run.json, and
+the figures methods and cross_ablation_METHOD as PNG and PDF, to the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+import tl_neuronshare as ns
+from tl_neuronshare.cli import arguments
+from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.errors import UnfinishedError
+from tl_neuronshare.models.lens import LensModel
+
+Masks = dict[str, Tensor]
+Texts = dict[str, list[str]]
+METHODS = (
+    *("lape", "specific-related", "average-precision", "bipartition", "parallel", "transfer-from", "transfer-to"),
+)
+LONGEST = 1000  # characters of a text that are read
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make a parser for the shared arguments and those of the methods."""
+    parser = arguments.parser(__name__, __doc__)
+    parser.add_argument("--texts", type=Path, metavar="FOLDER", help="LANGUAGE.txt of free text, a text a line")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which (default: all)")
+    parser.add_argument("--cross", nargs="*", choices=METHODS, default=["lape"], help="whose neurons (default: lape)")
+    parser.add_argument("--share", type=float, default=0.01, help="of all neurons that a method keeps (default: 0.01)")
+    parser.add_argument("--measure", type=int, default=100, metavar="N", help="texts of a language (default: 100)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="draws of each control (default: 1)")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Find each method's neurons, compare them, ablate some of them, print and write the tables and figures."""
+    with Run(args) as run:
+        prompts, model, sharing = run.start(dealt=False)
+        finding, measuring = _texts(args, prompts)
+        masks = _found(args, run, model, finding, sharing)
+        run.timed("methods")
+        tables = {
+            "sizes": ns.methods.sizes(masks, is_neuron=sharing.is_neuron),
+            "agreement": ns.methods.agreement(masks, is_neuron=sharing.is_neuron),
+            "types": ns.methods.types(masks, sharing),
+        }
+        _show(sharing, tables)
+        for name, table in tables.items():
+            run.table(table, name)
+        for method, of_method in masks.items():
+            run.tensors(partial(ns.save_masks, of_method), f"masks_{method}")
+        run.save(ns.plots.methods(*tables.values(), title=title_of(sharing)), "methods")
+        run.timed("tables and figure")
+        crossed = []
+        for method in (each for each in args.cross if each in masks):
+            table = ns.cross_ablation(
+                model,
+                measuring,
+                masks[method],
+                seeds=range(args.seed, args.seed + args.seeds),
+                batch_size=args.batch_size,
+                **run.keeping(f"cross ablation of {method}"),
+            )
+            _say(run, table, method, _how(args, measuring))
+            run.save(
+                ns.plots.cross_ablation(table, title=f"{method}: {title_of(sharing, how=_how(args, measuring))}"),
+                f"cross_ablation_{method}",
+            )
+            crossed.append(table.assign(method=method))
+        if crossed:
+            run.table(pd.concat(crossed, ignore_index=True), "cross_ablation")
+        run.timed("cross-ablation")
+
+
+def _texts(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> tuple[Texts, Texts]:
+    """The texts of each language for finding neurons and those for measuring what is lost."""
+    if args.measure < 1:
+        raise ns.NeuronShareError(f"--measure {args.measure}: at least one text is needed.")
+    texts: Texts = {}
+    for language in prompts.languages:
+        if args.texts is None:
+            answers = prompts.answers[language] if prompts.answers is not None else [""] * len(prompts)
+            texts[language] = list(map(add, prompts.prompts[language], answers))
+            continue
+        file = args.texts / f"{language}.txt"
+        if not file.is_file():
+            raise ns.NeuronShareError(f"--texts {args.texts}: there is no {file.name}, and the prompts are also in it.")
+        texts[language] = [line[:LONGEST] for line in file.read_text("utf-8").split("\n") if line.strip()]
+    for language, of_language in texts.items():
+        if len(of_language) < 2:
+            raise ns.NeuronShareError(
+                f"Language {language!r} has {len(of_language)} text; at least one is needed for finding neurons, and "
+                "one for measuring."
+            )
+    finding = {language: of_language[::2] for language, of_language in texts.items()}
+    return finding, {language: of_language[1::2][: args.measure] for language, of_language in texts.items()}
+
+
+def _found(
+    args: argparse.Namespace, run: Run, model: LensModel, texts: Texts, sharing: ns.NeuronSharing
+) -> dict[str, Masks]:
+    """The masks of each method; one that the model or the texts do not allow is left out, and said."""
+    how: dict[str, Any] = {"batch_size": args.batch_size}
+    n = max(1, round(args.share * int(sharing.is_neuron.sum())))
+    measured = {"site": args.site, **how}
+
+    def rates() -> ns.NeuronRates:
+        options = {**measured, "threshold": args.threshold}
+        return ns.activation_rates(model, texts, **options, **run.keeping("rates", dealt=False))
+
+    works: Mapping[str, Callable[[], Masks]] = {
+        "lape": lambda: ns.methods.lape(rates(), share=args.share),
+        "specific-related": lambda: ns.methods.specific_related_general(rates(), share=args.share),
+        "average-precision": lambda: ns.methods.average_precision(
+            ns.reference_values(model, texts, each=True, position="all", **how), widths=sharing.widths, n=max(1, n // 2)
+        ),
+        "bipartition": lambda: ns.methods.bipartition(ns.value_histograms(model, texts, **how), share=args.share),
+        "parallel": lambda: ns.methods.parallel_detection(model, texts, **how),
+        "transfer-from": lambda: ns.methods.transfer_neurons(model, texts, direction="from shared", n=n, **how),
+        "transfer-to": lambda: ns.methods.transfer_neurons(
+            model, texts, direction="to shared", shared=sharing.languages[0], n=n, **how
+        ),
+    }
+
+    def attempt(method: str) -> Masks:
+        try:
+            return works[method]()
+        except UnfinishedError:
+            raise
+        except ns.NeuronShareError as error:
+            print(f"Left out, {method}: {error}\n")
+            run.control(f"the neurons of {method}", f"left out: {error}")
+            return {}
+
+    masks = {method: found for method in args.methods if (found := attempt(method))}
+    if not masks:
+        raise ns.NeuronShareError("No method gave any neurons; see above.")
+    return masks
+
+
+def _say(run: Run, table: pd.DataFrame, method: str, how: str) -> None:
+    """Say what one method's cross-ablation shows."""
+    own = table[table["ablated"] == table["measured"]]
+    others = table[(table["ablated"] != table["measured"]) & (table["ablated"] != "none")]
+    print(f"\n{method}: change of log-probability without a language's neurons, nats a token ({how})")
+    plain = pd.concat([own, others])[lambda rows: rows["control"] == "none"]
+    square = plain.pivot(index="ablated", columns="measured", values="difference")
+    print(square.loc[own["ablated"].unique(), own["ablated"].unique()].round(3).to_string())
+
+    def mean(rows: pd.DataFrame, control: str, column: str = "difference") -> float:
+        return float(rows[rows["control"] == control][column].mean())
+
+    controls = ", ".join(
+        f"of {control} {mean(own, control):+.3f} in that language and {mean(others, control):+.3f} in others"
+        for control in table["control"].unique()
+        if control != "none"
+    )
+    run.control(
+        f"does a language lose more than others without the neurons that {method} finds for it, and more than without "
+        "as many others?",
+        f"mean change of log-probability, nats a token: {mean(own, 'none'):+.3f} in that language and "
+        f"{mean(others, 'none'):+.3f} in others; without controls {controls}",
+    )
+
+
+def _how(args: argparse.Namespace, texts: Texts) -> str:
+    n_texts = max(map(len, texts.values()))
+    return f"{n_texts} texts a language, {args.seeds} seed{'s' if args.seeds > 1 else ''}"
+
+
+def _show(sharing: ns.NeuronSharing, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Print what the tables say of all layers and languages."""
+    sizes, agreement, types = (tables[name] for name in ("sizes", "agreement", "types"))
+    print(f"{sharing}\n\nNeurons of each language")
+    whole = sizes[sizes["layer"].astype(str) == "all"]
+    print(whole.pivot(index="method", columns="language", values="neurons").loc[whole["method"].unique()].to_string())
+    print("\nHow far methods agree: Jaccard index, and what chance gives (mean over languages)")
+    shown = agreement[(agreement["language"] == "all") & (agreement["method"] != agreement["other"])]
+    print(shown.drop(columns="language").round(3).to_string(index=False))
+    print("\nTypes of the neurons, percent, and what chance gives (mean over languages)")
+    means = types[types["language"] == "all"]
+    print(means.pivot(index="method", columns="type", values=["percent", "chance"]).round(1).to_string())
