@@ -133,7 +133,7 @@ def types(masks: Mapping[str, Masks], sharing: NeuronSharing) -> pd.DataFrame:
 
     Example:
         >>> table = types({"all": {"en": sharing.is_neuron}}, sharing)
-        >>> bool((table["percent"] == table["chance"]).all())
+        >>> bool((table["percent"] - table["chance"]).abs().max() < 1e-6)
         True
     """
     times = sharing.times_of_types().double() / len(sharing)  # type layer neuron

@@ -58,8 +58,8 @@ def steering_hooks(
     Example:
         >>> means = ns.reference_values(model, ns.demo.prompts()[:5], position="all")
         >>> hooks = steering_hooks(model, means, "th", alpha=1.0, layers=[2, 3])
-        >>> ns.evaluate(model, ns.demo.prompts()[:1].select(["th"]), fwd_hooks=hooks)["correct"].item()
-        True
+        >>> ns.evaluate(model, ns.demo.prompts()[:1].select(["en", "th"]), fwd_hooks=hooks)["correct"].tolist()
+        [True, True]
     """
     alpha, beta, gamma = finite("alpha", alpha), finite("beta", beta), finite("gamma", gamma)
     widths = [layer.width for layer in neuron_layers(model, "post")]
