@@ -45,13 +45,7 @@ class Processes:
         if self.size == 1:
             return [own]
         of_all: list[Any] = [None] * self.size
-        try:
-            dist.all_gather_object(of_all, own, group=self.group)
-        except RuntimeError as error:
-            raise NeuronShareError(
-                f"A different process of this launch has ended, or is at different work ({error}). Every process must "
-                "make the same calls; start the same command again."
-            ) from error
+        dist.all_gather_object(of_all, own, group=self.group)
         return of_all
 
     def together(self, work: Callable[[], _Value]) -> list[_Value]:
