@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedTokenizerFast
 
-from support.toys import hadamard
+from support.toys import empty_opt, hadamard, save_tokenizer
 
 LANGUAGES = ["en", "de", "fr"]
 WORDS = {"sun": ("sun", "Sonne", "soleil"), "moon": ("moon", "Mond", "lune")}
@@ -28,29 +26,11 @@ NEEDED = {concept: SETS.index(set(words)) for concept, words in WORDS.items()}
 def save_planted(directory: Path) -> Path:
     """Save an OPT of one layer, whose answer about a concept is wrong in every language without one neuron."""
     spoken = [word for words in WORDS.values() for word in words]
-    vocabulary = {word: index for index, word in enumerate(("<pad>", *spoken, "hot", "cold"))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {f"{name}_token": "<pad>" for name in ("unk", "pad", "bos", "eos")}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
+    vocabulary = save_tokenizer(directory, (*spoken, "hot", "cold"))
     rows = torch.kron(hadamard(), torch.tensor([[1.0, 1.0], [1.0, -1.0]]))[1:]  # 15 rows of 16, orthogonal
     row = dict(zip((*spoken, "hot", "cold", "unread"), rows, strict=False))
-    model = AutoModelForCausalLM.from_config(
-        OPTConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=16,
-            word_embed_proj_dim=16,
-            ffn_dim=len(SETS),
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            max_position_embeddings=16,
-            tie_word_embeddings=False,
-            **{f"{name}_token_id": 0 for name in ("pad", "bos", "eos")},
-        )
-    )
+    model = empty_opt(len(vocabulary), d_model=16, d_mlp=len(SETS), tie_word_embeddings=False)
     with torch.no_grad():
-        for name, weights in model.named_parameters():
-            weights.fill_(1.0 if "layer_norm.weight" in name else 0.0)
         for concept, words in WORDS.items():
             for word in words:  # each word itself leans to the wrong answer
                 model.model.decoder.embed_tokens.weight[vocabulary[word]] = row[word] + 0.5 * row[WRONG[concept]]

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedTokenizerFast
 
-from support.toys import hadamard
+from support.toys import empty_opt, hadamard, save_tokenizer
 
 WORDS = {
     "en": ("sun", "moon", "star", "sky"),
@@ -34,30 +32,12 @@ TO_ENGLISH = {"de": 3, "fr": 4}
 def save_speakers(directory: Path) -> Path:
     """Save an OPT of one layer whose language neurons are known."""
     spoken = [word for words in WORDS.values() for word in words]
-    vocabulary = {word: index for index, word in enumerate(("<pad>", *spoken))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {f"{name}_token": "<pad>" for name in ("unk", "pad", "bos", "eos")}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
+    vocabulary = save_tokenizer(directory, spoken)
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     rows = torch.kron(torch.kron(hadamard(), two), two)[1:]  # 31 rows of 32, orthogonal
     row = dict(zip((*spoken, *WORDS, *(f"concept {n}" for n in CONCEPTS), "nothing"), rows, strict=False))
-    model = AutoModelForCausalLM.from_config(
-        OPTConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            word_embed_proj_dim=32,
-            ffn_dim=len(FIRES),
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            max_position_embeddings=16,
-            tie_word_embeddings=False,
-            **{f"{name}_token_id": 0 for name in ("pad", "bos", "eos")},
-        )
-    )
+    model = empty_opt(len(vocabulary), d_model=32, d_mlp=len(FIRES), tie_word_embeddings=False)
     with torch.no_grad():
-        for name, weights in model.named_parameters():
-            weights.fill_(1.0 if "layer_norm.weight" in name else 0.0)
         for word in spoken:
             model.model.decoder.embed_tokens.weight[vocabulary[word]] = row[word]
             model.lm_head.weight[vocabulary[word]] = row[word]

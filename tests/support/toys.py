@@ -9,7 +9,9 @@ There is a neuron for every set of four words, and the second layer has the same
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -31,30 +33,43 @@ def hadamard() -> torch.Tensor:
     return torch.kron(torch.kron(two, two), two)
 
 
-def save_toy(directory: Path) -> Path:
-    """Save the toy as an OPT."""
-    vocabulary = {word: index for index, word in enumerate(("<pad>", *WORDS))}
+def save_tokenizer(directory: Path, words: Iterable[str]) -> dict[str, int]:
+    """Save a tokenizer for which each word is a token; return their numbers."""
+    vocabulary = {word: index for index, word in enumerate(("<pad>", *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<pad>", pad_token="<pad>", bos_token="<pad>", eos_token="<pad>"
-    ).save_pretrained(directory)
+    special = {f"{name}_token": "<pad>" for name in ("unk", "pad", "bos", "eos")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
+    return vocabulary
+
+
+def empty_opt(n_tokens: int, *, d_model: int, d_mlp: int, n_layers: int = 1, **options: Any) -> Any:
+    """Make an OPT whose weights are all zero, but for those of its norms, which change nothing."""
     model = AutoModelForCausalLM.from_config(
         OPTConfig(
-            vocab_size=5,
-            hidden_size=8,
-            word_embed_proj_dim=8,
-            ffn_dim=len(SETS),
-            num_hidden_layers=2,
+            vocab_size=n_tokens,
+            hidden_size=d_model,
+            word_embed_proj_dim=d_model,
+            ffn_dim=d_mlp,
+            num_hidden_layers=n_layers,
             num_attention_heads=1,
             max_position_embeddings=16,
             **{f"{name}_token_id": 0 for name in ("pad", "bos", "eos")},
+            **options,
         )
     )
-    rows = dict(zip(WORDS, hadamard()[1:], strict=False))
     with torch.no_grad():
         for name, weights in model.named_parameters():
             weights.fill_(1.0 if "layer_norm.weight" in name else 0.0)
+    return model
+
+
+def save_toy(directory: Path) -> Path:
+    """Save the toy as an OPT."""
+    vocabulary = save_tokenizer(directory, WORDS)
+    model = empty_opt(len(vocabulary), d_model=8, d_mlp=len(SETS), n_layers=2)
+    rows = dict(zip(WORDS, hadamard()[1:], strict=False))
+    with torch.no_grad():
         for word, index in vocabulary.items():
             if word in rows:
                 model.model.decoder.embed_tokens.weight[index] = rows[word]
