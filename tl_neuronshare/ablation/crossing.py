@@ -24,7 +24,7 @@ from torch import Tensor
 from tl_neuronshare import models
 from tl_neuronshare.ablation.controls import Control, Draw, Itself, checked_draw, chosen_controls, drawable
 from tl_neuronshare.ablation.hooks import Edit, Mode, ablation_hooks, as_mode
-from tl_neuronshare.ablation.study import own_functions_refused
+from tl_neuronshare.ablation.study import checked_weights, own_functions_refused
 from tl_neuronshare.ablation.targets import Choice, Targets, given_masks
 from tl_neuronshare.checks import distinct, whole
 from tl_neuronshare.errors import NeuronShareError
@@ -117,12 +117,6 @@ def cross_ablation(
     replacing = _Replacing(model, as_mode("mode", mode), values)
     targets = _targets(model, masks, Choice(layers=layers))
     replacing.check(list(targets.masks), tuple(targets.is_neuron.shape))
-    weights = provenance.describe(model)["weights"]
-    for kind in kinds if any(mask.any() for mask in masks.values()) else ():
-        if kind.uses_weights:
-            verification.require(model, "output")
-            if (warning := provenance.processed_weights(weights, f"what is matched by {kind.name}")) is not None:
-                warn(warning, stacklevel=2)
     record = {
         **provenance.describe(model),
         "texts": {language: short_hash(json.dumps(list(texts[language]))) for language in text.languages},
@@ -130,6 +124,10 @@ def cross_ablation(
         **{"controls": [kind.name for kind in kinds[1:]], "seeds": seeds, "mode": replacing.name},
         **{"layers": targets.layers, **how.on(model).record},
     }
+
+    if any(mask.any() for mask in masks.values()):
+        for warning in checked_weights(model, kinds, record["weights"]):
+            warn(warning, stacklevel=2)
 
     def about() -> dict[str, Any]:
         hashes = {"fingerprint_of_weights": fingerprint_of_weights(model), "values": provenance.hash_of_values(values)}
@@ -141,12 +139,11 @@ def cross_ablation(
     with running(
         model, "cross ablation", n_rows=n_runs * text.n_rows, progress=progress, keeping=keeping, about=about
     ) as loop:
-        scores = _Scores(text, loop)
-        unablated = scores.of("none", None)
+        unablated = _scores(text, loop, "none")
         for each in crossed:
             for seed, mask in each.drawn.masks.items():
-                found = scores.of(f"{each.name}/{each.kind.name}/{seed}", partial(replacing.hooks, each.name, mask))
-                each.runs.append(found)
+                stage = f"{each.name}/{each.kind.name}/{seed}"
+                each.runs.append(_scores(text, loop, stage, partial(replacing.hooks, each.name, mask)))
     table = pd.DataFrame(_rows(text, unablated, crossed, bootstrap))
     table.attrs.update({**record, "n_resamples": bootstrap.n_resamples, "verified": verification.is_verified(model)})
     return table
@@ -223,9 +220,7 @@ class _Draws:
     def _impact(self, name: str) -> Float[Tensor, "row layer neuron"]:
         """Each neuron's mean generation impact over the tokens of a language's texts, or of all languages'."""
         impacts = self._impacts
-        number = list(impacts).index(name) if name in impacts else None
-        every = torch.stack([*impacts.values()])
-        impact = every.mean(0) if number is None else every[number]
+        impact = impacts[name] if name in impacts else torch.stack([*impacts.values()]).mean(0)
         return impact[None].masked_fill(~self.targets.is_neuron, torch.nan)
 
     @cached_property
@@ -278,21 +273,14 @@ class _Replacing:
         return ablation_hooks(self.model, mask, mode=self.mode, values=values)
 
 
-class _Scores:
-    """Scores all texts under hooks."""
-
-    def __init__(self, text: FreeText, loop: Loop) -> None:
-        self.text, self.loop = text, loop
-
-    def of(self, stage: str, hooks: Callable[[], Hooks] | None) -> _LogProbs:
-        """The log-probability of each text; a language that other processes have not done yet is left out."""
-        found = {}
-        for language in self.text.languages:
-            work = partial(self.text.log_probs, language, hooks and hooks(), self.loop, stage=stage)
-            log_probs = self.loop.part(work)
-            if log_probs is not None:
-                found[language] = log_probs.numpy()
-        return found
+def _scores(text: FreeText, loop: Loop, stage: str, hooks: Callable[[], Hooks] | None = None) -> _LogProbs:
+    """The log-probability of each text under hooks; a language that other processes have not done yet is left out."""
+    found = {}
+    for language in text.languages:
+        log_probs = loop.part(partial(text.log_probs, language, hooks and hooks(), loop, stage=stage))
+        if log_probs is not None:
+            found[language] = log_probs.numpy()
+    return found
 
 
 def _rows(

@@ -159,9 +159,8 @@ def ablation_study(
     evaluation = Evaluation(model, prompts, Scoring(scoring, length_normalised, max_new_tokens, stop), how)
     record = provenance.of_run(model, prompts, _source(sharing_or_masks, targets))
     record |= {} if active is None else {"active": dict(active.metadata)}
-    if any(kind.uses_weights for kind in kinds):
-        verification.require(model, "output")
-    for warning in _warnings(model, sharing_or_masks if active is None else active, kinds, record["weights"]):
+    measured = sharing_or_masks if active is None else active
+    for warning in _of_types(model, measured) + checked_weights(model, kinds, record["weights"]):
         warn(warning, stacklevel=2)
     record |= {"types": list(targets.masks), "controls": [kind.name for kind in kinds], "seeds": seeds}
     record |= {**choice.record, "layers": targets.layers, **replacement.record, **evaluation.record}
@@ -269,15 +268,24 @@ def _targets(
     return Targets(masks, prompts.examples, widths, choice, active=active, languages=prompts.languages)
 
 
-def _warnings(model: LensModel, measured: Any, kinds: Sequence[Control], weights: str) -> list[str]:
-    """What a user should know about the weights, of the model and of what was measured, if that is a NeuronSharing."""
-    messages = []
-    if isinstance(measured, NeuronSharing) and not provenance.of_same_weights(model, measured):
-        messages.append("The types were measured on different weights from this model's; its neurons may differ.")
-    of_kinds = [
-        provenance.processed_weights(weights, f"what is matched by {kind.name}") for kind in kinds if kind.uses_weights
-    ]
-    return [*messages, *filter(None, of_kinds)]
+def _of_types(model: LensModel, measured: Any) -> list[str]:
+    """What a user should know about what was measured, if that is a NeuronSharing."""
+    if not isinstance(measured, NeuronSharing) or provenance.of_same_weights(model, measured):
+        return []
+    return ["The types were measured on different weights from this model's; its neurons may differ."]
+
+
+def checked_weights(model: LensModel, kinds: Sequence[Control], weights: str) -> list[str]:
+    """Return what a user should know about weights that controls use, after checking that these can be used.
+
+    Raises:
+        NeuronShareError: a control uses weights, and the model does not write its neurons' values times W_out.
+    """
+    using = [kind for kind in kinds if kind.uses_weights]
+    if using:
+        verification.require(model, "output")
+    of_kinds = (provenance.processed_weights(weights, f"what is matched by {kind.name}") for kind in using)
+    return [warning for warning in of_kinds if warning is not None]
 
 
 class _Study:

@@ -122,11 +122,11 @@ def describe_neurons(
 
 def named(layers: Sequence[NeuronLayer], places: Int[Tensor, "place 2"]) -> pd.DataFrame:
     """Return the columns layer and neuron of some neurons; in a mixture of experts also expert and index."""
-    rows = []
-    for layer, neuron in places.tolist():
-        columns = layers[layer].columns(torch.tensor([neuron], device="cpu"))
-        rows.append({"layer": layer, **{name: int(value[0]) for name, value in columns.items()}})
-    table = pd.DataFrame(rows, columns=None if rows else ["layer", "neuron"])
+    parts = []
+    for layer in sorted(set(places[:, 0].tolist())):
+        here = (places[:, 0] == layer).nonzero().flatten()
+        parts.append(pd.DataFrame({"layer": layer, **layers[layer].columns(places[here, 1])}, index=here.numpy()))
+    table = pd.concat(parts or [pd.DataFrame({"layer": [], **layers[0].columns(places[:, 1])})]).sort_index()
     if "expert" in table:  # a dense layer between mixtures of experts does not have these columns
         table = table.fillna({"expert": -1, "index": table["neuron"]}).astype("int64")
     return table

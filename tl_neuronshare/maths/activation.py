@@ -150,15 +150,21 @@ def packed_width(width: int) -> int:
     return -(-width // 8)
 
 
-def neurons_of(widths: Sequence[int]) -> Bool[Tensor, "layer neuron"]:
+def neurons_of(widths: Sequence[int], n_measured: int | None = None) -> Bool[Tensor, "layer neuron"]:
     """Return whether each place is a neuron; False where a layer is narrower than the widest.
+
+    Args:
+        widths: how many neurons each layer has.
+        n_measured: how many of the layers count, from the first; all by default.
 
     Example:
         >>> neurons_of([2, 1])
         tensor([[ True,  True],
                 [ True, False]])
     """
-    return torch.arange(max(widths, default=0), device="cpu") < torch.tensor(widths, device="cpu")[:, None]
+    is_neuron = torch.arange(max(widths, default=0), device="cpu") < torch.tensor(widths, device="cpu")[:, None]
+    is_neuron[len(widths) if n_measured is None else n_measured :] = False
+    return is_neuron
 
 
 def pack_above(values: Float[Tensor, "*batch neuron"], threshold: Number) -> UInt8[Tensor, "*batch byte"]:

@@ -84,9 +84,7 @@ class ValueHistograms:
     @property
     def is_neuron(self) -> Bool[Tensor, "layer neuron"]:
         """Whether each place is a neuron that is measured."""
-        is_neuron = neurons_of(self.widths)
-        is_neuron[self.n_measured :] = False
-        return is_neuron
+        return neurons_of(self.widths, self.n_measured)
 
     @property
     def tokens(self) -> Int[Tensor, " language"]:

@@ -111,9 +111,7 @@ class NeuronRates:
     @property
     def is_neuron(self) -> Bool[Tensor, "layer neuron"]:
         """Whether each place is a neuron that is measured."""
-        is_neuron = neurons_of(self.widths)
-        is_neuron[self.n_measured :] = False
-        return is_neuron
+        return neurons_of(self.widths, self.n_measured)
 
     @property
     def rates(self) -> Float[Tensor, "language layer neuron"]:

@@ -89,14 +89,11 @@ def value_histograms(
     binned = Tally(_Binning(low, high, n_bins), size=n_bins + 2, dtype=torch.int32)
     sums = sums_of(binned, "histograms of values")
     widths = [layer.width for layer in every_layer]
-    shape = (len(widths), max(widths))
-    counts = sums.numbers.new_zeros(len(texts), *shape, n_bins + 2)
-    counts[:, : len(layers), : sums.numbers.shape[2]] = sums.numbers
-    ends = torch.full((2, *shape), torch.nan, dtype=torch.float32, device="cpu")
+    ends = torch.full((2, len(widths), max(widths)), torch.nan, dtype=torch.float32, device="cpu")
     ends[:, : len(layers), : low.shape[-1]] = torch.stack([low, high])
     ends[:, ~neurons_of(widths)] = torch.nan
     return ValueHistograms(
-        counts,
+        sums.of_all(widths),
         *ends,
         languages=list(texts),
         widths=widths,

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
 from tl_neuronshare import models
 from tl_neuronshare.checks import one_of, texts_by_language
 from tl_neuronshare.maths.activation import Number
@@ -94,10 +92,8 @@ def activation_rates(
         sums = tallied(model, layers, texts, counted, part=part, how=how, loop=loop)
         loop.clear()
     widths = [layer.width for layer in every_layer]
-    counts = torch.zeros(len(texts), len(widths), max(widths), dtype=torch.int64, device="cpu")
-    counts[:, : len(layers), : sums.numbers.shape[2]] = sums.numbers[..., 0]
     return NeuronRates(
-        counts,
+        sums.of_all(widths)[..., 0],
         sums.tokens,
         languages=list(texts),
         widths=widths,

@@ -59,6 +59,13 @@ class Sums:
     tokens: Int64[Tensor, " language"]
     hashes: list[str]
 
+    def of_all(self, widths: Sequence[int]) -> Shaped[Tensor, "language layer neuron number"]:
+        """Return the sums with zeros for the layers that were not measured, which come last in the model."""
+        n_languages, n_measured, widest, size = self.numbers.shape
+        numbers = self.numbers.new_zeros(n_languages, len(widths), max(widths), size)
+        numbers[:, :n_measured, :widest] = self.numbers
+        return numbers
+
 
 def measured_layers(model: LensModel, layers: Sequence[NeuronLayer]) -> list[NeuronLayer]:
     """Return the layers that free text passes: in an encoder-decoder those of the encoder, which come first."""
