@@ -132,7 +132,7 @@ class Detector:
 
     def __call__(self, text: str) -> tuple[str, float]:
         """Return the language of a text, or `unclear`, and the confidence from 0 to 1."""
-        best = self._detector.compute_language_confidence_values(text)[:1] if text.strip() else []
-        if self._detector.detect_language_of(text) is None or not best:
+        first, second = self._detector.compute_language_confidence_values(text)[:2]
+        if first.value == second.value:  # where nothing in the text is of any language, all are equal
             return UNCLEAR, 0.0
-        return self._codes[best[0].language], float(best[0].value)
+        return self._codes[first.language], float(first.value)

@@ -15,13 +15,10 @@ from tl_neuronshare.checks import count, one_of, texts_by_language
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import neurons_of
 from tl_neuronshare.models import LensModel, OnDevices, Site, verification
-from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.results.histograms import ValueHistograms
-from tl_neuronshare.results.identity import fingerprint
-from tl_neuronshare.running import provenance
 from tl_neuronshare.running.loop import running
 from tl_neuronshare.running.plan import BatchSize, Running
-from tl_neuronshare.running.tallying import Part, Sums, Tally, measured_layers, tallied
+from tl_neuronshare.running.tallying import Part, Sums, Tally, measured_layers, metadata_of, tallied
 
 _DEVIATIONS = 3  # how far from the mean the bins reach, in standard deviations
 _FLOOR = -0.4  # no activation function of a gate goes below
@@ -99,10 +96,7 @@ def value_histograms(
         widths=widths,
         n_measured=len(layers),
         metadata={
-            **provenance.describe(model),
-            **{"site": site, "counted": part, **how.record},
-            "special_tokens_left_out": models.special_tokens(model),
-            "fingerprint": fingerprint(fingerprint_of_weights(model), None),
+            **metadata_of(model, how, site=site, counted=part),
             "texts": dict(zip(texts, sums.hashes, strict=True)),
         },
     )

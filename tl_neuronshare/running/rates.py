@@ -11,13 +11,12 @@ from tl_neuronshare.checks import one_of, texts_by_language
 from tl_neuronshare.maths.activation import Number
 from tl_neuronshare.models import LensModel, Site, verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
-from tl_neuronshare.results.identity import fingerprint
 from tl_neuronshare.results.rates import NeuronRates
 from tl_neuronshare.running import provenance
 from tl_neuronshare.running.loop import Keeping, running
 from tl_neuronshare.running.plan import BatchSize, Running
 from tl_neuronshare.running.recording import as_threshold
-from tl_neuronshare.running.tallying import Part, Tally, measured_layers, tallied
+from tl_neuronshare.running.tallying import Part, Tally, measured_layers, metadata_of, tallied
 
 
 def activation_rates(
@@ -101,10 +100,7 @@ def activation_rates(
         experts=[layer.experts for layer in every_layer],
         n_measured=len(layers),
         metadata={
-            **provenance.describe(model),
-            **{"site": site, "threshold": threshold, "counted": part, **how.record},
-            "special_tokens_left_out": models.special_tokens(model),
-            "fingerprint": fingerprint(fingerprint_of_weights(model), None),
+            **metadata_of(model, how, site=site, threshold=threshold, counted=part),
             "texts": {language: [of_texts] for language, of_texts in zip(texts, sums.hashes, strict=True)},
         },
     )

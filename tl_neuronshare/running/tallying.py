@@ -20,7 +20,10 @@ from tl_neuronshare import models
 from tl_neuronshare.errors import NeuronShareError, UnfinishedError
 from tl_neuronshare.maths.activation import widened
 from tl_neuronshare.models import LensModel, NeuronLayer
+from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.results.files import read_tensors, write_tensors
+from tl_neuronshare.results.identity import fingerprint
+from tl_neuronshare.running import provenance
 from tl_neuronshare.running.loop import Loop
 from tl_neuronshare.running.plan import Batch, Plan, Running
 from tl_neuronshare.running.shards import Record
@@ -65,6 +68,17 @@ class Sums:
         numbers = self.numbers.new_zeros(n_languages, len(widths), max(widths), size)
         numbers[:, :n_measured, :widest] = self.numbers
         return numbers
+
+
+def metadata_of(model: LensModel, how: Running, **options: Any) -> dict[str, Any]:
+    """Describe how numbers of free text are made: the model and its weights, the options, and what is left out."""
+    return {
+        **provenance.describe(model),
+        **options,
+        **how.record,
+        "special_tokens_left_out": models.special_tokens(model),
+        "fingerprint": fingerprint(fingerprint_of_weights(model), None),
+    }
 
 
 def measured_layers(model: LensModel, layers: Sequence[NeuronLayer]) -> list[NeuronLayer]:
