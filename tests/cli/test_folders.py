@@ -60,6 +60,7 @@ VALUES = {
     "cross": (["parallel"], ["lape", "parallel"]),
     "share": (["0.05"], ["0.1"]),
     "measure": (["5"], ["10"]),
+    "answers": (["5"], ["10"]),
     "top_k": (["30"], ["0.1"]),
     "answer": (["all"],),
     "norm": (["full"], ["frozen"]),

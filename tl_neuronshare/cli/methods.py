@@ -3,14 +3,17 @@
     tl-neuronshare methods                                            # the built-in model, on its own facts
     tl-neuronshare methods --model DIRECTORY --texts FOLDER           # free text: FOLDER/en.txt ..., a text a line
     tl-neuronshare methods --cross lape parallel --measure 50          # whose neurons are ablated, on how many texts
+    tl-neuronshare methods --model DIRECTORY --texts FOLDER --answers 20  # in what language the model goes on
 
 Every second text of a language is for finding neurons; the others, at most --measure of them, are for measuring what
 is lost without these. The types are those of the prompts of --task. transfer-from and transfer-to need a model that
 adds what its MLPs write unchanged; transfer-to also needs texts that are parallel. What a model does not allow is left
-out, and said.
+out, and said. With --answers the model goes on from the first half of texts, as it is, without the neurons of the
+text's language, without as many random ones of the same layers, and with its shared neurons scaled up and its specific
+ones down in the last quarter of the layers (steering); a detector says in what language.
 
-Writes sizes.csv, agreement.csv, types.csv, cross_ablation.csv, masks_METHOD.safetensors for each method, run.json, and
-the figures methods and cross_ablation_METHOD as PNG and PDF, to the run folder.
+Writes sizes.csv, agreement.csv, types.csv, cross_ablation.csv, answer_languages.csv, masks_METHOD.safetensors for each
+method, run.json, and the figures methods and cross_ablation_METHOD as PNG and PDF, to the run folder.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 import tl_neuronshare as ns
@@ -48,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--share", type=float, default=0.01, help="of all neurons that a method keeps (default: 0.01)")
     parser.add_argument("--measure", type=int, default=100, metavar="N", help="texts of a language (default: 100)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="draws of each control (default: 1)")
+    parser.add_argument("--answers", type=int, default=0, metavar="N", help="texts that are continued (default: none)")
     return parser
 
 
@@ -89,12 +94,20 @@ def main(args: argparse.Namespace) -> None:
         if crossed:
             run.table(pd.concat(crossed, ignore_index=True), "cross_ablation")
         run.timed("cross-ablation")
+        if args.answers:
+            of_methods = {method: masks[method] for method in args.cross if method in masks}
+            answers = _answers(args, model, prompts, measuring, of_methods, sharing=sharing)
+            run.table(answers, "answer_languages")
+            _say_answers(run, answers)
+            run.timed("answers")
 
 
 def _texts(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> tuple[Texts, Texts]:
     """The texts of each language for finding neurons and those for measuring what is lost."""
     if args.measure < 1:
         raise ns.NeuronShareError(f"--measure {args.measure}: at least one text is needed.")
+    if args.answers < 0 or (args.answers and args.texts is None):
+        raise ns.NeuronShareError(f"--answers {args.answers} needs --texts, and a number that is not negative.")
     texts: Texts = {}
     for language in prompts.languages:
         if args.texts is None:
@@ -180,6 +193,56 @@ def _say(run: Run, table: pd.DataFrame, method: str, how: str) -> None:
         f"mean change of log-probability, nats a token: {mean(own, 'none'):+.3f} in that language and "
         f"{mean(others, 'none'):+.3f} in others; without controls {controls}",
     )
+
+
+def _answers(
+    args: argparse.Namespace,
+    model: LensModel,
+    prompts: ns.ParallelPrompts,
+    texts: Texts,
+    masks: Mapping[str, Masks],
+    *,
+    sharing: ns.NeuronSharing,
+) -> pd.DataFrame:
+    """Count in what language the model goes on from the first half of texts, in each state that it is put in."""
+    halves = {language: [text[: len(text) // 2] for text in of_language] for language, of_language in texts.items()}
+    means = ns.reference_values(model, prompts, position="all", batch_size=args.batch_size)
+    n_layers = len(sharing.widths)
+    steered = partial(
+        ns.methods.steering_hooks, model, means, alpha=1.0, layers=range(n_layers - max(1, n_layers // 4), n_layers)
+    )
+    tables = []
+
+    def ask(method: str, state: str, language: str, hooks: Any = None) -> None:
+        given = {language: halves[language][: args.answers]}
+        how = {"candidates": prompts.languages, "batch_size": args.batch_size, "fwd_hooks": hooks}
+        tables.append(ns.answer_languages(model, given, **how).assign(method=method, state=state))
+
+    for language in prompts.languages:
+        ask("none", "as it is", language)
+        ask("steering", "steered", language, steered(language))
+        for method, of_method in masks.items():
+            mask = of_method.get(language)
+            if mask is None or not mask.any():
+                continue
+            ask(method, "without its neurons", language, ns.ablation_hooks(model, mask))
+            for seed in range(args.seed, args.seed + args.seeds):
+                generator = torch.Generator().manual_seed(seed)
+                random = ns.random_like(mask, generator=generator, within=sharing.is_neuron)
+                ask(method, "without random neurons", language, ns.ablation_hooks(model, random))
+    columns = ["method", "state", "language", "example", "answered", "confidence", "text"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def _say_answers(run: Run, answers: pd.DataFrame) -> None:
+    """Say in how many cases the model goes on in the language of the text."""
+    answers = answers.assign(own=100 * (answers["answered"] == answers["language"]))
+    print("\nThe model goes on in the language of the text, percent of the texts")
+    shares = answers.pivot_table(index=["method", "state"], columns="language", values="own", sort=False)
+    print(shares.round(0).astype("Int64").to_string())
+    means = zip(shares.index.to_list(), shares.mean(axis=1), strict=True)
+    said = ", ".join(f"{': '.join(names)} {share:.0f} %" for names, share in means)
+    run.control("does the model go on in the language of the text? (mean over languages)", said)
 
 
 def _how(args: argparse.Namespace, texts: Texts) -> str:
