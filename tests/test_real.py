@@ -178,3 +178,99 @@ def test_it_knows_facts_in_every_language(gemma, facts):
     assert of_languages.mean() > 0.55
     assert of_languages["en"] > 0.85
     assert (of_languages > 0.4).sum() >= 7
+
+
+# Other published methods.
+
+
+def test_rates_and_lape_are_those_of_the_plain_model(gemma, hugging_face):
+    model, _ = hugging_face
+    rates = ns.activation_rates(gemma, TEXTS)
+    special = set(models.special_tokens(gemma))
+    for number, texts in enumerate(TEXTS.values()):
+        expected, tokens = torch.zeros(N_LAYERS, N_NEURONS, dtype=torch.long), 0
+        for row in models.tokenise(gemma, texts):
+            counted = torch.tensor([token not in special for token in row])
+            tokens += int(counted.sum())
+            reads = reading(model, row)
+            expected += torch.stack([(values[counted] > 0).sum(0) for values in reads])
+        assert rates.tokens[number] == tokens
+        assert (rates.counts[number] - expected).abs().sum() <= expected.numel() // 10_000  # values near 0
+    p = rates.rates.flatten(1)
+    q = p / p.sum(0)
+    of_neurons = -(q * q.clamp(min=1e-12).log()).nan_to_num(0).sum(0)
+    bar = p.flatten().sort().values[round(0.95 * p.numel()) - 1]
+    found = torch.stack([*ns.methods.lape(rates).values()]).flatten(1)
+    assert found.any(0).sum() == round(0.01 * N_LAYERS * N_NEURONS)
+    assert torch.equal(found, (p > bar) & found.any(0))
+    left_out = (p > bar).any(0) & ~found.any(0)
+    assert of_neurons[found.any(0)].max() <= of_neurons[left_out].min() + 1e-9
+
+
+def reading(model, row):
+    """The values of each layer, [token, neuron]."""
+    reads = []
+    hooks = [
+        model.get_submodule(DOWN.format(layer)).register_forward_pre_hook(lambda _, given: reads.append(given[0][0]))
+        for layer in range(N_LAYERS)
+    ]
+    with torch.no_grad():
+        model(torch.tensor([row]))
+    for hook in hooks:
+        hook.remove()
+    return reads
+
+
+def test_cross_ablation_is_that_of_the_plain_model(gemma, hugging_face):
+    generator = torch.Generator().manual_seed(0)
+    masks = {language: torch.rand(N_LAYERS, N_NEURONS, generator=generator) < 0.1 for language in ("en", "de")}
+    texts = {language: TEXTS[language] for language in masks}
+    table = ns.cross_ablation(gemma, texts, masks, controls=["random"], seeds=[0])
+    table = table.set_index(["ablated", "measured", "control"])
+    for language, of_language in texts.items():
+        rows = models.tokenise(gemma, of_language)
+
+        def mean(mask, rows=rows):
+            with zeroed(hugging_face[0], mask):
+                total = sum(reference.log_prob(hugging_face[0], row[:1], row[1:]) for row in rows)
+            return total / sum(len(row) - 1 for row in rows)
+
+        free = mean(torch.zeros_like(masks["en"]))
+        assert table.loc[("none", language, "none"), "log_prob"] == pytest.approx(free, abs=1e-4)
+        for name, mask in masks.items():
+            found = table.loc[(name, language, "none"), "difference"]
+            assert found == pytest.approx(mean(mask) - free, abs=1e-3)
+            assert abs(found) > 0.1
+
+
+def test_it_goes_on_in_the_language_of_a_text(gemma, hugging_face):
+    pytest.importorskip("lingua")
+    texts = {
+        "de": ["Alle Menschen sind frei und gleich an"],
+        "ru": ["Все люди рождаются свободными и"],
+        "zh": ["人人生而自由，在尊严和"],
+    }
+    table = ns.answer_languages(gemma, texts, candidates=["en", *texts], max_new_tokens=12)
+    assert table["answered"].tolist() == list(texts)
+    for row, (text,) in zip(table.itertuples(), texts.values(), strict=True):
+        (tokens,) = models.tokenise(gemma, [text])
+        new = reference.greedy(hugging_face[0], tokens, 12)[len(tokens) :]
+        new = new[: next((place for place, token in enumerate(new) if token in models.end_tokens(gemma)), None)]
+        assert row.text == hugging_face[1].decode(new)
+
+
+def test_neurons_are_described_by_the_plain_models_weights(gemma, hugging_face):
+    """Gemma multiplies by one more than the norm's weight; it normalises what its MLPs write, which gives a warning."""
+    model, tokenizer = hugging_face
+    places = [(17, 3), (12, 2000), (0, 7)]
+    with pytest.warns(UserWarning, match="not of what is added"):
+        table = ns.describe_neurons(gemma, places, n_tokens=5)
+    for (layer, neuron), promotes in zip(places, table["promotes"], strict=True):
+        row = model.get_submodule(DOWN.format(layer)).weight.detach()[:, neuron].double()
+        pushed = model.lm_head.weight.detach().double() @ ((1 + model.model.norm.weight.detach().double()) * row)
+        assert promotes == [tokenizer.decode([token]) for token in pushed.topk(5).indices.tolist()]
+
+
+def test_transfer_neurons_are_refused(gemma):
+    with pytest.raises(ns.NeuronShareError, match="normalises what its MLPs write"):
+        ns.methods.transfer_neurons(gemma, TEXTS, direction="from shared")

@@ -53,6 +53,19 @@ def test_norms_of_other_bridges(model_type, config, dtype, tmp_path):
     torch.testing.assert_close(norm(residual.float()), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize(("name", "offset"), [("gemma2", 1), ("gemma3", 1), ("llama", 0), ("bloom", 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_weights_hardly_differ_from_one_more(animals, name, offset, dtype):
+    """Real Gemma 3 has weights of about 50, and adds 1 to them."""
+    model = ns.load_model(animals.directory(name), backend="bridge", device="cpu", dtype=dtype)
+    weight = model.ln_final.original_component.weight
+    with torch.no_grad():
+        weight += 60
+    norm = models.final_norm(model)
+    assert torch.equal(norm.weight, weight.float() + offset)
+    assert norm.centres == (name == "bloom")
+
+
 def test_a_norm_of_another_kind_is_refused(animals, as_users_run_it, monkeypatch):
     model = animals.lens("bloom", "bridge")
 
