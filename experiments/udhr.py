@@ -18,6 +18,7 @@ FILES = {
     "en": "eng", "de": "deu_1996", "es": "spa", "fr": "fra", "ru": "rus", "th": "tha", "tr": "tur", "vi": "vie",
     "zh": "cmn_hans",
 }  # fmt: skip
+PARAGRAPHS = ("p", "li", "h1", "h2", "h3", "h4")
 SHORTEST = 16  # characters; shorter paragraphs are titles
 
 
@@ -27,15 +28,23 @@ class Paragraphs(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.is_inside = False
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        """Begin a paragraph."""
-        if tag in ("p", "li", "h1", "h2", "h3", "h4"):
+        """Begin a paragraph, or a line in it."""
+        if tag in PARAGRAPHS:
             self.found.append("")
+            self.is_inside = True
+        elif tag == "br":
+            self.handle_data(" ")
+
+    def handle_endtag(self, tag: str) -> None:
+        """End a paragraph."""
+        self.is_inside = self.is_inside and tag not in PARAGRAPHS
 
     def handle_data(self, data: str) -> None:
         """Add to the paragraph."""
-        if self.found:
+        if self.is_inside:
             self.found[-1] += data
 
 

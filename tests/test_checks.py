@@ -36,9 +36,9 @@ WRONG = [
     (checks.or_none(checks.count), 0, "x=0; give a whole number"),
     (checks.texts_by_language, ["a"], "x is not a mapping from each language to its texts"),
     (checks.texts_by_language, {}, "x is not a mapping"),
-    (checks.texts_by_language, {"en": "a"}, "x is not a mapping"),
-    (checks.texts_by_language, {"en": None}, "x is not a mapping"),
-    (checks.texts_by_language, {"en": iter("a")}, "x is not a mapping"),
+    (checks.texts_by_language, {"en": "a"}, "x, language 'en': 'a' is not a list of texts; give"),
+    (checks.texts_by_language, {"en": None}, "x, language 'en': None is not a list of texts; give"),
+    (checks.texts_by_language, {"en": iter("a")}, "x, language 'en': a str_ascii_iterator is not a list of texts"),
     (checks.texts_by_language, {"en": ["a"], "de": []}, "x has no text for language 'de'; give at least one"),
 ]
 

@@ -213,17 +213,23 @@ def test_methods_on_free_text_and_those_that_a_model_does_not_allow(tmp_path, at
     more = ("--methods", "lape", "--share", 0.2, "--cross", "lape", "--answers", 2, "--seeds", 2, "--out", "answers")
     status, said = at_once("methods", *given, *more)
     assert status == 0, said
+    assert "en.txt: 1 of 4 texts are left out, being shorter than 4 tokens" in said
     assert "does the model go on in the language of the text" in said
     answers = read(tmp_path / "answers", "answer_languages").fillna({"text": ""})
     model, masks = ns.load_model(given[1], device="cpu"), ns.load_masks(tmp_path / "answers" / "masks_lape.safetensors")
-    plain = ns.answer_languages(model, {"en": ["one tw", "one tw"]}, candidates=["en", "de"])
+    plain = ns.answer_languages(model, {"en": ["one tw"]}, candidates=["en", "de"])
     rows = answers.query("language == 'en'")
     same(rows.query("state == 'as it is'").drop(columns=["method", "state"]), plain[rows.columns[2:]])
     assert masks["en"].any()
     assert rows["state"].value_counts().to_dict() == {
-        **{"as it is": 2, "steered": 2, "without its neurons": 2, "without random neurons": 4}
+        **{"as it is": 1, "steered": 1, "without its neurons": 1, "without random neurons": 2}
     }
-    assert "--answers 2 needs --texts" in at_once("methods", *given[:-2], "--answers", 2)[1]
+    assert "--answers 2 needs free text" in at_once("methods", *given[:-2], "--answers", 2)[1]
+    assert (
+        "--cross lape: it is not one of --methods"
+        in at_once("methods", *given, "--methods", "parallel", "--cross", "lape")[1]
+    )
+    assert "--share=nan; give a share" in at_once("methods", *given, "--share", "nan")[1]
     status, said = at_once("methods", *given, "--methods", "transfer-from", "--cross", "--out", "there")
     assert (status, "No method gave any neurons" in said) == (1, True)
     (tmp_path / "texts" / "de.txt").unlink()

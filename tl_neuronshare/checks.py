@@ -12,13 +12,14 @@ from dataclasses import field, fields
 from numbers import Integral, Real
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from tl_neuronshare.errors import NeuronShareError
 
 Checker = Callable[[str, Any], Any]
+_Kind = TypeVar("_Kind")
 _LARGEST = float(torch.finfo(torch.float32).max)
 
 
@@ -75,6 +76,18 @@ def finite(name: str, value: Any, *, such_as: str = "0.0") -> float:
     return float(value)
 
 
+def instance(name: str, value: Any, kind: type[_Kind]) -> _Kind:
+    """Check that a value is of a class.
+
+    Example:
+        >>> instance("n", 3, int)
+        3
+    """
+    if not isinstance(value, kind):
+        raise NeuronShareError(f"{name} is a {type(value).__name__}; give a {kind.__name__}.")
+    return value
+
+
 def share(name: str, value: Any) -> float:
     """Check that a value is a share, above 0 and at most 1."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:
@@ -99,6 +112,21 @@ def distinct(
         allowed = what if known is None else ", ".join(map(str, known))
         raise NeuronShareError(f"{name}={values!r}; give a list of {allowed}, each once.")
     return items
+
+
+def layer_numbers(name: str, value: Any, *, n_layers: int | None = None) -> list[int]:
+    """Check that values are the numbers of layers, each once; return them as a list.
+
+    Example:
+        >>> layer_numbers("layers", range(1, 3), n_layers=4)
+        [1, 2]
+    """
+    layers = [] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    are_counts = all(is_count(layer, 0) and (n_layers is None or layer < n_layers) for layer in layers)
+    if not layers or not are_counts or len(set(layers)) < len(layers):
+        known = "" if n_layers is None else f" of 0 to {n_layers - 1}"
+        raise NeuronShareError(f"{name}={value!r}; give the numbers of some layers{known}, each once.")
+    return [int(layer) for layer in layers]
 
 
 def refuse_language_all(languages: Iterable[str]) -> None:
@@ -175,21 +203,30 @@ def or_none(check: Checker) -> Checker:
 def texts_by_language(name: str, value: Any, *, lists: bool = True) -> Mapping[str, Any]:
     """Check that a value maps each language to its texts: a list of at least one.
 
-    Without `lists` they may be any iterable, or the path of a file.
+    Without `lists` they may be any iterable, or the path of a file. A table is not one: its items are its columns.
 
     Raises:
         NeuronShareError: the value is not a mapping, has no language, or has a string or no text for a language.
     """
-
-    def are_texts(texts: Any) -> bool:
-        kind = Sequence if lists else Iterable | Path
-        return (isinstance(texts, kind) or hasattr(texts, "tolist")) and not isinstance(texts, str | Mapping | Set)
-
-    if not isinstance(value, Mapping) or not value or not all(map(are_texts, value.values())):
+    if not isinstance(value, Mapping) or not value:
         raise NeuronShareError(f"{name} is not a mapping from each language to its texts; give {{'en': [text, ...]}}.")
+    for language, texts in value.items():
+        kind = Sequence if lists else Iterable | Path
+        is_column = hasattr(texts, "tolist")
+        is_table = isinstance(texts, str | Mapping | Set) or hasattr(texts, "columns")
+        if not (isinstance(texts, kind) or is_column) or is_table:
+            raise NeuronShareError(
+                f"{name}, language {language!r}: {_shown(texts)} is not a list of texts"
+                f"{'' if lists else ', a file or a data set'}; give {{{language!r}: [text, ...]}}."
+            )
     if lists and (empty := [language for language, texts in value.items() if not len(texts)]):
         raise NeuronShareError(f"{name} has no text for language {empty[0]!r}; give at least one.")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A string as it is, and anything else by its kind."""
+    return shortened(value) if isinstance(value, str) or value is None else f"a {type(value).__name__}"
 
 
 def option(default: Any, check: Checker, *, help: str = "", **argument: Any) -> Any:

@@ -138,8 +138,8 @@ def test_controls_that_free_text_does_not_have_say_why_and_so_does_a_language_wi
     notes = table.groupby(["ablated", "control"])["note"].unique().map(lambda values: values.item())
     assert notes["en", "random-active"] == "activity is not known: the texts were not categorised"
     assert notes["en", "other-example"] == "all examples have one mask"
-    assert notes["en", "magnitude"].startswith("fewer neurons are outside the type than are ablated")
-    assert (notes["th"] == "no neuron is th").all()
+    assert notes["en", "magnitude"].startswith("fewer neurons are outside the mask than are ablated")
+    assert (notes["th"] == "'th' has no neuron").all()
     missing = table[table["note"] != ""]
     assert missing[["perplexity", "log_prob", "difference", "vs_control"]].isna().all(axis=None)
     assert table[table["note"] == ""][["perplexity", "difference"]].notna().all(axis=None)

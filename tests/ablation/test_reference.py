@@ -29,7 +29,7 @@ def test_what_reference_values_refuses(bloom, as_users_run_it):
     for texts, options, message in (
         ({}, {}, "prompts is not a mapping from each language to its texts"),
         ({"en": []}, {}, "prompts has no text for language 'en'"),
-        ({"en": "a text"}, {}, "prompts is not a mapping from each language to its texts"),
+        ({"en": "a text"}, {}, "prompts, language 'en': 'a text' is not a list of texts"),
         ({"en": ["a"]}, {"position": -3}, "'en', text 0: it has fewer than 3 tokens, too few for position=-3"),
         ({"en": ["a"]}, {"site": "gate"}, "site='gate' has no values"),
         ({"en": ["<|end|>"]}, {"position": "all"}, "'en', text 0: it has only special tokens"),

@@ -227,11 +227,11 @@ def test_controls_that_cannot_be_drawn_say_why_and_the_study_goes_on(small):
     assert alone.loc[("all-shared", "other-example"), "note"] == "there is one example only"
     two = prompts.select(["en", "de"])
     empty = of_all(ns.ablation_study(model, two, ns.categorise(model, two), types=["partial-shared"], seeds=[0]))
-    assert empty.loc[("partial-shared", "type"), "note"] == "no neuron is partial-shared"
+    assert empty.loc[("partial-shared", "type"), "note"] == "'partial-shared' has no neuron"
     assert np.isnan(empty.loc[("partial-shared", "type"), "value"])
     options = {"types": ["all-shared", "partial-shared"], "equal_size": True, "seeds": [0]}
     equal = of_all(ns.ablation_study(model, two, ns.categorise(model, two), **options))
-    assert equal.loc[("all-shared", "type"), "note"] == "no neuron is partial-shared"
+    assert equal.loc[("all-shared", "type"), "note"] == "'partial-shared' has no neuron"
 
 
 def test_where_only_some_examples_can_be_drawn_all_is_compared_on_these(small):

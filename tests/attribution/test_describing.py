@@ -98,6 +98,7 @@ def test_it_takes_over_from_top_neurons_and_from_masks(ready):
         ([(0, 10**6)], "There is no neuron 1000000 in layer 0"),
         ([(-1, 0)], "There is no neuron 0 in layer -1"),
         ([(0, "x")], "neurons is a list; give a mask, a table"),
+        ([(0.5, 1)], "neurons is a list; give a mask, a table"),
         (3, "neurons is a int; give a mask"),
         (torch.zeros(2, 2), r"The mask is torch.float32 of shape \(2, 2\)"),
         (pd.DataFrame({"layer": [0]}), "lacks the column"),
@@ -112,6 +113,14 @@ def test_rates_of_other_layers_are_refused(bloom):
     rates = ns.NeuronRates(torch.ones(1, 1, 2, dtype=torch.long), [4], languages=["en"], widths=[2])
     with pytest.raises(ns.NeuronShareError, match="The rates are of layers of 2 neurons, and the model has"):
         ns.describe_neurons(bloom, PLACES, rates=rates)
+
+
+def test_rates_of_other_weights_are_refused(animals):
+    model = animals.lens("llama", "bridge")
+    rates = ns.activation_rates(model, TEXTS)
+    rates.metadata["fingerprint"] = "0" * 16
+    with pytest.raises(ns.NeuronShareError, match="The rates are of different weights"):
+        ns.describe_neurons(model, PLACES, rates=rates)
 
 
 def test_a_model_that_normalises_what_its_mlps_write_gives_a_warning(animals):

@@ -95,6 +95,8 @@ def test_shares(bloom):
 def test_bad_input(bloom, monkeypatch):
     with pytest.raises(ns.NeuronShareError, match="candidates=.*; give"):
         ns.answer_languages(bloom, {"en": ["Cats"]})
+    with pytest.raises(ns.NeuronShareError, match="candidates=.*; give"):
+        Detector(["en", "EN"])
     with pytest.raises(ns.NeuronShareError, match="The detector does not know the language 'xx'"):
         ns.answer_languages(bloom, {"en": ["Cats"]}, candidates=["en", "xx"])
     with pytest.raises(ns.NeuronShareError, match="max_new_tokens=0"):

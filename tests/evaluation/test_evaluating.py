@@ -360,7 +360,7 @@ def test_what_perplexity_refuses(animals, backend, as_users_run_it):
     model = animals.lens("gpt2", backend)
     for texts, message in (
         ({}, "texts is not a mapping from each language"),
-        ({"en": "a text"}, "texts is not a mapping from each language"),
+        ({"en": "a text"}, "texts, language 'en': 'a text' is not a list of texts"),
         ({"en": []}, "texts has no text for language 'en'; give at least one"),
         ({"en": ["ab cd", "a"]}, "'en', text 1: one token"),
         ({"en": ["a b c d e f g h " * 20]}, "the prompt has .* tokens, but the model's context is 128"),

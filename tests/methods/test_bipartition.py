@@ -10,7 +10,7 @@ import torch
 import tl_neuronshare as ns
 from tl_neuronshare.methods import bipartition
 
-LANGUAGES = ("en", "de", "ru", "th", "vi")
+LANGUAGES = ("en", "de", "ru", "th", "vi", "tr", "zh")
 WIDTHS = (6, 9)
 
 
@@ -55,7 +55,7 @@ def counted(bins, n_bins):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("n_languages", "share"), [(2, 0.3), (3, 0.2), (4, 0.5), (5, 0.3)])
+@pytest.mark.parametrize(("n_languages", "share"), [(3, 0.2), (4, 0.5), (5, 0.3), (6, 0.3), (7, 1.0)])
 def test_the_method_on_random_histograms(seed, n_languages, share):
     generator = torch.Generator().manual_seed(seed)
     skewed = torch.rand(n_languages, 2, 9, 1, generator=generator) * torch.rand(
@@ -78,24 +78,37 @@ def test_planted_neurons_are_found_and_none_other():
         for number in range(5):
             histograms[number, layer, neuron, 7 if number in languages else 0] = 800
     n_pairs = 4 + 4 + 6  # those of a planted neuron whose overlap is 0
-    found = bipartition(ns.ValueHistograms(histograms, languages=LANGUAGES, widths=WIDTHS), share=n_pairs / (15 * 10))
+    found = bipartition(
+        ns.ValueHistograms(histograms, languages=LANGUAGES[:5], widths=WIDTHS), share=n_pairs / (15 * 10)
+    )
     assert neurons(found) == {"en": {(0, 2)}, "de": {(1, 0)}, "ru": {(1, 0)}, "th": set(), "vi": {(1, 8)}}
 
 
 def test_layers_that_are_not_measured_have_no_neurons():
-    counts = counted(torch.randint(0, 4, (2, 2, 5, 50), generator=torch.Generator().manual_seed(0)), n_bins=4)
-    histograms = ns.ValueHistograms(counts, languages=["en", "de"], widths=[5, 5], n_measured=1)
-    assert bipartition(histograms, share=1.0)["en"].tolist() == [[True] * 5, [False] * 5]
+    counts = counted(torch.randint(0, 4, (3, 2, 5, 50), generator=torch.Generator().manual_seed(0)), n_bins=4)
+    histograms = ns.ValueHistograms(counts, languages=["en", "de", "ru"], widths=[5, 5], n_measured=1)
+    found = torch.stack([*bipartition(histograms, share=1.0).values()]).sum(0)
+    assert found.tolist() == [[1] * 5, [0] * 5]
+
+
+def test_neurons_that_tell_nothing_apart_are_never_kept():
+    histograms = torch.tensor([[1, 2, 4], [3, 6, 12], [7, 14, 28]])[:, None, None].expand(3, 2, 9, 3)
+    found = bipartition(ns.ValueHistograms(histograms.clone(), languages=LANGUAGES[:3], widths=WIDTHS), share=1.0)
+    assert not any(mask.any() for mask in found.values())
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5])
 def test_bad_share(share):
-    histograms = ns.ValueHistograms(torch.ones(2, 1, 2, 4, dtype=torch.long), languages=["en", "de"], widths=[2])
+    histograms = ns.ValueHistograms(torch.ones(3, 1, 2, 4, dtype=torch.long), languages=LANGUAGES[:3], widths=[2])
     with pytest.raises(ns.NeuronShareError, match=f"share={share}; give a share"):
         bipartition(histograms, share=share)
 
 
-def test_one_language_cannot_be_compared():
-    histograms = ns.ValueHistograms(torch.ones(1, 1, 2, 4, dtype=torch.long), languages=["en"], widths=[2])
-    with pytest.raises(ns.NeuronShareError, match="There are only histograms of 'en'; this method compares languages"):
+@pytest.mark.parametrize(("languages", "only"), [(["en"], "en only"), (["en", "de"], "en and de only")])
+def test_two_languages_cannot_be_divided(as_users_run_it, languages, only):
+    counts = torch.ones(len(languages), 1, 2, 4, dtype=torch.long)
+    histograms = ns.ValueHistograms(counts, languages=languages, widths=[2])
+    with pytest.raises(ns.NeuronShareError, match=f"There are histograms of {only}; .*: give at least three"):
         bipartition(histograms)
+    with pytest.raises(ns.NeuronShareError, match="histograms is a Tensor; give a ValueHistograms"):
+        bipartition(counts)

@@ -85,3 +85,7 @@ def test_masks_that_do_not_fit_are_refused(as_users_run_it):
             ns.methods.sizes(wrong, is_neuron=IS_NEURON)
         with pytest.raises(ns.NeuronShareError, match=message):
             ns.methods.agreement(wrong, is_neuron=IS_NEURON)
+    with pytest.raises(ns.NeuronShareError, match="places that are not neurons"):
+        ns.methods.sizes({"lape": {"en": torch.ones_like(IS_NEURON)}}, is_neuron=torch.zeros_like(IS_NEURON))
+    with pytest.raises(ns.NeuronShareError, match="A language is called 'all'"):
+        ns.methods.sizes({"lape": {"all": IS_NEURON}}, is_neuron=IS_NEURON)

@@ -111,7 +111,12 @@ def test_steering(speakers):
     [
         ({"language": "th"}, "language='th' has no means; use one of en, de, fr"),
         ({"means": {"en": torch.zeros(1, N)}}, "means has fewer than two languages"),
-        ({"means": {"en": torch.zeros(1, N), "de": torch.zeros(2, N)}}, "tensors of different shapes"),
+        ({"means": {"en": torch.zeros(1, N), "de": torch.zeros(2, N)}}, r"not a tensor \[layer, neuron\] of one shape"),
+        ({"means": dict.fromkeys(("en", "de"), torch.zeros(5, 1, N))}, r"not a tensor \[layer, neuron\] of one shape"),
+        ({"means": dict.fromkeys(("en", "de"), [0.0] * N)}, r"not a tensor \[layer, neuron\] of one shape"),
+        ({"means": dict.fromkeys(("en", "de"), torch.zeros(2, N))}, "The means have shape .*, and the model needs"),
+        ({"means": dict.fromkeys(("en", "de"), torch.full((1, N), torch.nan))}, "Language 'en': a mean is NaN"),
+        ({"layers": [True]}, "layers="),
         ({"alpha": float("nan")}, "alpha=nan"),
         ({"layers": [1]}, "layers="),
     ],

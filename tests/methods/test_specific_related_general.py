@@ -95,3 +95,5 @@ def test_bad_input():
         specific_related_general(random_rates(0), weight=math.nan)
     with pytest.raises(ns.NeuronShareError, match="masks of fewer than two languages"):
         by_number_of_languages({"en": torch.ones(1, 2, dtype=torch.bool)})
+    with pytest.raises(ns.NeuronShareError, match="The masks have different shapes"):
+        by_number_of_languages({"en": torch.ones(1, 2, dtype=torch.bool), "de": torch.ones(1, 3, dtype=torch.bool)})

@@ -55,7 +55,11 @@ def test_every_method_goes_through_the_study_with_every_control(studied):
         for row in rows.to_dict("records"):
             of_other_example = row["ablated"] == "other-example"
             if of_other_example or not of_method[row["type"]].any():
-                assert row["note"] in ("all examples have one mask", f"no neuron is {row['type']}", "no neuron is left")
+                assert row["note"] in (
+                    "all examples have one mask",
+                    f"'{row['type']}' has no neuron",
+                    "no neuron is left",
+                )
             elif row["ablated"] in ("type", "random", "magnitude"):
                 assert row["difference"] == row["difference"], (method, row)
             else:  # fewer neurons may be active than the mask has

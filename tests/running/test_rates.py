@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pytest
 import torch
 
@@ -140,11 +141,13 @@ def test_a_narrower_layer_has_no_rates_beyond_its_width(animals):
     ("texts", "options", "message"),
     [
         (["The sky"], {}, "texts is not a mapping from each language"),
-        ({"en": "The sky"}, {}, "texts is not a mapping from each language"),
-        ({"en": None}, {}, "texts is not a mapping from each language"),
-        ({"en": {"text": ["The sky"]}}, {}, "texts is not a mapping from each language"),
-        ({"en": {"The sky", "The sea"}}, {}, "texts is not a mapping from each language"),
-        ({"en": ["The sky"], "de": []}, {}, "Language 'de' has only special tokens"),
+        ({"en": "The sky"}, {}, "texts, language 'en': 'The sky' is not a list of texts, a file or a data set"),
+        ({"en": None}, {}, "texts, language 'en': None is not a list"),
+        ({"en": {"text": ["The sky"]}}, {}, "texts, language 'en': .* is not a list"),
+        ({"en": {"The sky", "The sea"}}, {}, "texts, language 'en': .* is not a list"),
+        ({"en": pd.DataFrame({"text": ["The sky"]})}, {}, "texts, language 'en': .* is not a list"),
+        ({"en": ["The sky"], "de": []}, {}, "Language 'de' has no text, or only special tokens"),
+        ({"zh": ["你好"]}, {"part": "answer"}, "'zh': '你好' is not a pair of a prompt and an answer"),
         ({"en": ["The sky", 3]}, {}, "Language 'en': 3 is not a text"),
         ({"en": ["The sky"]}, {"threshold": float("nan")}, "threshold=nan is not a finite number"),
         ({"en": ["The sky"]}, {"part": "half"}, "part='half' is unknown; use one of whole, prompt, answer"),

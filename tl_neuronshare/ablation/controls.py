@@ -127,7 +127,8 @@ def drawable(control: Control, targets: Targets, target: str) -> Drawable:
     ]
     if empty or not targets.counts[target].any():
         where = f" in layers {targets.layers}" if len(targets.layers) < len(targets.widths) else ""
-        return nowhere(targets, f"no neuron is {' or '.join(empty) or 'left'}{where}")
+        which = " and ".join(map(repr, empty)) + " has no neuron" if empty else "no neuron is left"
+        return nowhere(targets, which + where)
     can_be_drawn = control.drawable(targets, target)
     examples = np.asarray(can_be_drawn.examples)
     if examples.dtype != bool or examples.shape != (len(targets.examples),):
@@ -181,7 +182,8 @@ def where_enough(enough: Bool[Tensor, "example layer"], why_not: str) -> Drawabl
     if not short.any():
         return Drawable(np.ones(len(enough), dtype=bool))
     layer = int(short.sum(0).argmax())
-    why = f"{why_not} (layer {layer}: for {int(short[:, layer].sum())} of {len(enough)} examples)"
+    how_many = f": for {int(short[:, layer].sum())} of {len(enough)} examples" if len(enough) > 1 else ""
+    why = f"{why_not} (layer {layer}{how_many})"
     return Drawable(enough.all(-1).numpy(), why)
 
 
@@ -243,7 +245,7 @@ class Magnitude(Control):
         """The examples for which enough neurons are outside the mask."""
         widths = torch.tensor(targets.widths, device="cpu")
         others = widths - targets.sizes_of_whole(target)
-        return where_enough(targets.counts[target] <= others, "fewer neurons are outside the type than are ablated")
+        return where_enough(targets.counts[target] <= others, "fewer neurons are outside the mask than are ablated")
 
     def draw(self, draw: Draw) -> Drawn:
         """Match the mask's neurons, and measure how near the matches are."""
@@ -265,7 +267,7 @@ class Magnitude(Control):
         if not sums["not near"]:
             return ""
         written, by_mask = sums["impact"], sums["impact of the mask"]
-        all_write = f"write {written / by_mask:.0%} of what the type's do" if by_mask else "write; the type's do not"
+        all_write = f"write {written / by_mask:.0%} of what the mask's do" if by_mask else "write; the mask's do not"
         share = sums["not near"] / sums["neurons"]
         return f"{share:.0%} of its neurons are no near match (impact within {NEAR:.0%}), and all {all_write}"
 

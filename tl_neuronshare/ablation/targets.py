@@ -7,7 +7,7 @@ are keyed by seed, name and example, so they do not depend on the batches or on 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_neuronshare.checks import Options, flag, is_count, option, or_none, share
+from tl_neuronshare.checks import Options, flag, layer_numbers, option, or_none, share
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import count_bits, count_true, neurons_of
 from tl_neuronshare.maths.draws import drawn
@@ -32,19 +32,12 @@ _SOME = 32  # how many examples' masks are in memory together
 Rows = Callable[[Sequence[int]], Bool[Tensor, "row layer neuron"]]  # gives the masks of some examples
 
 
-def _as_layers(name: str, value: Any) -> list[int]:
-    layers = [] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-    if not layers or not all(is_count(layer, 0) for layer in layers) or len(set(layers)) < len(layers):
-        raise NeuronShareError(f"{name}={value!r}; give the numbers of some layers, each once.")
-    return [int(layer) for layer in layers]
-
-
 @dataclass(frozen=True)
 class Choice(Options):
     """Which neurons of the masks are ablated; see `ablation_study`."""
 
     layers: Sequence[int] | None = option(
-        None, or_none(_as_layers), help="only these layers (default: all)", type=int, nargs="+", metavar="N"
+        None, or_none(layer_numbers), help="only these layers (default: all)", type=int, nargs="+", metavar="N"
     )
     equal_size: bool = option(False, flag, help="ablate only as many neurons of each type as the smallest has")
     consistent: float | None = option(

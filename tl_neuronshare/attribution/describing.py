@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import index
 from typing import Any
 
 import pandas as pd
@@ -70,7 +71,7 @@ def describe_neurons(
 
     Raises:
         NeuronShareError: there are no neurons, or some that the model does not have; the model fails a check of
-            `verify`; or `sharing` or `rates` are of different layers.
+            `verify`; `sharing` is of different layers; or `rates` are of different layers or weights.
 
     Warns:
         UserWarning: the weights are folded or centred; or the model changes what its MLPs write before it adds it, so
@@ -106,7 +107,7 @@ def describe_neurons(
         if sharing.routing is not None:
             table["routed"] = _routed(sharing)[at].numpy()
     if rates is not None:
-        _require_same_layers(rates, layers)
+        _require_same_model(model, rates, layers)
         for language, of_language in zip(rates.languages, 100 * rates.rates, strict=True):
             table[f"rate {language}"] = of_language[at].numpy()
     if prompts is not None:
@@ -146,11 +147,11 @@ def _places(neurons: Any, layers: Sequence[NeuronLayer]) -> Int[Tensor, "place 2
             )
         neurons = neurons.nonzero().tolist()
     try:
-        places = torch.tensor([(int(layer), int(neuron)) for layer, neuron in neurons], device="cpu").reshape(-1, 2)
+        places = torch.tensor([(index(layer), index(neuron)) for layer, neuron in neurons], device="cpu").reshape(-1, 2)
     except (TypeError, ValueError) as error:
         raise NeuronShareError(
             f"neurons is a {type(neurons).__name__}; give a mask, a table with the columns layer and neuron, or pairs "
-            "of a layer and a neuron."
+            "of a layer's number and a neuron's."
         ) from error
     if not 0 < len(places) <= _MOST:
         raise NeuronShareError(f"There are {len(places)} neurons; give 1 to {_MOST}, such as those of top_neurons.")
@@ -209,12 +210,14 @@ def _routed(sharing: NeuronSharing) -> Float[Tensor, "layer neuron"]:
     return 100 * counts / (len(sharing) * len(sharing.languages))
 
 
-def _require_same_layers(rates: NeuronRates, layers: Sequence[NeuronLayer]) -> None:
+def _require_same_model(model: LensModel, rates: NeuronRates, layers: Sequence[NeuronLayer]) -> None:
     if rates.widths != tuple(layer.width for layer in layers):
         raise NeuronShareError(
             f"The rates are of layers of {', '.join(map(str, rates.widths))} neurons, and the model has "
             f"{', '.join(str(layer.width) for layer in layers)}; count them with this model."
         )
+    if not provenance.of_same_weights(model, rates):
+        raise NeuronShareError("The rates are of different weights; count them with this model.")
 
 
 def _largest(

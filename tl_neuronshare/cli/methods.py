@@ -6,11 +6,16 @@
     tl-neuronshare methods --model DIRECTORY --texts FOLDER --answers 20  # in what language the model goes on
 
 Every second text of a language is for finding neurons; the others, at most --measure of them, are for measuring what
-is lost without these. The types are those of the prompts of --task. transfer-from and transfer-to need a model that
-adds what its MLPs write unchanged; transfer-to also needs texts that are parallel. What a model does not allow is left
-out, and said. With --answers the model goes on from the first half of texts, as it is, without the neurons of the
-text's language, without as many random ones of the same layers, and with its shared neurons scaled up and its specific
-ones down in the last quarter of the layers (steering); a detector says in what language.
+is lost without these. Of a text the first 1,000 characters are read, and texts of fewer than four tokens are left out.
+The types are those of the prompts of --task. lape and specific-related keep --share of all neurons for all languages
+together; average-precision, transfer-from and transfer-to for each language; for bipartition it is the share of
+overlaps below the bar; parallel has a share of its own. transfer-from and transfer-to need a model that adds what its
+MLPs write unchanged; transfer-to also needs texts that are parallel, and takes English for the shared space, or without
+English the first language. What a model does not allow is left out, and said.
+
+With --answers the model goes on from the first half of texts, as it is, without the neurons of the text's language,
+without as many random ones of the same layers, and steered: partial-shared neurons scaled up and specific ones down in
+the last quarter of the layers. A detector says in what language.
 
 Writes sizes.csv, agreement.csv, types.csv, cross_ablation.csv, answer_languages.csv, masks_METHOD.safetensors for each
 method, run.json, and the figures methods and cross_ablation_METHOD as PNG and PDF, to the run folder.
@@ -30,6 +35,7 @@ import torch
 from torch import Tensor
 
 import tl_neuronshare as ns
+from tl_neuronshare import checks, models
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.runs import Run, title_of
 from tl_neuronshare.errors import UnfinishedError
@@ -41,6 +47,7 @@ METHODS = (
     *("lape", "specific-related", "average-precision", "bipartition", "parallel", "transfer-from", "transfer-to"),
 )
 LONGEST = 1000  # characters of a text that are read
+SHORTEST = 4  # characters and tokens of a text, so that its half has some
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
     parser = arguments.parser(__name__, __doc__)
     parser.add_argument("--texts", type=Path, metavar="FOLDER", help="LANGUAGE.txt of free text, a text a line")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which (default: all)")
-    parser.add_argument("--cross", nargs="*", choices=METHODS, default=["lape"], help="whose neurons (default: lape)")
-    parser.add_argument("--share", type=float, default=0.01, help="of all neurons that a method keeps (default: 0.01)")
+    parser.add_argument("--cross", nargs="*", choices=METHODS, help="whose neurons (default: the first of the methods)")
+    parser.add_argument("--share", type=float, default=0.01, help="of neurons that is kept, see above (default: 0.01)")
     parser.add_argument("--measure", type=int, default=100, metavar="N", help="texts of a language (default: 100)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="draws of each control (default: 1)")
     parser.add_argument("--answers", type=int, default=0, metavar="N", help="texts that are continued (default: none)")
@@ -60,7 +67,8 @@ def main(args: argparse.Namespace) -> None:
     """Find each method's neurons, compare them, ablate some of them, print and write the tables and figures."""
     with Run(args) as run:
         prompts, model, sharing = run.start(dealt=False)
-        finding, measuring = _texts(args, prompts)
+        args.share, crossing = checks.share("--share", args.share), _crossing(args)
+        finding, measuring = _texts(args, model, prompts)
         masks = _found(args, run, model, finding, sharing)
         run.timed("methods")
         tables = {
@@ -76,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
         run.save(ns.plots.methods(*tables.values(), title=title_of(sharing)), "methods")
         run.timed("tables and figure")
         crossed = []
-        for method in (each for each in args.cross if each in masks):
+        for method in (each for each in crossing if each in masks):
             table = ns.cross_ablation(
                 model,
                 measuring,
@@ -95,19 +103,27 @@ def main(args: argparse.Namespace) -> None:
             run.table(pd.concat(crossed, ignore_index=True), "cross_ablation")
         run.timed("cross-ablation")
         if args.answers:
-            of_methods = {method: masks[method] for method in args.cross if method in masks}
+            of_methods = {method: masks[method] for method in crossing if method in masks}
             answers = _answers(args, model, prompts, measuring, of_methods, sharing=sharing)
             run.table(answers, "answer_languages")
             _say_answers(run, answers)
             run.timed("answers")
 
 
-def _texts(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> tuple[Texts, Texts]:
+def _crossing(args: argparse.Namespace) -> list[str]:
+    """The methods whose neurons are ablated."""
+    if args.cross is None:
+        return list(args.methods[:1])
+    if missing := [method for method in args.cross if method not in args.methods]:
+        raise ns.NeuronShareError(f"--cross {missing[0]}: it is not one of --methods; name it there too.")
+    return list(args.cross)
+
+
+def _texts(args: argparse.Namespace, model: LensModel, prompts: ns.ParallelPrompts) -> tuple[Texts, Texts]:
     """The texts of each language for finding neurons and those for measuring what is lost."""
-    if args.measure < 1:
-        raise ns.NeuronShareError(f"--measure {args.measure}: at least one text is needed.")
-    if args.answers < 0 or (args.answers and args.texts is None):
-        raise ns.NeuronShareError(f"--answers {args.answers} needs --texts, and a number that is not negative.")
+    checks.count("--measure", args.measure)
+    if checks.count("--answers", args.answers, least=0) and args.texts is None:
+        raise ns.NeuronShareError(f"--answers {args.answers} needs free text; name its folder with --texts.")
     texts: Texts = {}
     for language in prompts.languages:
         if args.texts is None:
@@ -116,13 +132,19 @@ def _texts(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> tuple[Texts
             continue
         file = args.texts / f"{language}.txt"
         if not file.is_file():
-            raise ns.NeuronShareError(f"--texts {args.texts}: there is no {file.name}, and the prompts are also in it.")
-        texts[language] = [line[:LONGEST] for line in file.read_text("utf-8").split("\n") if line.strip()]
+            raise ns.NeuronShareError(
+                f"--texts {args.texts}: there is no {file.name}; add it, or leave the language out with --languages."
+            )
+        lines = [line[:LONGEST] for line in file.read_text("utf-8-sig").split("\n") if line.strip()]
+        n_tokens = map(len, models.tokenise(model, lines)) if lines else ()
+        texts[language] = [line for line, n in zip(lines, n_tokens, strict=True) if min(n, len(line)) >= SHORTEST]
+        if n_short := len(lines) - len(texts[language]):
+            print(f"{file.name}: {n_short} of {len(lines)} texts are left out, being shorter than {SHORTEST} tokens.")
     for language, of_language in texts.items():
         if len(of_language) < 2:
             raise ns.NeuronShareError(
-                f"Language {language!r} has {len(of_language)} text; at least one is needed for finding neurons, and "
-                "one for measuring."
+                f"Language {language!r} has {len(of_language)} texts that are long enough; give at least two, one for "
+                "finding neurons and one for measuring."
             )
     finding = {language: of_language[::2] for language, of_language in texts.items()}
     return finding, {language: of_language[1::2][: args.measure] for language, of_language in texts.items()}
@@ -135,6 +157,7 @@ def _found(
     how: dict[str, Any] = {"batch_size": args.batch_size}
     n = max(1, round(args.share * int(sharing.is_neuron.sum())))
     measured = {"site": args.site, **how}
+    shared = "en" if "en" in sharing.languages else sharing.languages[0]
 
     def rates() -> ns.NeuronRates:
         options = {**measured, "threshold": args.threshold}
@@ -150,7 +173,7 @@ def _found(
         "parallel": lambda: ns.methods.parallel_detection(model, texts, **how),
         "transfer-from": lambda: ns.methods.transfer_neurons(model, texts, direction="from shared", n=n, **how),
         "transfer-to": lambda: ns.methods.transfer_neurons(
-            model, texts, direction="to shared", shared=sharing.languages[0], n=n, **how
+            model, texts, direction="to shared", shared=shared, n=n, **how
         ),
     }
 
@@ -183,7 +206,7 @@ def _say(run: Run, table: pd.DataFrame, method: str, how: str) -> None:
         return float(rows[rows["control"] == control][column].mean())
 
     controls = ", ".join(
-        f"of {control} {mean(own, control):+.3f} in that language and {mean(others, control):+.3f} in others"
+        f"of {control} {mean(own, control):+.3f} there and {mean(others, control):+.3f} in others"
         for control in table["control"].unique()
         if control != "none"
     )
@@ -191,7 +214,7 @@ def _say(run: Run, table: pd.DataFrame, method: str, how: str) -> None:
         f"does a language lose more than others without the neurons that {method} finds for it, and more than without "
         "as many others?",
         f"mean change of log-probability, nats a token: {mean(own, 'none'):+.3f} in that language and "
-        f"{mean(others, 'none'):+.3f} in others; without controls {controls}",
+        f"{mean(others, 'none'):+.3f} in others; with as many neurons {controls}",
     )
 
 
@@ -241,7 +264,7 @@ def _say_answers(run: Run, answers: pd.DataFrame) -> None:
     shares = answers.pivot_table(index=["method", "state"], columns="language", values="own", sort=False)
     print(shares.round(0).astype("Int64").to_string())
     means = zip(shares.index.to_list(), shares.mean(axis=1), strict=True)
-    said = ", ".join(f"{': '.join(names)} {share:.0f} %" for names, share in means)
+    said = ", ".join(f"{state} ({method}) {share:.0f} %" for (method, state), share in means)
     run.control("does the model go on in the language of the text? (mean over languages)", said)
 
 

@@ -113,6 +113,7 @@ class Detector:
 
     def __init__(self, candidates: Sequence[str]) -> None:
         names = distinct("candidates", candidates, least=2, what="codes of languages")
+        distinct("candidates", [str(name).lower() for name in names], what="codes of languages")
         try:
             import lingua
         except ImportError as error:

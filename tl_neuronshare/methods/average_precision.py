@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_neuronshare.checks import count, one_of
+from tl_neuronshare.checks import count, is_count, one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import neurons_of
 from tl_neuronshare.results.masks import scattered
@@ -106,6 +106,8 @@ def _check(values: Any, widths: Sequence[int]) -> Bool[Tensor, "layer neuron"]:
     is_mapping = isinstance(values, Mapping) and all(isinstance(each, Tensor) for each in values.values())
     if not is_mapping or len(values) < 2:
         raise NeuronShareError("values has fewer than two languages; give {language: [sentence, layer, neuron]}.")
+    if not isinstance(widths, Sequence) or not all(map(is_count, widths)):
+        raise NeuronShareError(f"widths={widths!r}; give how many neurons each layer has, such as sharing.widths.")
     shape = (len(widths), max(widths, default=0))
     for language, of_language in values.items():
         if of_language.ndim != 3 or tuple(of_language.shape[1:]) != shape or not len(of_language):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations_with_replacement
+from math import nan
 from typing import Any
 
 import pandas as pd
 from jaxtyping import Bool
 from torch import Tensor
 
+from tl_neuronshare.checks import refuse_language_all
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import count_true
 from tl_neuronshare.maths.chance import expected_intersection, jaccard
@@ -29,7 +31,7 @@ def sizes(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neuron"]
 
     Returns:
         A table with a row for each method, language and layer (`all` is the whole model): method, language, layer,
-        neurons, and percent (of the layer's neurons).
+        neurons, and percent (of the layer's neurons; NaN where it has none).
 
     Raises:
         NeuronShareError: a mask has a different shape.
@@ -52,7 +54,13 @@ def sizes(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neuron"]
                 ("all", sum(counts), sum(widths)),
             ]:
                 rows.append(
-                    {"method": method, "language": language, "layer": layer, "neurons": n, "percent": 100 * n / width}
+                    {
+                        "method": method,
+                        "language": language,
+                        "layer": layer,
+                        "neurons": n,
+                        "percent": 100 * n / width if width else nan,
+                    }
                 )
     return pd.DataFrame(rows)
 
@@ -166,11 +174,17 @@ def _checked(masks: Mapping[str, Masks], is_neuron: Bool[Tensor, "layer neuron"]
     if not masks or not all(isinstance(of_method, Mapping) and of_method for of_method in masks.values()):
         raise NeuronShareError("masks lacks a method or its languages; give {method: {language: mask}}.")
     for method, of_method in masks.items():
+        refuse_language_all(of_method)
         for language, mask in of_method.items():
             check_mask(mask)
             if mask.shape != is_neuron.shape:
                 raise NeuronShareError(
                     f"Method {method!r}, language {language!r}: the mask has shape {tuple(mask.shape)}; give "
                     f"{tuple(is_neuron.shape)}."
+                )
+            if (mask.cpu() & ~is_neuron).any():
+                raise NeuronShareError(
+                    f"Method {method!r}, language {language!r}: the mask has places that are not neurons; leave "
+                    "them out."
                 )
     return masks

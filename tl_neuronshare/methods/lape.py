@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_neuronshare.checks import instance
 from tl_neuronshare.checks import share as checked_share
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.results.masks import scattered
@@ -57,7 +58,7 @@ def rates_of_neurons(rates: NeuronRates) -> Float[Tensor, "language neuron"]:
     Raises:
         NeuronShareError: there is only one language.
     """
-    if len(rates.languages) < 2:
+    if len(instance("rates", rates, NeuronRates).languages) < 2:
         raise NeuronShareError(
             f"There are only rates of {rates.languages[0]!r}; this method compares languages: give at least two."
         )

@@ -13,7 +13,7 @@ from tl_neuronshare.checks import finite
 from tl_neuronshare.checks import share as checked_share
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.methods.lape import bar, entropy, rates_of_neurons
-from tl_neuronshare.results.masks import scattered
+from tl_neuronshare.results.masks import check_mask, scattered
 from tl_neuronshare.results.rates import NeuronRates
 
 # The largest weight that is tried, and how many steps lead down from it.
@@ -98,8 +98,12 @@ def by_number_of_languages(
         >>> by_number_of_languages({"en": of_english, "de": of_german})["general"]
         tensor([[False,  True, False]])
     """
-    if len(masks) < 2:
+    if not isinstance(masks, Mapping) or len(masks) < 2:
         raise NeuronShareError("There are masks of fewer than two languages; give {language: mask} of all languages.")
+    for mask in masks.values():
+        check_mask(mask)
+    if len({tuple(mask.shape) for mask in masks.values()}) > 1:
+        raise NeuronShareError("The masks have different shapes; give those of one model.")
     times = torch.stack([*masks.values()]).sum(0)
     return {
         "specific": times == 1,

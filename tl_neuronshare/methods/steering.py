@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_neuronshare.ablation.hooks import ablation_hooks
-from tl_neuronshare.checks import distinct, finite
+from tl_neuronshare.checks import finite, layer_numbers
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number
 from tl_neuronshare.models import LensModel, neuron_layers
@@ -63,12 +63,18 @@ def steering_hooks(
     """
     alpha, beta, gamma = finite("alpha", alpha), finite("beta", beta), finite("gamma", gamma)
     widths = [layer.width for layer in neuron_layers(model, "post")]
-    layers = distinct("layers", layers, known=range(len(widths)), what="numbers of layers")
+    layers = layer_numbers("layers", layers, n_layers=len(widths))
     chosen = torch.zeros(len(widths), 1, dtype=torch.bool, device="cpu")
     chosen[layers] = True
     masks = steered(means, threshold=threshold)
     if language not in masks:
         raise NeuronShareError(f"language={language!r} has no means; use one of {', '.join(masks)}.")
+    shape = (len(widths), max(widths))
+    if tuple(means[language].shape) != shape:
+        raise NeuronShareError(
+            f"The means have shape {tuple(means[language].shape)}, and the model needs {shape}; measure them in it, "
+            "with reference_values(model, prompts, position='all')."
+        )
     hooks: list[tuple[str, Callable[..., Any]]] = []
     for type, factor in zip(STEERED, (1 + alpha * beta, 1 - alpha * gamma), strict=True):
         hooks += ablation_hooks(model, masks[language][type.label] & chosen, mode="scale", values=factor)
@@ -83,18 +89,24 @@ def steered(
     A language has those neurons of a type that are activated in it, so that a specific neuron belongs to one language.
 
     Raises:
-        NeuronShareError: there are fewer than two languages, or means of different shapes.
+        NeuronShareError: there are fewer than two languages, or means that are not finite numbers of one shape [layer,
+            neuron].
 
     Example:
         >>> means = {"en": torch.tensor([[1.0, 1.0, -1.0]]), "de": torch.tensor([[1.0, -1.0, -1.0]])}
         >>> steered(means)["en"]["specific"]
         tensor([[False,  True, False]])
     """
-    if len(means) < 2 or len({tuple(of_language.shape) for of_language in means.values()}) > 1:
+    are_tensors = isinstance(means, Mapping) and all(isinstance(each, Tensor) for each in means.values())
+    shapes = {tuple(each.shape) for each in means.values()} if are_tensors else set()
+    if not are_tensors or len(means) < 2 or len(shapes) > 1 or len(*shapes) != 2:
         raise NeuronShareError(
-            "means has fewer than two languages, or tensors of different shapes; give {language: "
-            "tensor [layer, neuron]}, as reference_values does."
+            "means has fewer than two languages, or what is not a tensor [layer, neuron] of one shape for each; give "
+            "what reference_values(model, prompts, position='all') returns."
         )
+    for name, of_language in means.items():
+        if not of_language.isfinite().all():
+            raise NeuronShareError(f"Language {name!r}: a mean is NaN or infinite; give finite ones.")
     threshold = finite("threshold", threshold)
     activated = torch.stack([of_language.cpu() for of_language in means.values()]) > threshold
     types = neuron_types(activated)

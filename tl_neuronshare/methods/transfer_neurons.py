@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_neuronshare import models
-from tl_neuronshare.checks import count, distinct, one_of, texts_by_language
+from tl_neuronshare.checks import count, layer_numbers, one_of, texts_by_language
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import neurons_of
 from tl_neuronshare.models import LensModel, NeuronLayer, verification
@@ -148,7 +148,7 @@ def _check(model: LensModel, texts: Mapping[str, Sequence[str]], direction: Dire
 def _layers(layers: Sequence[int] | None, n_layers: int, direction: Direction) -> list[int]:
     """The numbers of the layers in which neurons are looked for."""
     if layers is not None:
-        return distinct("layers", layers, known=range(n_layers), what="numbers of layers")
+        return layer_numbers("layers", layers, n_layers=n_layers)
     n_early = round(_EARLY * n_layers)
     chosen = range(n_early) if direction == "to shared" else range(n_early, n_layers)
     return list(chosen) or list(range(n_layers))

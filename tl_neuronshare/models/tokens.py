@@ -266,7 +266,7 @@ def check_length(model: LensModel, n_tokens: int, where: str, what: str = "the p
     if n_tokens > model.cfg.n_ctx:
         raise NeuronShareError(
             f"{where}: {what} has {n_tokens} tokens, but the model's context is {model.cfg.n_ctx}; "
-            "shorten it or drop that example in every language."
+            "shorten it, or leave it out (where texts are parallel, in every language)."
         )
 
 

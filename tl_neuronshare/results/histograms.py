@@ -63,6 +63,8 @@ class ValueHistograms:
 
     def _check(self) -> None:
         """Refuse what does not fit together."""
+        if self.counts.is_floating_point():
+            raise NeuronShareError(f"The histograms are {self.counts.dtype}; counts are whole numbers.")
         refuse_language_all(self.languages)
         distinct("languages", self.languages, what="names of languages")
         shape = (len(self.widths), max(self.widths, default=0))

@@ -67,8 +67,10 @@ class NeuronRates:
         n_measured: int | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        self.counts = torch.as_tensor(counts, dtype=torch.int64, device="cpu")
-        self.tokens = torch.as_tensor(tokens, dtype=torch.int64, device="cpu")
+        counts, tokens = torch.as_tensor(counts, device="cpu"), torch.as_tensor(tokens, device="cpu")
+        if counts.is_floating_point() or tokens.is_floating_point():
+            raise NeuronShareError(f"The counts are {counts.dtype} and the tokens {tokens.dtype}; give whole numbers.")
+        self.counts, self.tokens = counts.long(), tokens.long()
         self.languages, self.widths, self.hooks = tuple(languages), tuple(map(int, widths)), tuple(hooks)
         self.experts: Experts = tuple(experts) if experts is not None else (None,) * len(self.widths)
         self.n_measured = len(self.widths) if n_measured is None else n_measured

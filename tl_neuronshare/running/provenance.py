@@ -21,6 +21,7 @@ from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts, hashes_of, short_hash
 from tl_neuronshare.results.identity import first_differing
+from tl_neuronshare.results.rates import NeuronRates
 from tl_neuronshare.results.sharing import NeuronSharing
 
 PACKAGES = ("tl_neuronshare", "transformer_lens", "transformers", "torch")
@@ -181,9 +182,9 @@ def require_layers(model: LensModel, sharing: NeuronSharing) -> None:
         )
 
 
-def of_same_weights(model: LensModel, sharing: NeuronSharing) -> bool:
-    """Whether the types were measured on this model's weights. Types that do not know their weights pass."""
-    theirs = str(sharing.metadata.get("fingerprint", "unknown")).split("-")[0]
+def of_same_weights(model: LensModel, measured: NeuronSharing | NeuronRates) -> bool:
+    """Whether types or rates were measured on this model's weights. Those that do not know their weights pass."""
+    theirs = str(measured.metadata.get("fingerprint", "unknown")).split("-")[0]
     return theirs in ("unknown", fingerprint_of_weights(model))
 
 

@@ -125,7 +125,7 @@ def tallied(
     loop.finish()
     for language, n_tokens in zip(texts, so_far.tokens.tolist(), strict=True):
         if n_tokens == 0:
-            raise NeuronShareError(f"Language {language!r} has only special tokens; give it some text.")
+            raise NeuronShareError(f"Language {language!r} has no text, or only special tokens; give it some text.")
     return Sums(so_far.numbers, so_far.tokens, so_far.hashes)
 
 
@@ -263,13 +263,13 @@ def _halves(text: Any, language: str, part: Part) -> tuple[str, str]:
     text = text["text"] if isinstance(text, Mapping) and "text" in text else text
     if isinstance(text, str) and part == "whole":
         return text, ""
-    if isinstance(text, Sequence) and len(text) == 2 and all(isinstance(half, str) for half in text):
-        return text[0], text[1]
     if isinstance(text, str):
         raise NeuronShareError(
             f"Language {language!r}: {shortened(text)} is not a pair of a prompt and an answer, which part={part!r} "
             "needs; give pairs of strings."
         )
+    if isinstance(text, Sequence) and len(text) == 2 and all(isinstance(half, str) for half in text):
+        return text[0], text[1]
     raise NeuronShareError(
         f"Language {language!r}: {shortened(text)} is not a text; give strings, pairs of a prompt and an answer, or "
         "rows of a data set with a column text."
@@ -279,7 +279,7 @@ def _halves(text: Any, language: str, part: Part) -> tuple[str, str]:
 def _lines(file: Path) -> Iterator[str]:
     """The lines of a file that are not empty."""
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for line in lines:
                 if line.strip():
                     yield line.rstrip("\n")
