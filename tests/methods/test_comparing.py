@@ -42,7 +42,11 @@ def test_agreement_is_jaccard_and_chance_that_of_random_neurons():
         assert table.loc["lape", "mine", language]["jaccard"] == pytest.approx(
             len(first & second) / len(first | second)
         )
-        assert table.loc["mine", "mine", language]["jaccard"] == 1
+        assert table.loc["mine", "mine", language]["jaccard"] == table.loc["mine", "mine", language]["largest"] == 1
+        sizes = [[sum(place[0] == layer for place in each) for layer in range(2)] for each in (first, second)]
+        at_most = sum(map(min, zip(*sizes, strict=True)))
+        largest = at_most / (len(first) + len(second) - at_most)
+        assert table.loc["lape", "mine", language]["largest"] == pytest.approx(largest)
         of_draws = []
         for seed in range(300):
             noise = torch.rand(2, 2, 60, generator=torch.Generator().manual_seed(seed))

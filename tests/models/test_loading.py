@@ -55,6 +55,15 @@ def test_the_name_of_a_directory_means_nothing(animals, tmp_path, name):
         assert (model.cfg.model_name, model.cfg.tokenizer_name) == (name, str(directory))
 
 
+def test_a_relative_directory_goes_before_a_name_of_transformer_lens(animals, backend, tmp_path, monkeypatch):
+    """gpt2-small is a model on the hub for TransformerLens, and here it is a directory."""
+    shutil.copytree(animals.directory("bloom"), tmp_path / "gpt2-small")
+    monkeypatch.chdir(tmp_path)
+    model = ns.load_model("gpt2-small", backend=backend, device="cpu")
+    tokens = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(model(tokens), animals.lens("bloom", backend)(tokens), rtol=1e-4, atol=1e-4)
+
+
 CODE = """
 from pathlib import Path
 {imports}

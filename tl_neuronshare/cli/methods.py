@@ -279,7 +279,7 @@ def _show(sharing: ns.NeuronSharing, tables: Mapping[str, pd.DataFrame]) -> None
     print(f"{sharing}\n\nNeurons of each language")
     whole = sizes[sizes["layer"].astype(str) == "all"]
     print(whole.pivot(index="method", columns="language", values="neurons").loc[whole["method"].unique()].to_string())
-    print("\nHow far methods agree: Jaccard index, and what chance gives (mean over languages)")
+    print("\nHow far methods agree: Jaccard index, by chance, and at most with their sizes (mean over languages)")
     shown = agreement[(agreement["language"] == "all") & (agreement["method"] != agreement["other"])]
     print(shown.drop(columns="language").round(3).to_string(index=False))
     print("\nTypes of the neurons, percent, and what chance gives (mean over languages)")

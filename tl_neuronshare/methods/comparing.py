@@ -8,6 +8,7 @@ from math import nan
 from typing import Any
 
 import pandas as pd
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.types import TYPES
 
 Masks = Mapping[str, Bool[Tensor, "layer neuron"]]
+_INDICES = ("jaccard", "chance", "largest")
 
 
 def sizes(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neuron"]) -> pd.DataFrame:
@@ -66,7 +68,7 @@ def sizes(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neuron"]
 
 
 def agreement(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neuron"]) -> pd.DataFrame:
-    """Measure how far two methods find the same neurons, beside what as many random neurons in each layer would give.
+    """Measure how far two methods find the same neurons, beside what their sizes give by chance and at most.
 
     Args:
         masks: for each method its masks, one a language.
@@ -74,8 +76,9 @@ def agreement(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neur
 
     Returns:
         A table with a row for each two methods (also of a method with itself) and language that both have (`all` is the
-        mean over languages): method, other, language, jaccard, and chance. An index is NaN where neither finds a
-        neuron.
+        mean over languages): method, other, language, jaccard, chance (the index of the expected counts, for as many
+        random neurons in each layer), and largest (the index if all neurons of the smaller mask in each layer were also
+        in the larger). All are NaN where one of both finds no neuron.
 
     Raises:
         NeuronShareError: a mask has a different shape.
@@ -85,10 +88,10 @@ def agreement(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neur
         >>> masks = {"lape": {"en": first}, "mine": {"en": second}}
         >>> table = agreement(masks, is_neuron=torch.ones(1, 4, dtype=torch.bool))
         >>> print(table.query("language == 'all'").round(2).to_string(index=False))
-        method other language  jaccard  chance
-          lape  lape      all     1.00    0.33
-          lape  mine      all     0.33    0.33
-          mine  mine      all     1.00    0.33
+        method other language  jaccard  chance  largest
+          lape  lape      all     1.00    0.33      1.0
+          lape  mine      all     0.33    0.33      1.0
+          mine  mine      all     1.00    0.33      1.0
     """
     rows = []
     for (method, first), (other, second) in combinations_with_replacement(_checked(masks, is_neuron).items(), 2):
@@ -102,8 +105,8 @@ def agreement(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neur
             for language in first
             if language in second
         ]
-        table = pd.DataFrame(of_languages, columns=["method", "other", "language", "jaccard", "chance"])
-        means = table[["jaccard", "chance"]].mean().to_dict()
+        table = pd.DataFrame(of_languages, columns=["method", "other", "language", *_INDICES])
+        means = table[[*_INDICES]].mean().to_dict()
         rows += [*of_languages, {"method": method, "other": other, "language": "all", **means}]
     return pd.DataFrame(rows)
 
@@ -111,17 +114,17 @@ def agreement(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neur
 def _jaccard(
     first: Bool[Tensor, "layer neuron"], second: Bool[Tensor, "layer neuron"], is_neuron: Bool[Tensor, "layer neuron"]
 ) -> dict[str, float]:
-    """The index of two masks, and what as many neurons in each layer, drawn at random, are expected to have."""
+    """The index of two masks, what as many random neurons in each layer have by chance, and what they have at most."""
     n_first, n_second, widths = (count_true(mask).double() for mask in (first, second, is_neuron))
-    shared, expected = (
+    totals = n_first.sum(), n_second.sum()
+    if not all(totals):
+        return dict.fromkeys(_INDICES, nan)
+    in_both = (
         count_true(first & second).double(),
         expected_intersection(n_first, n_second, widths.clamp(min=1)),
+        torch.minimum(n_first, n_second),
     )
-    totals = [each.sum() for each in (n_first, n_second)]
-    return {
-        "jaccard": float(jaccard(shared.sum(), *totals)),
-        "chance": float(jaccard(expected.sum(), *totals)),
-    }
+    return {name: float(jaccard(each.sum(), *totals)) for name, each in zip(_INDICES, in_both, strict=True)}
 
 
 def types(masks: Mapping[str, Masks], sharing: NeuronSharing) -> pd.DataFrame:

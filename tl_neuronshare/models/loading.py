@@ -78,7 +78,8 @@ def load_model(
             else f"TransformerLens {version_of_transformer_lens()} no longer has HookedTransformer; "
             'use backend="bridge", or install "transformer_lens>=3.9,<4".'
         )
-    name = str(path if path.exists() else name_or_path)
+    # The absolute path, since TransformerLens has names of its own: gemma-3-270m would be a model on the hub.
+    name = str(path.absolute() if path.exists() else name_or_path)
     is_hooked = (
         not is_file
         and has_hooked_transformer()

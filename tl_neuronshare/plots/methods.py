@@ -38,7 +38,7 @@ def methods(sizes: pd.DataFrame, agreement: pd.DataFrame, types: pd.DataFrame, *
         >>> tables = [ns.methods.sizes(masks, is_neuron=sharing.is_neuron)]
         >>> tables += [ns.methods.agreement(masks, is_neuron=sharing.is_neuron), ns.methods.types(masks, sharing)]
         >>> [axes.get_title(loc="left") for axes in methods(*tables).axes[:3]]
-        ['Neurons found', 'Jaccard index; chance below', 'Types of the neurons found']
+        ['Neurons found', 'Jaccard index; chance below', 'Types of the neurons found; black: by chance']
     """
     require(sizes, "methods.sizes", ("method", "language", "layer", "percent"))
     require(agreement, "methods.agreement", ("method", "other", "language", "jaccard", "chance"))
@@ -89,4 +89,4 @@ def _by_type(axes: Axes, types: pd.DataFrame) -> None:
         axes.hlines(rows["chance"], places - width, places + width, color="black", linewidth=1.2)
     axes.set_xticks(centres, [name.replace("-", "-\n") for name in names])
     axes.set_ylabel("percent of its neurons")
-    name_panel(axes, "Types of the neurons found")
+    name_panel(axes, "Types of the neurons found; black: by chance")
