@@ -206,7 +206,7 @@ def _say(run: Run, table: pd.DataFrame, method: str, how: str) -> None:
         return float(rows[rows["control"] == control][column].mean())
 
     controls = ", ".join(
-        f"of {control} {mean(own, control):+.3f} there and {mean(others, control):+.3f} in others"
+        f"with the control {control} {mean(own, control):+.3f} there and {mean(others, control):+.3f} in others"
         for control in table["control"].unique()
         if control != "none"
     )
@@ -214,7 +214,7 @@ def _say(run: Run, table: pd.DataFrame, method: str, how: str) -> None:
         f"does a language lose more than others without the neurons that {method} finds for it, and more than without "
         "as many others?",
         f"mean change of log-probability, nats a token: {mean(own, 'none'):+.3f} in that language and "
-        f"{mean(others, 'none'):+.3f} in others; with as many neurons {controls}",
+        f"{mean(others, 'none'):+.3f} in others; {controls}",
     )
 
 
@@ -264,7 +264,10 @@ def _say_answers(run: Run, answers: pd.DataFrame) -> None:
     shares = answers.pivot_table(index=["method", "state"], columns="language", values="own", sort=False)
     print(shares.round(0).astype("Int64").to_string())
     means = zip(shares.index.to_list(), shares.mean(axis=1), strict=True)
-    said = ", ".join(f"{state} ({method}) {share:.0f} %" for (method, state), share in means)
+    said = ", ".join(
+        f"{state}{'' if method in ('none', 'steering') else f' ({method})'} {share:.0f} %"
+        for (method, state), share in means
+    )
     run.control("does the model go on in the language of the text? (mean over languages)", said)
 
 
