@@ -218,6 +218,7 @@ PUBLIC = {
     "NeuronSharing.persistence": "self",
     "NeuronSharing.never_activated": "self",
     "NeuronSharing.overlap": "self, layer",
+    "NeuronSharing.same_last_token": "self",
     "NeuronSharing.save": "self, path",
     "NeuronSharing.load": "path",
     "activation_rates": "model, texts, *, site, threshold, part, batch_size, prepend_bos, out, shard, progress",

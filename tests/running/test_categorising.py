@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from support.toys import LAST, SETS
 from support.watching import PeakMemory
 from tl_neuronshare import models
 from tl_neuronshare.models import fingerprint
-from tl_neuronshare.running import recording
+from tl_neuronshare.running import recording, segments
 
 WIDTH, LAYERS, EXAMPLES, LANGUAGES, BATCH = 1024, 2, 200, 12, 64
 BITS = EXAMPLES * LANGUAGES * LAYERS * WIDTH / 8
@@ -286,3 +287,22 @@ def test_what_prompts_have_in_common_is_said(bloom):
     prompts = ns.ParallelPrompts({"en": ["123x", "<|end|>45"], "de": ["12yz", "<|end|>46789"]})
     shares = [2 / 4, 2 / 4, 1 / 2, 1 / 5]
     assert ns.categorise(bloom, prompts).metadata["common_prefix_share"] == pytest.approx(sum(shares) / 4)
+
+
+def test_how_many_prompts_end_in_the_same_token_is_said(bloom, tmp_path, monkeypatch):
+    texts = {"en": ["one,", "two:", "sun,"], "de": ["eins,", "zwei,", "rot."], "th": ["x:", "y:", "z,"]}
+    prompts = ns.ParallelPrompts(texts)
+    last = {language: [row[-1] for row in models.tokenise(bloom, each)] for language, each in texts.items()}
+    assert last["en"][0] == last["de"][0] == last["th"][2] != last["th"][0]
+    sharing = ns.categorise(bloom, prompts)
+    table = sharing.same_last_token()
+    for first, of_first in last.items():
+        for second, of_second in last.items():
+            assert table.loc[first, second] == pytest.approx(sum(map(int.__eq__, of_first, of_second)) / 3)
+    assert table.loc["en"].tolist() == pytest.approx([1, 1 / 3, 2 / 3])
+    monkeypatch.setattr(segments, "_MOST_PROMPTS", 3)  # a segment for each example
+    pd.testing.assert_frame_equal(ns.categorise(bloom, prompts, out=tmp_path / "kept").same_last_token(), table)
+    halves = ns.NeuronSharing.concatenate([ns.categorise(bloom, prompts[[0]]), ns.categorise(bloom, prompts[[1, 2]])])
+    pd.testing.assert_frame_equal(halves.same_last_token(), table)
+    with pytest.raises(ns.NeuronShareError, match="The last tokens are not known"):
+        ns.NeuronSharing.from_activated(sharing.activated(), languages=prompts.languages).same_last_token()

@@ -60,8 +60,10 @@ def _results(run: Run) -> tuple[dict[str, ns.NeuronSharing], str]:
             names.append(name)
             yield partial(categorise, run.args, of_name, texts, **run.keeping(f"model {len(names)}"))
 
-    results = each_of(works())
-    return dict(zip(names, results, strict=True)), names[1]
+    results = dict(zip(names, each_of(works()), strict=True))
+    for name, sharing in results.items():
+        run.say_how_prompts_end(sharing, name)
+    return results, names[1]
 
 
 def _models(

@@ -33,6 +33,7 @@ from tl_neuronshare.running.plan import Running
 from tl_neuronshare.running.processes import launched
 from tl_neuronshare.running.recording import Reading
 
+_ALIKE = 0.2  # how far the shares of prompts that end alike may differ between pairs of languages
 PACKAGES = (*provenance.PACKAGES, "babel", "pandas", "numpy", "matplotlib", "lang2vec")
 
 
@@ -140,7 +141,13 @@ class Run:
         sharing = categorise(self.args, model, prompts, **self.keeping("categorise", dealt=dealt))
         self.timed("categorise")
         self.record["sharing"] = sharing.metadata
+        self.say_how_prompts_end(sharing)
         return prompts, model, sharing
+
+    def say_how_prompts_end(self, sharing: ns.NeuronSharing, of: str = "") -> None:
+        """Record how often the prompts of two languages end in the same token, of some prompts if there are several."""
+        of = f" ({of})" if of else ""
+        self.control(f"do the prompts of two languages end in the same token?{of}", last_tokens(sharing))
 
     def keeping(self, name: str, *, dealt: bool = True) -> dict[str, Any]:
         """Return the options that keep what a function's batches give.
@@ -242,6 +249,29 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "none"
+
+
+def last_tokens(sharing: ns.NeuronSharing) -> str:
+    """Say how often the prompts of two languages end in the same token, and what that means for the types."""
+    table = sharing.same_last_token().to_numpy()
+    pairs = [(a, b) for a in range(len(table)) for b in range(a)]
+    shares = np.array([table[pair] for pair in pairs])
+    said = f"in {100 * shares.mean():.0f} % of the examples, as a mean over pairs of languages"
+    if sharing.metadata["position"] not in ("last", -1) or not shares.any():
+        return said
+    if shares.min() == 1:
+        return f"{said}. WARNING: all types are of this token, whose own neurons count as shared."
+    alike = [pair for pair in pairs if table[pair] > shares.mean()]
+    if shares.max() - shares.min() <= _ALIKE:
+        return said
+    overlap = sharing.overlap().to_numpy()
+    ends = [np.mean([overlap[pair] for pair in pairs if (pair in alike) == yes]) for yes in (True, False)]
+    names = ", ".join(f"{sharing.languages[b]}-{sharing.languages[a]}" for a, b in alike)
+    return (
+        f"{said}, but {100 * shares.max():.0f} % of one pair and {100 * shares.min():.0f} % of a different one. "
+        f"WARNING: pairs that end alike more often ({names}) share {ends[0]:.2f} of their neurons and other pairs "
+        f"{ends[1]:.2f} (mean Jaccard index), which may be due to the token alone. Use prompts that end alike."
+    )
 
 
 def title_of(sharing: ns.NeuronSharing, *, prompts: str = "", examples: str = "", how: str = "") -> str:

@@ -43,6 +43,8 @@ def main(args: argparse.Namespace) -> None:
         results = dict(zip(tasks, shares, strict=True))
         run.timed("categorise")
         run.record["sharing"] = {name: sharing.metadata for name, sharing in results.items()}
+        for name, sharing in results.items():
+            run.say_how_prompts_end(sharing, name)
         table, overlap = ns.side_by_side(results, name="task"), ns.input_overlap(results)
         means = table.groupby(["task", "type"], sort=False)[["mean", "mismatched", "independent"]].mean()
         of_model = overlap[overlap["layer"] == "all"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Results that differ in one of these measure different things.
 _MEASURED = ("site", "position", "threshold", "prepend_bos", "special_tokens_left_out", "weights", "dtype")
-_SHARES = ("borderline_fraction", "common_prefix_share")
+_SHARES = ("borderline_fraction", "common_prefix_share", "same_last_token")
 
 
 def fingerprint(weights: str, prompt_hashes: Iterable[str] | None) -> str:
@@ -80,7 +80,14 @@ def merged_metadata(results: Sequence[NeuronSharing]) -> dict[str, Any]:
         if key == "fingerprint" or all(value == values[0] for value in values):
             merged[key] = values[0]  # the fingerprint's second half, of the prompts, is made anew
         elif key in _SHARES and None not in values:
-            merged[key] = sum(share * size for share, size in zip(values, sizes, strict=True)) / sum(sizes)
+            merged[key] = _mean(values, sizes)
         else:
             merged[key] = values
     return merged
+
+
+def _mean(values: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """The mean of shares over all examples, or of each share in a dictionary of the same keys."""
+    if isinstance(values[0], Mapping):
+        return {key: _mean([value[key] for value in values], sizes) for key in values[0]}
+    return sum(share * size for share, size in zip(values, sizes, strict=True)) / sum(sizes)

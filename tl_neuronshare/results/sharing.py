@@ -467,6 +467,31 @@ class NeuronSharing:
         """
         return tables.overlap(self, layer)
 
+    def same_last_token(self) -> pd.DataFrame:
+        """Say for which share of the examples the prompts of two languages end in the same token.
+
+        Types at the last token are then of the same token in both languages, which makes them alike. Where this share
+        differs between pairs of languages, so does what they share for this reason alone.
+
+        Returns:
+            A table of shares, from 0 to 1, with languages as index and columns.
+
+        Raises:
+            NeuronShareError: the last tokens are not known, because the result was not made by `categorise`.
+
+        Example:
+            >>> sharing.same_last_token().loc["en", "th"]  # every prompt ends in an arrow
+            np.float64(1.0)
+        """
+        shares = self.metadata.get("same_last_token")
+        if shares is None:
+            raise NeuronShareError("The last tokens are not known; make the result with categorise.")
+        table = pd.DataFrame(1.0, index=self.languages, columns=self.languages)
+        for first, of_first in shares.items():
+            for second, share in of_first.items():
+                table.loc[first, second] = table.loc[second, first] = share
+        return table
+
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, with the metadata in its header.
 

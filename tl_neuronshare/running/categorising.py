@@ -211,6 +211,15 @@ class _Categorising:
         return self.how.record | {
             "batches": sum(int(part.batches) for part in parts),
             "common_prefix_share": sum(float(part.common_prefix) for part in parts) / n_prompts,
+            "same_last_token": self._same_last_token(torch.stack([part.same_last for part in parts]).sum(0)),
+        }
+
+    def _same_last_token(self, counts: Int[Tensor, "language language"]) -> dict[str, dict[str, float]]:
+        """For each two languages, the share of examples whose prompts end in the same token."""
+        shares, languages = (counts.double() / len(self.prompts)).tolist(), self.prompts.languages
+        return {
+            first: {second: shares[place][other] for other, second in enumerate(languages) if other > place}
+            for place, first in enumerate(languages[:-1])
         }
 
     def _segment(self, prompts: ParallelPrompts, examples: range, loop: Loop) -> Segment:
@@ -222,7 +231,7 @@ class _Categorising:
         borderline = recorder.bits.borderline.sum(1)
         common_prefix = torch.tensor(ran.common_prefix, dtype=torch.float64, device="cpu")
         batches = torch.tensor(ran.batches, device="cpu")
-        return Segment(packed, routed, hashes_of(prompts).numbers, borderline, common_prefix, batches)
+        return Segment(packed, routed, hashes_of(prompts).numbers, borderline, common_prefix, ran.same_last, batches)
 
     def _run(self, prompts: ParallelPrompts, recorder: SharingRecorder, examples: range, loop: Loop) -> _Ran:
         """Run the prompts of one segment, which the recorder keeps."""
@@ -251,13 +260,15 @@ class _Categorising:
 
         with models.reading(model, recorder.layers, read) as run_once:
             loop(plan, record, keep, stage=f"examples from {examples.start}")
-        return _Ran(_common_prefix(rows, len(prompts), self.special), len(plan.batches))
+        common_prefix = _common_prefix(rows, len(prompts), self.special)
+        return _Ran(common_prefix, _same_last(rows, len(prompts)), len(plan.batches))
 
 
 class _Ran(NamedTuple):
     """Facts about the run of a segment: as in `Segment`."""
 
     common_prefix: float
+    same_last: Int[Tensor, "language language"]
     batches: int
 
 
@@ -415,3 +426,9 @@ def _common_prefix(rows: Sequence[Sequence[int]], n_examples: int, special: set[
         common = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
         shares += [common / len(tokens) if tokens else 0.0 for tokens in prompts]
     return sum(shares)
+
+
+def _same_last(rows: Sequence[Sequence[int]], n_examples: int) -> Int[Tensor, "language language"]:
+    """For how many examples the prompts of two languages end in the same token."""
+    last = torch.tensor([row[-1] for row in rows], device="cpu").reshape(-1, n_examples)
+    return (last[:, None] == last[None]).sum(-1)

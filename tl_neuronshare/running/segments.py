@@ -16,7 +16,7 @@ from tl_neuronshare.results.sharing import FILE, NeuronSharing, write_sharing
 
 # What a segment has at most: prompts whose tokens are in memory, and bytes of bits.
 _MOST_PROMPTS, _MOST_BYTES = 1 << 13, 1 << 28
-_KIND = "tl_neuronshare.segment/1"
+_KIND = "tl_neuronshare.segment/2"
 
 
 def segments_of(n_examples: int, n_languages: int, bytes_a_prompt: int) -> list[range]:
@@ -40,6 +40,7 @@ class Segment:
         hashes: the hashes of the prompts.
         borderline: how many values are near each threshold.
         common_prefix: the sum of the shares of the prompts with which they begin in all languages alike.
+        same_last: for how many examples the prompts of two languages end in the same token.
         batches: how many batches were run.
     """
 
@@ -48,6 +49,7 @@ class Segment:
     hashes: Int[Tensor, "example language"]
     borderline: Int[Tensor, " threshold"]
     common_prefix: Float[Tensor, ""]
+    same_last: Int[Tensor, "language language"]
     batches: Int[Tensor, ""]
 
     def write(self, path: Path) -> None:
