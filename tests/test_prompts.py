@@ -213,6 +213,17 @@ def test_examples_for_which_a_condition_holds(as_users_run_it):
     assert prompts.where(lambda row: row["answers"]["en"] == "y") == prompts[1:]
     assert prompts.where(lambda row: len(row["prompts"]["en"]) == 1 and row["choices"] is None) == prompts[:1]
     assert prompts.where(lambda row: row["example"] == 1) == prompts.where([False, True]) == prompts[[1]]
+    assert prompts.where([1]) == prompts[[1]]
+    table = pd.DataFrame(
+        {"language": ["en", "en", "de", "de"], "example": [0, 1, 1, 0], "correct": [True, True, True, False]}
+    )
+    assert prompts.where(table) == prompts[[1]]  # known in both languages
+    with pytest.raises(ns.NeuronShareError, match="The table lacks example 1 in language 'de'"):
+        prompts.where(table.drop(index=2))
+    with pytest.raises(ns.NeuronShareError, match="The table lacks the column correct"):
+        prompts.where(table.drop(columns="correct"))
+    with pytest.raises(ns.NeuronShareError, match="None of the 2 examples is answered rightly in all 2 languages"):
+        prompts.where(table.assign(correct=False))
     with pytest.raises(ns.NeuronShareError, match="selects none of the 2 examples"):
         prompts.where(lambda row: False)
 

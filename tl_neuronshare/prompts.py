@@ -183,22 +183,45 @@ class ParallelPrompts:
             )
         return self._rearranged(lambda table: {language: table[language] for language in languages}, self.examples)
 
-    def where(self, condition: Callable[[dict[str, Any]], Any] | Selection) -> ParallelPrompts:
+    def where(self, condition: Callable[[dict[str, Any]], Any] | pd.DataFrame | Selection) -> ParallelPrompts:
         """Select the examples for which a condition holds.
 
         Args:
             condition: a function that is given an example as a dictionary with its label (`example`) and, by language,
-                its `prompts`, `answers` and `choices` (None where there are none); or one boolean for each example.
+                its `prompts`, `answers` and `choices` (None where there are none); a table of `evaluate`, of which the
+                examples stay that the model answers rightly in every language; or a selection as in `prompts[...]`:
+                numbers, or one boolean for each example.
 
         Raises:
-            NeuronShareError: no example fulfils the condition.
+            NeuronShareError: no example fulfils the condition, or a table lacks an example in some language.
 
         Example:
             >>> prompts = ParallelPrompts({"en": ["Red and", "Two and two is"], "de": ["Rot und", "Zwei und zwei ist"]})
             >>> prompts.where(lambda row: len(row["prompts"]["en"]) > 10).prompts["de"]
             ('Zwei und zwei ist',)
         """
+        if isinstance(condition, pd.DataFrame):
+            return self[self._known(condition)]
         return self[[bool(condition(row)) for row in self._rows()] if callable(condition) else condition]
+
+    def _known(self, table: pd.DataFrame) -> list[bool]:
+        """Whether each example is answered rightly in every language, by a table of `evaluate`."""
+        if missing := {"language", "example", "correct"} - set(table.columns):
+            raise NeuronShareError(f"The table lacks the column {min(missing)}; give one that `evaluate` returned.")
+        correct = dict(zip(zip(table["language"], table["example"], strict=True), table["correct"], strict=True))
+        for language in self.languages:
+            for label in self.examples:
+                if (language, label) not in correct:
+                    raise NeuronShareError(
+                        f"The table lacks example {label!r} in language {language!r}; give that of these prompts."
+                    )
+        known = [all(correct[language, label] for language in self.languages) for label in self.examples]
+        if not any(known):
+            raise NeuronShareError(
+                f"None of the {len(self)} examples is answered rightly in all {len(self.languages)} languages; leave "
+                "some out, or count what is known in each language (the metric known_accuracy)."
+            )
+        return known
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         """Each example as a dictionary: its label, and by language its prompts, answers and choices."""

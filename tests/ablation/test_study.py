@@ -305,12 +305,73 @@ def test_values_and_differences_are_those_of_evaluate(small, monkeypatch):
             shared, size = map(sum, zip(*pairs, strict=True))
             assert control["overlap"] == pytest.approx(shared / size)
             assert control["neurons"] == pytest.approx(size / len(pairs) / 4)
-    assert set(table["metric"]) == {"accuracy", "log_prob"}
+    assert set(table["metric"]) == {"accuracy", "known_accuracy", "log_prob"}
     assert list(table.columns) == [
         *("type", "ablated", "language", "metric", "value", "difference", "low", "high"),
         *("vs_control", "vs_low", "vs_high", "neurons", "overlap", "examples", "note"),
     ]
     assert table.attrs["sharing"]["fingerprint"] == sharing.metadata["fingerprint"]
+
+
+def test_known_facts_are_what_the_unablated_model_answers_rightly(animals, backend):
+    """Of a random model, which knows about half of the facts by chance; other ones in each language."""
+    texts = {
+        language: [f"{word} {number}" for number in range(24)] for language, word in (("en", "sun"), ("de", "rot"))
+    }
+    choices = {language: [[" a", " b"]] * 24 for language in texts}
+    prompts = ns.ParallelPrompts(texts, {language: [" a", " b"] * 12 for language in texts}, choices)
+    model = animals.lens("llama", backend)
+    sharing, answers = ns.categorise(model, prompts), {}
+    table = ns.ablation_study(
+        model,
+        prompts,
+        sharing,
+        types=["partial-shared"],
+        controls=["random"],
+        seeds=[0, 1],
+        on_run=lambda type, ablated, seed, found: answers.update({(ablated, seed): found["correct"].to_numpy(float)}),
+    )
+    assert table.attrs["chance"] == 0.5
+    known = answers["none", None] == 1
+    is_of = {"en": np.arange(48) < 24, "de": np.arange(48) >= 24}
+    assert {known[rows].mean() for rows in is_of.values()} != {0.0, 1.0}
+    rows = table.query("metric == 'known_accuracy'").set_index(["language", "ablated"])
+    of_control = (answers["random", 0] + answers["random", 1]) / 2
+    for language, here in is_of.items():
+        counted, of_type = known & here, answers["type", 0]
+        assert rows.loc[(language, "none"), "value"] == 1
+        assert (rows.loc[language]["examples"] == counted.sum()).all()
+        assert rows.loc[(language, "type"), "value"] == pytest.approx(of_type[counted].mean())
+        assert rows.loc[(language, "type"), "difference"] == pytest.approx(of_type[counted].mean() - 1)
+        assert rows.loc[(language, "random"), "value"] == pytest.approx(of_control[counted].mean())
+        against = of_type[counted] - of_control[counted]
+        assert rows.loc[(language, "random"), "vs_control"] == pytest.approx(against.mean())
+        low, high = interval_by_hand(against)
+        assert rows.loc[(language, "random"), ["vs_low", "vs_high"]].tolist() == pytest.approx(
+            [low, high], abs=0.1 * against.std() + 1e-9
+        )
+    by_example = [
+        np.mean([answers["type", 0][place] for place in (example, 24 + example) if known[place]])
+        for example in range(24)
+        if known[example] or known[24 + example]
+    ]
+    assert rows.loc[("all", "type"), "value"] == pytest.approx(np.mean(by_example))
+    assert rows.loc[("all", "type"), "examples"] == len(by_example)
+    assert rows.loc[("all", "type"), "neurons"] > 0
+
+
+def test_a_model_that_knows_nothing(small):
+    model, prompts, sharing = small
+    wrong = ns.ParallelPrompts(
+        prompts.prompts, {language: [" nonsense"] * len(prompts) for language in prompts.languages}
+    )
+    table = ns.ablation_study(
+        model, wrong, sharing, types=["all-shared"], controls=["random"], seeds=[0], scoring="exact"
+    )
+    rows = table.query("metric == 'known_accuracy'")
+    assert rows["value"].isna().all()
+    assert (rows["examples"] == 0).all()
+    assert (rows.query("ablated != 'none'")["note"] == "no answer is right to begin with").all()
 
 
 def interval_by_hand(differences):

@@ -61,6 +61,7 @@ VALUES = {
     "share": (["0.05"], ["0.1"]),
     "measure": (["5"], ["10"]),
     "answers": (["5"], ["10"]),
+    "known": (["all"], ["language"]),
     "top_k": (["30"], ["0.1"]),
     "answer": (["all"],),
     "norm": (["full"], ["frozen"]),

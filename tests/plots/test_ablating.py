@@ -44,6 +44,17 @@ def test_bars_lines_crosses_and_stars(table):
     assert lines["without all-shared"] == pytest.approx([0.25, 0.15])
 
 
+def test_what_chance_gives_is_a_line(table):
+    assert all("chance" not in [line.get_label() for line in axes.lines] for axes in ns.plots.ablation(table).axes)
+    table.attrs["chance"] = 0.25
+    for axes in ns.plots.ablation(table).axes:
+        (line,) = [line for line in axes.lines if line.get_label() == "chance"]
+        assert set(line.get_ydata()) == {0.25}
+    known = table.assign(metric="known_accuracy")
+    known.attrs["chance"] = 0.25
+    assert ns.plots.ablation(known, metric="known_accuracy").axes[0].get_ylabel() == "accuracy on known facts"
+
+
 def test_what_the_table_lacks(table, as_users_run_it):
     with pytest.raises(ns.NeuronShareError, match="metric='log_prob' is not in the table; use one of accuracy"):
         ns.plots.ablation(table, metric="log_prob")

@@ -48,6 +48,32 @@ def test_which_pattern_is_an_option(mpararel):
         ns.tasks.fact_probing(mpararel, languages=["en", "de"], pattern=1)
 
 
+def test_patterns_that_end_in_a_word_come_first(mpararel):
+    files = {language: mpararel / "patterns" / language / "P36.jsonl" for language in ("en", "de", "tr", "zh-hans")}
+    patterns = {
+        "en": ["[X]'s capital, [Y]", "[X], whose capital is [Y]", "The capital of [X] is [Y]", "[X] is led from [Y]"],
+        "de": ["Hauptstadt von [X]: [Y]", "[X], dessen Hauptstadt [Y]."],
+        "tr": ["[X] - [Y]", "[X] [Y]"],
+        "zh-hans": ["[X]的首都，[Y]", "[X]的首都是[Y]"],
+    }
+    for language, file in files.items():
+        sources.write_lines(file, [{"pattern": pattern} for pattern in patterns[language]])
+    prompts = ns.tasks.fact_probing(mpararel, limit=2)
+    ends = {"en": " is", "de": "dessen Hauptstadt", "tr": " -", "zh": "的首都是"}
+    for language, end in ends.items():
+        assert all(text.endswith(end) for text in prompts.prompts[language])
+    assert all(text.startswith("The capital of ") for text in prompts.prompts["en"])
+    noted = sources.counts(prompts)
+    assert noted["en", "noted", "P36: pattern 'The capital of [X] is [Y]', which ends in a word"] == 2
+    assert noted["tr", "noted", "P36: pattern '[X] - [Y]', which ends in no word"] == 2
+    assert ns.tasks.fact_probing(mpararel, limit=2, pattern=0).prompts["en"][0].endswith("'s capital,")
+    mixed = ns.tasks.fact_probing(mpararel, limit=2, pattern={"de": "[X]: [Y]"})
+    assert mixed.prompts["de"][0].endswith(":")
+    assert mixed.prompts["en"] == prompts.prompts["en"]
+    subject = ns.tasks.fact_probing(mpararel, limit=2, pattern=1)
+    assert sources.counts(subject)["tr", "noted", "P36: pattern '[X] [Y]', which ends in the subject"] == 2
+
+
 def test_a_language_without_a_fitting_pattern_is_dropped_or_refused(mpararel):
     with pytest.warns(UserWarning, match="left out tr: no pattern of P37 that ends in"):
         prompts = ns.tasks.fact_probing(mpararel, relations="P37", languages=["en", "de", "tr"])

@@ -15,7 +15,8 @@ from tl_neuronshare.ablation.controls import Control, Drawable
 from tl_neuronshare.maths.bootstrap import FEWEST, Bootstrap
 from tl_neuronshare.prompts import ParallelPrompts
 
-METRICS = {"accuracy": "correct", "log_prob": "log_prob"}  # each metric's column in the table of `evaluate`
+# Each metric's column in the table of `evaluate`. What the unablated model answers wrongly is not known.
+METRICS = {"accuracy": "correct", "known_accuracy": "correct", "log_prob": "log_prob"}
 _HARDLY_ANY = 0.2  # if the unablated model's accuracy is below this, there is little to lose
 Numbers = NDArray[np.float64]  # one for each example and language
 
@@ -93,6 +94,7 @@ def table_of(
     bootstrap: Bootstrap,
 ) -> pd.DataFrame:
     """Make the table of `ablation_study`: the unablated model, then each mask and its controls."""
+    unablated = _with_known_only(unablated, unablated)
     rows = list(_rows_of_unablated(prompts, unablated))
     for (target, ablated), outcome in outcomes.items():
         note = outcome.note
@@ -101,12 +103,10 @@ def table_of(
                 languages = ("all", *prompts.languages)
                 rows += [_row(target, ablated, language, metric, note=note) for language in languages]
                 continue
-            of_mask = outcomes[target, "type"].mean_over_seeds(metric)[outcome.drawable.examples]
-            before = unablated[metric][outcome.drawable.examples]
-            numbers = _Compared(outcome, prompts, metric, before, of_mask)
+            numbers = _Compared(outcome, outcomes[target, "type"], prompts, metric, unablated[metric])
             for language in ("all", *prompts.languages):
-                known = numbers.of(language, n_layers, bootstrap, is_control=ablated != "type")
-                rows.append(_row(target, ablated, language, metric, **known, note=note))
+                known = {"note": note} | numbers.of(language, n_layers, bootstrap, is_control=ablated != "type")
+                rows.append(_row(target, ablated, language, metric, **known))
     return pd.DataFrame(rows)
 
 
@@ -115,24 +115,39 @@ def _rows_of_unablated(prompts: ParallelPrompts, unablated: dict[str, Numbers]) 
         for language, scores in _by_language(unablated[metric], prompts).items():
             few_right = metric == "accuracy" and scores.mean() < _HARDLY_ANY
             note = "few answers are right to begin with: little can be lost" if few_right else ""
-            known = {"value": scores.mean(), "difference": 0.0, "neurons": 0.0, "examples": len(scores)}
+            known = {"value": _mean(scores), "difference": 0.0, "neurons": 0.0, "examples": len(scores)}
             yield _row("none", "none", language, metric, **known, note=note)
+
+
+def _with_known_only(scores: Mapping[str, Numbers], unablated: Mapping[str, Numbers]) -> dict[str, Numbers]:
+    """The scores, in which the accuracy of what the unablated model does not know is NaN."""
+    known = np.where(unablated["accuracy"] == 1, scores["known_accuracy"], np.nan)
+    return {**scores, "known_accuracy": known}
 
 
 class _Compared:
     """The scores of one outcome beside those of the unablated model and of the mask, for one metric, by language."""
 
     def __init__(
-        self, outcome: Outcome, prompts: ParallelPrompts, metric: str, before: Numbers, of_mask: Numbers
+        self, outcome: Outcome, mask: Outcome, prompts: ParallelPrompts, metric: str, unablated: Numbers
     ) -> None:
-        self.values = _by_language(outcome.mean_over_seeds(metric)[outcome.drawable.examples], prompts)
-        self.before, self.of_mask = _by_language(before, prompts), _by_language(of_mask, prompts)
+        before = unablated[outcome.drawable.examples]
+
+        def counted(numbers: Numbers) -> dict[str, NDArray[np.float64]]:
+            return _by_language(np.where(np.isnan(before), np.nan, numbers), prompts)
+
+        self.before = counted(before)
+        self.values, self.of_mask = (
+            counted(each.mean_over_seeds(metric)[outcome.drawable.examples]) for each in (outcome, mask)
+        )
         sums = outcome.mean_sums()
-        self.neurons, self.shared = (_by_language(sums[name], prompts) for name in ("neurons", "shared"))
+        self.neurons, self.shared = (counted(sums[name]) for name in ("neurons", "shared"))
 
     def of(self, language: str, n_layers: int, bootstrap: Bootstrap, *, is_control: bool) -> dict[str, Any]:
         """Compute the numbers of one row."""
         values, neurons = self.values[language], self.neurons[language]
+        if not len(values):
+            return {"note": "no answer is right to begin with"}
         difference = values - self.before[language]
         low, high = map(float, bootstrap.intervals(difference))
         known = {"value": values.mean(), "difference": difference.mean(), "low": low, "high": high}
@@ -154,5 +169,16 @@ def _row(target: str, ablated: str, language: str, metric: str, **known: Any) ->
 
 
 def _by_language(numbers: Numbers, prompts: ParallelPrompts) -> dict[str, NDArray[np.float64]]:
-    """Split numbers by language: first the mean over languages, as "all", then each language."""
-    return {"all": numbers.mean(1), **dict(zip(prompts.languages, numbers.T, strict=True))}
+    """Split numbers by language: first each example's mean over languages, as "all", then each language.
+
+    NaN is left out, and so is an example in which all numbers are NaN.
+    """
+    is_number = ~np.isnan(numbers)
+    some = is_number.any(1)
+    means = np.where(is_number, numbers, 0)[some].sum(1) / is_number[some].sum(1)
+    of_each = (column[has] for column, has in zip(numbers.T, is_number.T, strict=True))
+    return {"all": means, **dict(zip(prompts.languages, of_each, strict=True))}
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else np.nan

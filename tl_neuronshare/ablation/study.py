@@ -124,8 +124,9 @@ def ablation_study(
     Returns:
         A table with a row for each type, what was ablated, language and metric. The unablated model has the type
         `none`. Columns: type; ablated (`type` or the name of the control); language (`all` is the mean over languages);
-        metric (accuracy, from 0 to 1, or log_prob of the right answer, in nats); value; difference (from the unablated
-        model), with its 95 % interval low and high; vs_control (type minus control, only in rows of controls), with its
+        metric (accuracy, from 0 to 1; known_accuracy, the same over what the unablated model answers rightly in the
+        language; or log_prob of the right answer, in nats); value; difference (from the unablated model), with its 95 %
+        interval low and high; vs_control (type minus control, only in rows of controls), with its
         95 % interval vs_low and vs_high; neurons (how many were ablated, mean over the chosen layers); overlap (the
         share of the control's neurons that are in the type); examples (for how many the row could be computed); note.
 

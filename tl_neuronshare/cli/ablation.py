@@ -33,6 +33,10 @@ from tl_neuronshare.plots.drawing import LABELS
 
 LEGEND = """difference: from the unablated model. type - control: how much more the type loses than its control.
 overlap: the share of the control's neurons that are of the type."""
+TITLES = {
+    "accuracy": "All facts",
+    "known_accuracy": "Known facts: what the unablated model answers rightly in a language",
+}
 SHOWN = 3  # examples whose answers are printed
 
 
@@ -44,22 +48,39 @@ def main(args: argparse.Namespace) -> None:
         raise ns.NeuronShareError(f"--seeds {args.seeds}: at least one draw is needed.")
     for kind in (Replacement, Choice):
         kind(**given(args, kind))
+    metric = "known_accuracy" if args.known == "language" else "accuracy"
     with Run(args) as run:
         prompts, model, sharing = run.start(dealt=False)
         args.scoring = args.scoring or _scoring(args, prompts)
+        if args.known == "all":
+            prompts, sharing = _known(args, run, model, prompts, sharing)
         table, answers = _study(args, run, model, prompts, sharing)
         run.record["study"] = table.attrs
         run.timed("study")
-        shown, notes = _printed(table)
-        print(f"{sharing}\n\n{_how(args)}\n{LEGEND}\n\n{shown.to_string(index=False)}", *notes, sep="\n")
+        print(f"{sharing}\n\n{_how(args)}\n{LEGEND}")
+        for each in ("accuracy", "known_accuracy"):
+            shown, notes = _printed(table, each)
+            print(f"\n{TITLES[each]}\n{shown.to_string(index=False)}", *notes, sep="\n")
         run.table(table, "ablation")
-        run.save(ns.plots.ablation(table, title=title_of(sharing, how=_how(args))), "ablation")
+        run.save(ns.plots.ablation(table, metric=metric, title=title_of(sharing, how=_how(args))), "ablation")
         run.timed("table and figure")
         if args.generate:
             run.table(answers, "answers", index=True)
             print(f"\nAnswers of the first {SHOWN} examples, decoded greedily")
             print(answers.loc[list(prompts.examples[:SHOWN])].reset_index().to_string(index=False))
-        _compare(run, table)
+        _compare(run, table, metric)
+
+
+def _known(
+    args: argparse.Namespace, run: Run, model: LensModel, prompts: ns.ParallelPrompts, sharing: ns.NeuronSharing
+) -> tuple[ns.ParallelPrompts, ns.NeuronSharing]:
+    """Keep the examples that the model answers rightly in every language."""
+    table = ns.evaluate(
+        model, prompts, **given(args, Scoring), batch_size=args.batch_size, **run.keeping("known", dealt=False)
+    )
+    known = prompts.where(table)
+    print(f"The model knows {len(known)} of {len(prompts)} examples in every language; these are studied.\n")
+    return known, sharing[[prompts.examples.index(label) for label in known.examples]]
 
 
 def _study(
@@ -91,9 +112,9 @@ def _study(
     return table, answers
 
 
-def _compare(run: Run, table: pd.DataFrame) -> None:
+def _compare(run: Run, table: pd.DataFrame, metric: str) -> None:
     """Compare the results with what the paper found."""
-    overall = table[(table["language"] == "all") & (table["metric"] == "accuracy")]
+    overall = table[(table["language"] == "all") & (table["metric"] == metric)]
     types = overall[overall["ablated"] == "type"].set_index("type").dropna(subset=["difference"])
     drops, claim = types["difference"], "switching off the all-shared neurons hurts by far the most"
     if "all-shared" not in drops or len(drops) < 2:
@@ -140,6 +161,13 @@ def parser() -> argparse.ArgumentParser:
         help="at which tokens: all, last, or a negative index from the prompt's end (default: all)",
     )
     add_options(parser, Choice)
+    parser.add_argument(
+        "--known",
+        choices=("all", "language", "none"),
+        default="none",
+        help="which facts are judged and drawn: those known in all languages, those known in each, or no matter "
+        "(default)",
+    )
     parser.add_argument("--generate", action="store_true", help="show answers before and after, side by side")
     return parser
 
@@ -159,12 +187,12 @@ def _how(args: argparse.Namespace) -> str:
     return f"{args.mode} at {tokens}, scoring {args.scoring}, {seeds}"
 
 
-def _printed(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def _printed(table: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, list[str]]:
     """Return the means over languages, with a row for each type and control, and the numbered notes."""
     shown: list[dict[str, Any]] = []
     notes: list[str] = []
     for (type, ablated), rows in table[table["language"] == "all"].groupby(["type", "ablated"], sort=False):
-        accuracy, log_prob = (rows[rows["metric"] == metric].iloc[0] for metric in ("accuracy", "log_prob"))
+        accuracy, log_prob = (rows[rows["metric"] == metric].iloc[0] for metric in (metric, "log_prob"))
         if accuracy["note"]:
             notes.append(f"[{len(notes) + 1}] {accuracy['note']}")
         shown.append(
@@ -176,6 +204,7 @@ def _printed(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
                 "type - control [95 %]": _interval(accuracy, "vs_control", "vs_low", "vs_high"),
                 "log_prob": _number(log_prob["value"]),
                 "neurons/layer": _number(accuracy["neurons"], digits=0),
+                "examples": accuracy["examples"],
                 "overlap": _number(accuracy["overlap"]),
                 "note": f"[{len(notes)}]" if accuracy["note"] else "",
             }

@@ -247,9 +247,20 @@ class Evaluation:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The options, and the share of merged prompts, for the metadata of a result."""
+        """The options, the share of merged prompts, and the accuracy by chance, for the metadata of a result."""
         merged = [is_merged for of_language in self.merged.values() for is_merged in of_language]
-        return {**self.scoring.record, **self.how.record, "merged": sum(merged) / len(merged)}
+        return {
+            **self.scoring.record,
+            **self.how.record,
+            "merged": sum(merged) / len(merged),
+            "chance": None if self.scoring.decodes else self._chance,
+        }
+
+    @property
+    def _chance(self) -> float:
+        """The accuracy of choosing at random."""
+        shares = [1 / len(choices) for of_language in self.texts.values() for choices in of_language]
+        return sum(shares) / len(shares)
 
     def about(self) -> dict[str, Any]:
         """Return what the table depends on."""

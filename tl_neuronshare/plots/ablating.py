@@ -12,15 +12,23 @@ from matplotlib.figure import Figure
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.plots.drawing import COLOURS, MARKERS, bars, name_panel, places_of, require, styled_figure, whiskers
 
+Metric = Literal["accuracy", "known_accuracy", "log_prob"]
+_LABELS = {
+    "accuracy": "accuracy",
+    "known_accuracy": "accuracy on known facts",
+    "log_prob": "log-probability of the answer (nats)",
+}
 
-def ablation(table: pd.DataFrame, *, metric: Literal["accuracy", "log_prob"] = "accuracy", title: str = "") -> Figure:
+
+def ablation(table: pd.DataFrame, *, metric: Metric = "accuracy", title: str = "") -> Figure:
     """Draw what is left when each type is ablated, beside its controls; and, by language, the types.
 
     Args:
         table: the table of `ablation_study`. Bars are the mean over languages, whiskers the 95 % interval of the
-            difference from the unablated model (dashed line). A cross on the axis marks a control that could not be
-            drawn, a star one that could be drawn for some examples only.
-        metric: `accuracy`, or `log_prob` of the right answer.
+            difference from the unablated model (dashed line). A dotted line is what choosing at random gives, which
+            `table.attrs` says for choices. A cross on the axis marks a control that could not be drawn, a star one that
+            could be drawn for some examples only.
+        metric: `accuracy`, `known_accuracy` (of what the unablated model knows), or `log_prob` of the right answer.
         title: above both panels.
 
     Raises:
@@ -51,10 +59,12 @@ def ablation(table: pd.DataFrame, *, metric: Literal["accuracy", "log_prob"] = "
         _bars_of_ablation(left, overall, types, kinds)
         _lines_of_ablation(right, rows, types, languages)
         for axes in (left, right):
-            axes.set_ylabel("accuracy" if metric == "accuracy" else "log-probability of the answer (nats)")
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2, fontsize=7)
-            if metric == "accuracy":
+            axes.set_ylabel(_LABELS[metric])
+            if metric != "log_prob":
                 axes.set_ylim(0, 1.05)
+                if table.attrs.get("chance") is not None:
+                    axes.axhline(table.attrs["chance"], color="0.4", linestyle=":", linewidth=1.0, label="chance")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2, fontsize=7)
     return figure
 
 

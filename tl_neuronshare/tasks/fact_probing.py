@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -42,6 +44,7 @@ HOW_TO_GET = (
 )
 _COLUMNS = ("language", "relation", "template", "sub_uri", "obj_uri", "sub_label", "obj_label")
 _FOLDERS = (".", "data/mpararel_reviewed", "mpararel_reviewed")
+_PUNCTUATION = re.compile("[,，、;；:：.。—–]|-(?= )")
 _NO_SPACES = ("ja", "th", "zh")  # languages that put no space before [Y] where a data set cut it off
 
 
@@ -68,7 +71,7 @@ def fact_probing(
     *,
     relations: str | Sequence[str] = "P36",
     form: Form = "continuation",
-    pattern: int | Literal["random"] | Mapping[str, str] = 0,
+    pattern: int | Literal["random"] | Mapping[str, str] | None = None,
     instructions: Mapping[str, str] | None = None,
     without_pattern: WithoutPattern = "drop",
     n_choices: int = 4,
@@ -87,7 +90,10 @@ def fact_probing(
         form: `continuation`: patterns that end in `[Y]`, so that the answer continues the prompt.
             `cloze`: any pattern, with a blank for `[Y]`, and an instruction in the pattern's language.
         pattern: which of a language's patterns that fit the form: a number from 0, `random` (drawn for each example
-            and language), or a mapping from languages to patterns of your own, which come before the first.
+            and language), or a mapping from languages to patterns of your own. By default, and for languages without a
+            pattern of your own, the first that has a word before `[Y]` and no punctuation, or else the first with a
+            word before `[Y]`, so that prompts end alike in all languages; the `report` says which. Patterns that end in
+            a comma in some languages and in a word in others make the former share more neurons.
         instructions: for some languages an instruction of the cloze instead of ours, with {} for the text.
         without_pattern: what happens to a language that has no fitting pattern, or no facts of a relation: `drop` it,
             with a warning, or `refuse`.
@@ -139,6 +145,10 @@ def fact_probing(
     objects = _Objects(tables, _stated(facts, names, tables), seed)
     choices = _with_choices(shared, objects, n_choices, limit=limit, seed=seed, report=report)
     wording = _Wording(usable, form, pattern, CLOZE | dict(instructions or {}), seed)
+    for language in tables:
+        for relation in names:
+            n_examples = sum(pair.relation == relation for pair in choices)
+            report.noted(language, wording.said(language, relation), n_examples)
 
     def ask(language: str, pair: _Pair) -> reading.Asked:
         prompt, space = wording.of(pair, language, tables[language][pair].subject)
@@ -280,7 +290,8 @@ def _usable_patterns(
 ) -> dict[str, dict[str, list[str]]]:
     """For each language and relation the patterns that fit the form, in their order; the user's own comes first."""
     own = pattern if isinstance(pattern, Mapping) else {}
-    if not own and pattern != "random" and (isinstance(pattern, (bool, str)) or not isinstance(pattern, int)):
+    is_number = isinstance(pattern, int) and not isinstance(pattern, bool)
+    if not own and pattern not in (None, "random") and not is_number:
         raise NeuronShareError(f"pattern={pattern!r}; give a number from 0, 'random', or a mapping from languages.")
     usable: dict[str, dict[str, list[str]]] = {language: {} for language in languages}
     for language in languages:
@@ -313,6 +324,17 @@ def _ending(pattern: str, where: str) -> str | None:
             )
     stem = pattern.rstrip(" .。").removesuffix("[Y]")
     return stem if stem != pattern.rstrip(" .。") and "[Y]" not in stem else None
+
+
+def _ends_in_a_word(pattern: str) -> bool:
+    """Whether a pattern for a continuation has a word of its own before the answer."""
+    stem = (_ending(pattern, "") or "").rstrip()
+    return not _at_the_subject(pattern) and bool(stem) and unicodedata.category(stem[-1])[0] in "LMN"
+
+
+def _at_the_subject(pattern: str) -> bool:
+    """Whether a pattern for a continuation has the subject right before the answer."""
+    return (_ending(pattern, "") or "").rstrip().endswith("[X]")
 
 
 def _lacking(
@@ -452,12 +474,36 @@ class _Wording:
     ) -> None:
         self._usable, self._form, self._pattern, self._cloze, self._seed = usable, form, pattern, cloze, seed
 
+    def said(self, language: str, relation: str) -> str:
+        """Say which pattern asks for a relation, and whether it ends as those of other languages do."""
+        if self._pattern == "random":
+            return f"{relation}: a random pattern for each example"
+        pattern = self._usable[language][relation][self._number(language, relation)]
+        if self._form == "cloze":
+            return f"{relation}: pattern {pattern!r}"
+        how = "a word" if _ends_in_a_word(pattern) else "the subject" if _at_the_subject(pattern) else "no word"
+        return f"{relation}: pattern {pattern!r}, which ends in {how}"
+
+    def _number(self, language: str, relation: str) -> int:
+        """Which of the patterns asks for all pairs of a relation."""
+        if isinstance(self._pattern, int):
+            return self._pattern
+        patterns = self._usable[language][relation]
+        if self._form == "cloze" or (isinstance(self._pattern, Mapping) and language in self._pattern):
+            return 0
+        ranks = [
+            (not _ends_in_a_word(each), bool(_PUNCTUATION.search(_ending(each, "") or "")), n)
+            for n, each in enumerate(patterns)
+        ]
+        return min(ranks)[-1]
+
     def of(self, pair: _Pair, language: str, subject: str) -> tuple[str, str]:
         """The prompt, and what comes before its answer: a space or nothing."""
         patterns = self._usable[language][pair.relation]
-        number = self._pattern if isinstance(self._pattern, int) else 0
         if self._pattern == "random":
             number = int(short_hash(f"{self._seed}/{pair}/{language}"), 16) % len(patterns)
+        else:
+            number = self._number(language, pair.relation)
         pattern = patterns[number]
         if self._form == "cloze":
             text = pattern.replace("[X]", subject).replace("[Y]", BLANK)
