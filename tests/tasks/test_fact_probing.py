@@ -53,7 +53,7 @@ def test_patterns_that_end_in_a_word_come_first(mpararel):
     patterns = {
         "en": ["[X]'s capital, [Y]", "[X], whose capital is [Y]", "The capital of [X] is [Y]", "[X] is led from [Y]"],
         "de": ["Hauptstadt von [X]: [Y]", "[X], dessen Hauptstadt [Y]."],
-        "tr": ["[X] - [Y]", "[X] [Y]"],
+        "tr": ["[X] - [Y]", "[X]: [Y]"],
         "zh-hans": ["[X]的首都，[Y]", "[X]的首都是[Y]"],
     }
     for language, file in files.items():
@@ -70,7 +70,7 @@ def test_patterns_that_end_in_a_word_come_first(mpararel):
     mixed = ns.tasks.fact_probing(mpararel, limit=2, pattern={"de": "[X]: [Y]"})
     assert mixed.prompts["de"][0].endswith(":")
     assert mixed.prompts["en"] == prompts.prompts["en"]
-    subject = ns.tasks.fact_probing(mpararel, limit=2, pattern=1)
+    subject = ns.tasks.fact_probing(mpararel, limit=2, pattern={"tr": "[X] [Y]"})
     assert sources.counts(subject)["tr", "noted", "P36: pattern '[X] [Y]', which ends in the subject"] == 2
 
 
