@@ -150,6 +150,21 @@ def test_thresholds(tmp_path, at_once):
     assert "takes several; say --thresholds" in at_once("thresholds", "--threshold", 0.1)[1]
 
 
+def test_half_of_a_gated_layer_is_active_by_sign(at_once, animals):
+    """What only says how often a branch is positive does not agree with the paper, nor disagree."""
+    given = (*SMALL, "--model", animals.directory("llama"))
+    status, said = at_once("patterns", *given)
+    assert status == 0, said
+    assert "WARNING: this MLP is gated" in said
+    assert "about as many neurons are active in each language" in said
+    verdict = said[said.index("about as many neurons are active") :].split("They agree: ")[1]
+    assert verdict.startswith("cannot be said")
+    at_gate, at_bloom = at_once("patterns", *given, "--site", "gate")[1], at_once("patterns", *SMALL)[1]
+    assert "WARNING: this MLP is gated" not in at_gate + at_bloom
+    for text in (said, at_gate, at_bloom):
+        assert "do the prompts of two languages end in the same token?" in text
+
+
 def test_languages(tmp_path, at_once):
     status, said = at_once("languages", *SMALL, "--permutations", 50)
     assert status == 0, said

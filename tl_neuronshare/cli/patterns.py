@@ -19,7 +19,15 @@ import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.runs import Run, title_of
 from tl_neuronshare.maths.bootstrap import FEWEST
+from tl_neuronshare.models.layers import is_gated
+from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.plots.drawing import LABELS
+
+BY_SIGN = (
+    "WARNING: this MLP is gated, and its values have the sign of the up branch, so that about half of a layer is "
+    "active in any text; types at this site are mostly about signs. Read them at --site gate"
+)
+_HALF = (40, 60)  # percent of a layer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Categorise, print the tables, write them and the figures."""
     with Run(args) as run:
-        _, _, sharing = run.start()
+        _, model, sharing = run.start()
         summary, by_language = sharing.summary(), sharing.by_language()
         _show(sharing, summary, by_language)
         run.table(summary, "summary")
@@ -39,7 +47,13 @@ def main(args: argparse.Namespace) -> None:
         run.save(ns.plots.patterns(summary, by_language, title=title), "patterns")
         run.save(ns.plots.chance(summary, title=title), "chance")
         run.timed("tables and figures")
-        _compare(run, sharing, summary, by_language)
+        _compare(run, sharing, summary, by_language, by_sign=_by_sign(model, sharing, by_language))
+
+
+def _by_sign(model: LensModel, sharing: ns.NeuronSharing, by_language: pd.DataFrame) -> bool:
+    """Whether half of the neurons are active because a branch of a gated MLP is positive as often as negative."""
+    is_up = sharing.metadata["site"] != "gate" and is_gated(model)
+    return is_up and bool(by_language["mean"].between(*_HALF).mean() > 0.5)
 
 
 def _show(sharing: ns.NeuronSharing, summary: pd.DataFrame, by_language: pd.DataFrame) -> None:
@@ -51,7 +65,9 @@ def _show(sharing: ns.NeuronSharing, summary: pd.DataFrame, by_language: pd.Data
     print(summary.query("type == 'all-shared'").set_index("layer")[["mean", "mismatched", "independent"]].round(2))
 
 
-def _compare(run: Run, sharing: ns.NeuronSharing, summary: pd.DataFrame, by_language: pd.DataFrame) -> None:
+def _compare(
+    run: Run, sharing: ns.NeuronSharing, summary: pd.DataFrame, by_language: pd.DataFrame, *, by_sign: bool
+) -> None:
     """Compare the results with what the paper found."""
     all_shared, enough = summary[summary["type"] == "all-shared"], len(sharing) >= FEWEST
     run.found(
@@ -66,8 +82,8 @@ def _compare(run: Run, sharing: ns.NeuronSharing, summary: pd.DataFrame, by_lang
     run.found(
         "about as many neurons are active in each language; which ones differs",
         f"{share.min():.1f} % ({share.idxmin()}) to {share.max():.1f} % ({share.idxmax()}) of the neurons; two "
-        f"languages have {100 * between.mean():.0f} % in common (mean Jaccard index)",
-        share.max() <= 1.25 * share.min() and between.mean() < 0.9 if enough else None,
+        f"languages have {100 * between.mean():.0f} % in common (mean Jaccard index)" + by_sign * f". {BY_SIGN}",
+        share.max() <= 1.25 * share.min() and between.mean() < 0.9 if enough and not by_sign else None,
         criterion="the most active language has at most a quarter more than the least; a mean Jaccard index under 0.9",
     )
     run.control(
