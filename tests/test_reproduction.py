@@ -25,6 +25,7 @@ from tl_neuronshare import cli
 from tl_neuronshare.cli import report, reproduce
 from tl_neuronshare.cli.folders import recorded
 from tl_neuronshare.cli.models import shuffle
+from tl_neuronshare.maths.testing import benjamini_hochberg
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -177,6 +178,8 @@ def test_languages(tmp_path, at_once):
     expected = ns.permutation_test(sharing.overlap(), similarity, covariates={"s": script, "f": family})
     for name, value in expected.items():
         assert table.loc[("phonology", "script and family"), name] == pytest.approx(value, nan_ok=True)
+    assert (table["adjusted"] >= table["p_value"]).all()
+    assert table["adjusted"].tolist() == pytest.approx(benjamini_hochberg(table["p_value"]))
     status, said = at_once("languages", "--limit", 12, "--languages", "en", "de", "th", "--out", "three")
     assert status == 0, said  # too few for the test, enough for overlap
     assert "needs at least 4" in said

@@ -17,6 +17,7 @@ import pandas as pd
 import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.maths.testing import benjamini_hochberg
 from tl_neuronshare.results.typology import Features
 
 RELIABLE = 0.5
@@ -51,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
             run.found(CLAIM, f"not compared: {error}", None)
         else:
             print("\nSpearman's correlation of sharing and similarity over pairs of languages, tested over languages,")
-            print("with what is held constant (p is not corrected for the number of tests)")
+            print("with what is held constant; adjusted: by Benjamini and Hochberg, for the number of tests")
             print(table.round(3).to_string(index=False))
             run.table(table, "relatedness")
             run.save(_figure(sharing, similarity, table), "relatedness")
@@ -79,11 +80,13 @@ def _relatedness(sharing: ns.NeuronSharing, args: argparse.Namespace) -> tuple[d
         held = {name: covariates[name] for name in names}
         return ns.permutation_test(shared, measure, covariates=held, n_permutations=args.permutations, seed=args.seed)
 
-    return similarity, pd.DataFrame(
+    table = pd.DataFrame(
         {"similarity": name, "held": held, **test(measure, names)}
         for name, measure in similarity.items()
         for held, names in HELD.items()
     )
+    table.insert(list(table.columns).index("p_value") + 1, "adjusted", benjamini_hochberg(table["p_value"].to_numpy()))
+    return similarity, table
 
 
 def _alone(table: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +113,10 @@ def _compare(run: Run, sharing: ns.NeuronSharing, table: pd.DataFrame) -> None:
     run.found(
         CLAIM,
         "Spearman's correlation with similarity of "
-        + ", ".join(f"{name} {row['spearman']:.2f} (p = {row['p_value']:.3f})" for name, row in typological.iterrows()),
+        + ", ".join(
+            f"{name} {row['spearman']:.2f} (p = {row['p_value']:.3f}, adjusted {row['adjusted']:.3f})"
+            for name, row in typological.iterrows()
+        ),
         typological["spearman"].max() < 0.9 * ceiling if known and ceiling > RELIABLE else None,
         criterion=f"every correlation under 0.9 of {ceiling:.2f}, that of sharing in two halves of the inputs "
         f"(if that is over {RELIABLE})",
