@@ -9,8 +9,12 @@
 Without --scoring, facts of the built-in model are decoded (exact), since it ends its answers; mgsm is scored by
 numbers; other prompts by their choices where they have some.
 
-Writes ablation.csv, run.json (with --generate also answers.csv), and the figure ablation as PNG and PDF, to the run
-folder.
+Types differ much in size, so that the study runs a second time with equally many neurons of each type (as many as the
+smallest has in each layer) and with the controls random-active and other-example; --equal-size does only this, with all
+controls.
+
+Writes ablation.csv, ablation_equal_size.csv, run.json (with --generate also answers.csv), and the figures ablation and
+ablation_equal_size as PNG and PDF, to the run folder.
 """
 
 from __future__ import annotations
@@ -29,10 +33,12 @@ from tl_neuronshare.cli.arguments import add_options, given
 from tl_neuronshare.cli.runs import Run, title_of
 from tl_neuronshare.evaluation.evaluating import Scoring, ScoringName
 from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.plots.ablating import Metric
 from tl_neuronshare.plots.drawing import LABELS
 
 LEGEND = """difference: from the unablated model. type - control: how much more the type loses than its control.
 overlap: the share of the control's neurons that are of the type."""
+OF_VERDICT = ("random-active", "other-example")  # the controls that are nearest to the all-shared neurons
 TITLES = {
     "accuracy": "All facts",
     "known_accuracy": "Known facts: what the unablated model answers rightly in a language",
@@ -48,27 +54,40 @@ def main(args: argparse.Namespace) -> None:
         raise ns.NeuronShareError(f"--seeds {args.seeds}: at least one draw is needed.")
     for kind in (Replacement, Choice):
         kind(**given(args, kind))
-    metric = "known_accuracy" if args.known == "language" else "accuracy"
+    metric: Metric = "known_accuracy" if args.known == "language" else "accuracy"
     with Run(args) as run:
         prompts, model, sharing = run.start(dealt=False)
         args.scoring = args.scoring or _scoring(args, prompts)
         if args.known == "all":
             prompts, sharing = _known(args, run, model, prompts, sharing)
-        table, answers = _study(args, run, model, prompts, sharing)
+        table, answers = _study(args, run, model, prompts, sharing, controls=args.controls, equal_size=args.equal_size)
         run.record["study"] = table.attrs
         run.timed("study")
         print(f"{sharing}\n\n{_how(args)}\n{LEGEND}")
-        for each in ("accuracy", "known_accuracy"):
-            shown, notes = _printed(table, each)
-            print(f"\n{TITLES[each]}\n{shown.to_string(index=False)}", *notes, sep="\n")
-        run.table(table, "ablation")
-        run.save(ns.plots.ablation(table, metric=metric, title=title_of(sharing, how=_how(args))), "ablation")
-        run.timed("table and figure")
+        _show(run, table, "ablation", metric, title=title_of(sharing, how=_how(args)))
+        of_equal_size = table
+        if not args.equal_size and len(args.types) > 1:
+            others = [name for name in OF_VERDICT if name in args.controls]
+            of_equal_size, _ = _study(args, run, model, prompts, sharing, controls=others, equal_size=True)
+            run.timed("study of equal sizes")
+            print("\nWith as many neurons of each type as the smallest has in a layer")
+            title = title_of(sharing, how=f"equal sizes, {_how(args)}")
+            _show(run, of_equal_size, "ablation_equal_size", metric, title=title)
+        run.timed("tables and figures")
         if args.generate:
             run.table(answers, "answers", index=True)
             print(f"\nAnswers of the first {SHOWN} examples, decoded greedily")
             print(answers.loc[list(prompts.examples[:SHOWN])].reset_index().to_string(index=False))
-        _compare(run, table, metric)
+        _compare(run, table, of_equal_size, metric)
+
+
+def _show(run: Run, table: pd.DataFrame, name: str, metric: Metric, *, title: str) -> None:
+    """Print a study's tables of all and of known facts; write its table and its figure."""
+    for each in ("accuracy", "known_accuracy"):
+        shown, notes = _printed(table, each)
+        print(f"\n{TITLES[each]}\n{shown.to_string(index=False)}", *notes, sep="\n")
+    run.table(table, name)
+    run.save(ns.plots.ablation(table, metric=metric, title=title), name)
 
 
 def _known(
@@ -84,9 +103,16 @@ def _known(
 
 
 def _study(
-    args: argparse.Namespace, run: Run, model: LensModel, prompts: ns.ParallelPrompts, sharing: ns.NeuronSharing
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Run the study; return its table, and each prompt's answers before and without each type."""
+    args: argparse.Namespace,
+    run: Run,
+    model: LensModel,
+    prompts: ns.ParallelPrompts,
+    sharing: ns.NeuronSharing,
+    *,
+    controls: list[str],
+    equal_size: bool,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """Run a study; return its table, and each prompt's answers before and without each type."""
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
 
     def keep_answers(type: str, ablated: str, seed: int | None, table: pd.DataFrame) -> None:
@@ -100,22 +126,22 @@ def _study(
         prompts,
         sharing,
         types=args.types,
-        controls=args.controls,
+        controls=controls,
         batch_size=args.batch_size,
-        **options,
+        **options | {"equal_size": equal_size},
         values=args.factor if args.mode == "scale" else None,
         seeds=range(args.seed, args.seed + args.seeds),
         position=args.ablate,
         on_run=keep_answers,
-        **run.keeping("study"),
+        **run.keeping("study of equal sizes" if equal_size and not args.equal_size else "study"),
     )
     return table, answers
 
 
-def _compare(run: Run, table: pd.DataFrame, metric: str) -> None:
-    """Compare the results with what the paper found."""
-    overall = table[(table["language"] == "all") & (table["metric"] == metric)]
-    types = overall[overall["ablated"] == "type"].set_index("type").dropna(subset=["difference"])
+def _compare(run: Run, table: pd.DataFrame, of_equal_size: pd.DataFrame, metric: str) -> None:
+    """Compare the results with what the paper found, at equal sizes."""
+    overall, equal = (each[(each["language"] == "all") & (each["metric"] == metric)] for each in (table, of_equal_size))
+    types = equal[equal["ablated"] == "type"].set_index("type").dropna(subset=["difference"])
     drops, claim = types["difference"], "switching off the all-shared neurons hurts by far the most"
     if "all-shared" not in drops or len(drops) < 2:
         run.found(claim, "needs the all-shared neurons and another type", None)
@@ -125,10 +151,11 @@ def _compare(run: Run, table: pd.DataFrame, metric: str) -> None:
     is_sure = all_shared["high"] < 0 or all_shared["low"] > 0
     run.found(
         claim,
-        f"accuracy changes by {drops['all-shared']:+.2f} without the all-shared, by "
-        + ", ".join(f"{drop:+.2f} without the {type}" for type, drop in others.items()),
+        f"with {all_shared['neurons']:.0f} neurons of each type a layer, accuracy changes by {_changes(drops)}; without "
+        f"others instead of the all-shared: {_instead(equal)}; without all neurons of a type: {_sizes(overall)}",
         drops["all-shared"] < 0 and drops["all-shared"] <= 1.5 * others.min() if is_sure else None,
-        criterion="accuracy falls at least half as far again as without any other type; its interval leaves out 0",
+        criterion="at equal size, accuracy falls at least half as far again as without any other type; its interval "
+        "leaves out 0",
     )
     controls = overall[(overall["type"] == "all-shared") & ~overall["ablated"].isin(["none", "type"])]
     known = controls.dropna(subset=["vs_control"])
@@ -139,6 +166,28 @@ def _compare(run: Run, table: pd.DataFrame, metric: str) -> None:
         run.control(
             "do the all-shared neurons hurt more than as many others?", f"accuracy minus that of: {'; '.join(texts)}"
         )
+
+
+def _changes(drops: pd.Series) -> str:
+    return ", ".join(f"{drop:+.2f} without the {type}" for type, drop in drops.items())
+
+
+def _instead(overall: pd.DataFrame) -> str:
+    """Say what the controls do that are nearest to the all-shared neurons."""
+    rows = overall[(overall["type"] == "all-shared") & overall["ablated"].isin(OF_VERDICT)].dropna(
+        subset=["difference"]
+    )
+    each = (f"{row['difference']:+.2f} ({row['ablated']})" for row in rows.to_dict("records"))
+    return ", ".join(each) or "not known"
+
+
+def _sizes(overall: pd.DataFrame) -> str:
+    """Say what each type's ablation does at its own size, and how many neurons that is."""
+    rows = overall[overall["ablated"] == "type"].dropna(subset=["difference"])
+    each = (
+        f"{row['difference']:+.2f} ({row['type']}, {row['neurons']:.0f} a layer)" for row in rows.to_dict("records")
+    )
+    return ", ".join(each)
 
 
 def parser() -> argparse.ArgumentParser:
