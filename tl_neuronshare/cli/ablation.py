@@ -151,8 +151,8 @@ def _compare(run: Run, table: pd.DataFrame, of_equal_size: pd.DataFrame, metric:
     is_sure = all_shared["high"] < 0 or all_shared["low"] > 0
     run.found(
         claim,
-        f"with {all_shared['neurons']:.0f} neurons of each type a layer, accuracy changes by {_changes(drops)}; without "
-        f"others instead of the all-shared: {_instead(equal)}; without all neurons of a type: {_sizes(overall)}",
+        f"with {all_shared['neurons']:.0f} neurons of each type a layer, accuracy changes by {_changes(drops)}; "
+        f"without others instead of the all-shared: {_instead(equal)}; at own sizes: {_sizes(overall)}",
         drops["all-shared"] < 0 and drops["all-shared"] <= 1.5 * others.min() if is_sure else None,
         criterion="at equal size, accuracy falls at least half as far again as without any other type; its interval "
         "leaves out 0",
