@@ -219,6 +219,21 @@ def test_independent_types_are_what_random_neurons_give():
     assert (summary["independent"] - summary["mismatched"]).abs().max() > 1  # each example has shares of its own
 
 
+def test_excess_is_what_is_shared_because_it_is_the_same_input():
+    """Of 400 neurons 40 are active in all prompts, 80 for one input in all languages, and the others by chance."""
+    generator = torch.Generator().manual_seed(0)
+    activated = torch.rand(60, 3, 2, 400, generator=generator) < 0.3
+    activated[..., :40] = True
+    of_input = torch.rand(60, 1, 2, 80, generator=generator) < 0.5
+    activated[..., 40:120] = of_input
+    table = sharing_of(activated).summary().query("type == 'all-shared'")
+    expected = 100 * 80 / 400 * (0.5 - 0.5**3)  # what mismatched examples lack
+    assert ((table["excess_low"] < expected) & (expected < table["excess_high"])).all()
+    assert (table["excess_high"] - table["excess_low"]).max() < 1
+    without = sharing_of(activated[:, :, :, 120:]).summary().query("type == 'all-shared'")
+    assert ((without["excess_low"] < 0) & (without["excess_high"] > 0)).all()
+
+
 @settings(max_examples=20)
 @given(activations(), st.integers(0, 5))
 def test_mismatched_examples_equal_brute_force(activated, seed):
@@ -242,7 +257,10 @@ def test_mismatched_examples_equal_brute_force(activated, seed):
             for one in (moved, other)
             for e in range(n_examples)
         ]
-        assert summary.loc[(layer, label), "mismatched"] == pytest.approx(100 * sum(found) / len(found) / width)
+        row = summary.loc[(layer, label)]
+        assert row["mismatched"] == pytest.approx(100 * sum(found) / len(found) / width)
+        assert row["excess"] == pytest.approx(row["mean"] - row["mismatched"], abs=1e-9)
+        assert np.isnan(row["excess_low"]) == (n_examples < 10)
 
 
 def jaccard(activated: torch.Tensor, first: int, second: int, layers: list[int]) -> float:

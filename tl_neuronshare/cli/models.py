@@ -9,7 +9,7 @@ Writes models.csv, run.json, and the figure models as PNG and PDF, to the run fo
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import pandas as pd
@@ -18,7 +18,7 @@ import torch
 import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.inputs import categorise, load_model, load_prompts, short_name
-from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.cli.runs import BESIDE_CHANCE, Run, excess_of, title_of
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.models.lens import LensModel, name_of
 from tl_neuronshare.running.loop import each_of
@@ -38,14 +38,14 @@ def main(args: argparse.Namespace) -> None:
         run.timed("categorise")
         run.record["sharing"] = {name: sharing.metadata for name, sharing in results.items()}
         table = ns.side_by_side(results, name="model")
-        means = table.groupby(["model", "type"], sort=False)[["mean", "mismatched", "independent"]].mean()
+        means = table.groupby(["model", "type"], sort=False)[["mean", *BESIDE_CHANCE]].mean()
         first = next(iter(results.values()))
         print(f"{first}\n\nTypes of neurons, percent (mean over inputs and layers), beside chance")
         print(means.round(2).to_string())
         run.table(table, "models")
         run.save(ns.plots.side_by_side(table, title=title_of(first)), "models")
         run.timed("table and figure")
-        _compare(run, means.query("type == 'all-shared'").droplevel("type"), shuffled)
+        _compare(run, table.query("type == 'all-shared'"), results, shuffled)
 
 
 def _results(run: Run) -> tuple[dict[str, ns.NeuronSharing], str]:
@@ -86,11 +86,12 @@ def _models(
         del other
 
 
-def _compare(run: Run, all_shared: pd.DataFrame, shuffled: str) -> None:
+def _compare(run: Run, all_shared: pd.DataFrame, results: Mapping[str, ns.NeuronSharing], shuffled: str) -> None:
     """Compare the results with what the paper found, and with a model that has learnt nothing."""
+    of_models = {name: all_shared[all_shared["model"] == name] for name in results}
     texts = {
-        name: f"{name} {row['mean']:.1f} % (mismatched examples {row['mismatched']:.1f} %)"
-        for name, row in all_shared.iterrows()
+        name: f"{name} {rows['mean'].mean():.1f} % ({excess_of(results[name], rows)})"
+        for name, rows in of_models.items()
     }
     claim = "the patterns differ between models (which ones, but for BLOOM and BLOOMZ, is open)"
     learnt = [text for name, text in texts.items() if name != shuffled]

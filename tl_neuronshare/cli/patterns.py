@@ -17,7 +17,7 @@ import pandas as pd
 
 import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
-from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.cli.runs import BESIDE_CHANCE, Run, excess_of, title_of
 from tl_neuronshare.maths.bootstrap import FEWEST
 from tl_neuronshare.models.layers import is_gated
 from tl_neuronshare.models.lens import LensModel
@@ -61,8 +61,11 @@ def _show(sharing: ns.NeuronSharing, summary: pd.DataFrame, by_language: pd.Data
     print(summary.pivot(index="layer", columns="type", values="mean")[list(LABELS)].round(2))
     print("\nActivated neurons, percent of each layer (mean over examples)")
     print(by_language.pivot(index="layer", columns="language", values="mean")[list(sharing.languages)].round(2))
-    print("\nAll-shared neurons, percent of each layer, beside chance")
-    print(summary.query("type == 'all-shared'").set_index("layer")[["mean", "mismatched", "independent"]].round(2))
+    print(
+        "\nAll-shared neurons, percent of each layer, beside chance; excess: mean - mismatched, with its 95 % interval"
+    )
+    columns = ["mean", *BESIDE_CHANCE, "excess_low", "excess_high"]
+    print(summary.query("type == 'all-shared'").set_index("layer")[columns].round(2).to_string())
 
 
 def _compare(
@@ -88,6 +91,6 @@ def _compare(
     )
     run.control(
         "is there more sharing than the number of active neurons, and the task alone, would give?",
-        f"all-shared, mean of layers: {all_shared['mean'].mean():.2f} %; with another example in each language "
-        f"{all_shared['mismatched'].mean():.2f} %; as many random neurons {all_shared['independent'].mean():.2f} %",
+        f"all-shared, mean of layers: {all_shared['mean'].mean():.2f} %; as many random neurons "
+        f"{all_shared['independent'].mean():.2f} %; {excess_of(sharing, all_shared)}",
     )

@@ -28,11 +28,13 @@ from tl_neuronshare.errors import NeuronShareError, UnfinishedError
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import short_hash
+from tl_neuronshare.results.tables import why_not_mismatched
 from tl_neuronshare.running import provenance
 from tl_neuronshare.running.plan import Running
 from tl_neuronshare.running.processes import launched
 from tl_neuronshare.running.recording import Reading
 
+BESIDE_CHANCE = ("mismatched", "excess", "independent")  # columns of `summary` that stand beside the mean
 _ALIKE = 0.2  # how far the shares of prompts that end alike may differ between pairs of languages
 PACKAGES = (*provenance.PACKAGES, "babel", "pandas", "numpy", "matplotlib", "lang2vec")
 
@@ -249,6 +251,20 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "none"
+
+
+def excess_of(sharing: ns.NeuronSharing, rows: pd.DataFrame) -> str:
+    """Say how much more neurons are of a type than with mismatched examples, from a type's rows of `summary`."""
+    if why_not := why_not_mismatched(sharing):
+        return f"with another example in each language {why_not}"
+    said = (
+        f"with another example in each language {rows['mismatched'].mean():.2f} %, so that "
+        f"{rows['excess'].mean():+.2f} points are of the same input"
+    )
+    if rows["excess_low"].isna().all():
+        return f"{said} (too few examples for an interval)"
+    above, below = int((rows["excess_low"] > 0).sum()), int((rows["excess_high"] < 0).sum())
+    return f"{said} (its interval is above 0 in {above} of {len(rows)} layers, and below in {below})"
 
 
 def last_tokens(sharing: ns.NeuronSharing) -> str:

@@ -18,7 +18,7 @@ import pandas as pd
 import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.inputs import categorise, load_also, report_of
-from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.cli.runs import BESIDE_CHANCE, Run, excess_of, title_of
 from tl_neuronshare.running.loop import each_of
 
 REASONING, RECALL = "xnli", "fact_probing"
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
         for name, sharing in results.items():
             run.say_how_prompts_end(sharing, name)
         table, overlap = ns.side_by_side(results, name="task"), ns.input_overlap(results)
-        means = table.groupby(["task", "type"], sort=False)[["mean", "mismatched", "independent"]].mean()
+        means = table.groupby(["task", "type"], sort=False)[["mean", *BESIDE_CHANCE]].mean()
         of_model = overlap[overlap["layer"] == "all"]
         first = next(iter(results.values()))
         _show(first.languages, means, of_model)
@@ -57,6 +57,9 @@ def main(args: argparse.Namespace) -> None:
         run.save(ns.plots.side_by_side(table, title=title), "tasks")
         run.save(ns.plots.input_overlap(overlap, title=title), "input_overlap")
         run.timed("tables and figures")
+        for name, sharing in results.items():
+            rows = table[(table["task"] == name) & (table["type"] == "all-shared")]
+            run.control(f"is more all-shared than the task alone would give? ({name})", excess_of(sharing, rows))
         _compare_types(run, means["mean"].unstack("type"))
         _compare_inputs(run, means["mean"].unstack("type")["all-shared"], of_model)
 

@@ -15,7 +15,7 @@ import pandas as pd
 import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.inputs import categorise
-from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.cli.runs import BESIDE_CHANCE, Run, title_of
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -39,11 +39,11 @@ def main(args: argparse.Namespace) -> None:
         run.timed("categorise")
         run.record["sharing"] = {str(threshold): sharing.metadata for threshold, sharing in results.items()}
         table = ns.side_by_side(results, name="threshold")
-        means = table.groupby(["threshold", "type"], sort=False)[["mean", "mismatched", "independent"]].mean()
+        means = table.groupby(["threshold", "type"], sort=False)[["mean", *BESIDE_CHANCE]].mean()
         first = results[args.thresholds[0]]
         run.say_how_prompts_end(first)
         print(f"{first}\n\nTypes of neurons, percent (mean over inputs and layers), beside chance")
-        print(means.unstack("type")[["mean", "mismatched"]].round(2).to_string())
+        print(means.unstack("type")[["mean", "mismatched", "excess"]].round(2).to_string())
         run.table(table, "thresholds")
         run.save(ns.plots.side_by_side(table, title=title_of(first)), "thresholds")
         run.timed("table and figure")

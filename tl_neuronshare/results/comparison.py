@@ -82,7 +82,7 @@ def side_by_side(
 
 
 def language_overlap(
-    sharing: NeuronSharing, *, mismatches: int = MISMATCHES, seed: int = 0, n_resamples: int = 5000
+    sharing: NeuronSharing, *, mismatches: int = 3, seed: int = 0, n_resamples: int = 5000
 ) -> pd.DataFrame:
     """Measure how far each two languages activate the same neurons, by layer and in all, beside what chance would give.
 

@@ -355,8 +355,10 @@ class NeuronSharing:
             A table with a row for each layer and type: layer, type, mean, std, min, max over the examples (the standard
             deviation is the population's), and two chance levels. `independent` is the mean share if each language's
             activated neurons were drawn at random, as many as there are (`chance.independent_types`). `mismatched` is
-            the mean share when each language shows a different example (see the method of that name); it is NaN where
-            there are fewer examples than languages.
+            the mean share when each language shows a different example (see the method of that name). `excess` is the
+            mean minus that, in percent of the layer: what is shared because it is the same input. `excess_low` and
+            `excess_high` are the ends of its 95 % interval over examples (`maths.excess`). These are NaN where there
+            are fewer examples than languages, and the interval for fewer than ten examples or two draws.
 
             In a mixture of experts, a neuron can be activated only where its expert is used. There the table also has
             `of_routed`, the mean percent among the neurons whose expert at least one language is routed to, and

@@ -16,7 +16,9 @@ from torch import Tensor
 from tl_neuronshare.checks import count, is_count
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import count_bits, pack
+from tl_neuronshare.maths.bootstrap import Collected
 from tl_neuronshare.maths.chance import independent_types, jaccard
+from tl_neuronshare.maths.excess import excess
 from tl_neuronshare.maths.totals import Counts, Means, one_after_the_other
 from tl_neuronshare.results.routing import most_used
 from tl_neuronshare.results.types import TYPES, packed_types
@@ -24,20 +26,18 @@ from tl_neuronshare.results.types import TYPES, packed_types
 if TYPE_CHECKING:
     from tl_neuronshare.results.sharing import NeuronSharing
 
-MISMATCHES = 3  # draws of mismatched examples
+MISMATCHES = 12  # draws of mismatched examples; an interval needs several
 
 
 def summary(sharing: NeuronSharing, *, mismatches: int, seed: int) -> pd.DataFrame:
     """Make the table of `NeuronSharing.summary`."""
-    counts, at_random, widths = Counts(), Means(), _widths(sharing)
+    at_random, widths = Means(), _widths(sharing)
     for packed in _pieces(sharing):
-        counts.add(count_bits(packed_types(packed, sharing.packed_is_neuron)))
         independent = independent_types(count_bits(packed).double() / widths)
         at_random.add(rearrange(independent, "type example layer -> example type layer"))
+    counts, of_examples = _of_types(sharing)
     columns = {**counts.statistics(sharing.widths), "independent": 100 * at_random.means()}
-    columns["mismatched"] = mismatched_level(
-        sharing, _percent_of_types, mismatches=mismatches, seed=seed, like=columns["mean"]
-    )
+    columns |= _beside_mismatched(sharing, of_examples, mismatches=mismatches, seed=seed, like=columns["mean"])
     if sharing.routing is not None:
         columns |= _of_routed(sharing)
     return _table(sharing, "type", _IN_ORDER, columns)
@@ -136,7 +136,7 @@ def mismatched_level(
     Raises:
         NeuronShareError: mismatches is not a number of draws, or seed is not a whole number.
     """
-    if not count("mismatches", mismatches, least=0) or len(sharing) < len(sharing.languages):
+    if not count("mismatches", mismatches, least=0) or why_not_mismatched(sharing):
         return torch.full_like(like, torch.nan)
     draws = [measure(sharing.mismatched(seed=seed + number)) for number in range(mismatches)]
     return torch.stack(draws).mean(0)
@@ -149,12 +149,41 @@ def _pieces(sharing: NeuronSharing) -> Iterator[UInt8[Tensor, "example language 
         yield packed & is_neuron
 
 
-def _percent_of_types(sharing: NeuronSharing) -> Float[Tensor, "type layer"]:
-    """Mean percent of each layer's neurons that are of each type, in the order of NeuronType."""
-    counts = Counts()
+def _of_types(sharing: NeuronSharing) -> tuple[Counts, Collected]:
+    """How many neurons of each layer are of each type, in all examples together and in each of them."""
+    counts, of_examples = Counts(), Collected(np.int32)
     for packed in _pieces(sharing):
-        counts.add(count_bits(packed_types(packed, sharing.packed_is_neuron)))
-    return counts.statistics(sharing.widths)["mean"]
+        of_piece = count_bits(packed_types(packed, sharing.packed_is_neuron))
+        counts.add(of_piece)
+        of_examples.add(of_piece.numpy())
+    return counts, of_examples
+
+
+def _beside_mismatched(
+    sharing: NeuronSharing, of_examples: Collected, *, mismatches: int, seed: int, like: Float[Tensor, "type layer"]
+) -> dict[str, Float[Tensor, "type layer"]]:
+    """The mean percent of each type in mismatched examples, how much more there is in reality, and its interval."""
+    names = ("mismatched", "excess", "excess_low", "excess_high")
+    if not count("mismatches", mismatches, least=0) or why_not_mismatched(sharing):
+        return dict.fromkeys(names, torch.full_like(like, torch.nan))
+    moved = [sharing.mismatched(seed=seed + number) for number in range(mismatches)]
+    counted = [_of_types(each) for each in moved]
+    levels = [counts.statistics(sharing.widths)["mean"] for counts, _ in counted]
+    offsets = [each.metadata["mismatched"] for each in moved]
+    draws = [(rows.whole(), of_draw) for (_, rows), of_draw in zip(counted, offsets, strict=True)]
+    found = (torch.from_numpy(each) for each in excess(of_examples.whole(), draws))
+    percents = (100 * each / _widths(sharing) for each in found)
+    return dict(zip(names, (torch.stack(levels).mean(0), *percents), strict=True))
+
+
+def why_not_mismatched(sharing: NeuronSharing) -> str:
+    """Say why examples cannot be mismatched; empty where they can."""
+    if len(sharing) >= len(sharing.languages):
+        return ""
+    return (
+        f"not known, since a different example in each of {len(sharing.languages)} languages needs at least as many "
+        f"examples, and there are {len(sharing)}"
+    )
 
 
 def _of_routed(sharing: NeuronSharing) -> dict[str, Float[Tensor, "type layer"]]:
