@@ -75,7 +75,7 @@ def answer_languages(
     )
     verification.require(model, "logits", "decoding")
     rows: list[dict[str, Any]] = []
-    with running(model, "answers", progress=progress) as loop:
+    with running(model, "answers", n_rows=sum(map(len, texts.values())), progress=progress) as loop:
         for language, of_language in texts.items():
             examples = range(len(of_language))
             tokens = models.tokenised(model, of_language, language, examples, prepend_bos=how.prepend_bos)
