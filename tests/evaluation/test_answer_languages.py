@@ -34,7 +34,9 @@ def test_sentences():
         answered, confidence = detector(sentence)
         assert answered == language
         assert 0.5 < confidence <= 1
-    for nothing in ("", "  \n", "1234 --"):
+    assert detector("<strong><em>Das ist ein Haus</em></strong> <str")[0] == "de"
+    assert detector("Is 3 < 4, and 5 > 4 in this sentence?")[0] == "en"
+    for nothing in ("", "  \n", "1234 --", "<strong><em><strong></em><h2 class='a'>1</h2><stro"):
         assert detector(nothing) == ("unclear", 0.0)
 
 

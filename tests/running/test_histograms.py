@@ -68,13 +68,16 @@ def test_batches_do_not_matter_and_texts_are_read_twice(bloom):
         ns.value_histograms(bloom, {**TEXTS, "th": iter(TEXTS["th"])})
 
 
-def test_planted_neurons_are_found_by_bipartition(animals):
-    """Neurons of a model that never fire but in one language have distributions of their own there."""
-    model = animals.lens("bloom", "bridge")
-    histograms = ns.value_histograms(model, TEXTS, n_bins=20)
+def test_bipartition_of_a_models_histograms(animals):
+    """The neurons that are kept overlap least between their group and the others; Thai is one of three languages."""
+    texts = {**TEXTS, "de": ["Der Himmel ist blau", "Katzen", "Eins zwei drei vier"]}
+    histograms = ns.value_histograms(animals.lens("bloom", "bridge"), texts, n_bins=20)
     masks = ns.methods.bipartition(histograms, share=0.05)
-    of_both = sum(mask.sum() for mask in masks.values())
-    assert of_both > 0
-    counts, n_tokens = histograms.counts.double(), histograms.tokens.double()
-    overlap = torch.minimum(counts[0] / n_tokens[0], counts[1] / n_tokens[1]).sum(-1)
-    assert overlap[masks["en"]].max() <= overlap[~masks["en"]].min()  # with two languages the first is the group
+    kept = sum(masks.values())
+    assert set(kept.unique().tolist()) == {0, 1}  # of three languages the smaller group is one
+    shares = histograms.counts.double() / histograms.tokens.double()[:, None, None, None]
+    overlap = torch.stack([torch.minimum(shares[a], shares[b]).sum(-1) for a, b in ((0, 1), (0, 2), (1, 2))])
+    cost = torch.stack([overlap[list(pairs)].amax(0) for pairs in ((0, 1), (0, 2), (1, 2))])  # of en, th and de alone
+    for number, language in enumerate(texts):
+        assert (cost[number][masks[language]] == cost.amin(0)[masks[language]]).all()
+    assert cost.amin(0)[kept == 1].max() <= cost.amin(0)[kept == 0].min()

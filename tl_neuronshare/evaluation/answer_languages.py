@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from tl_neuronshare.running.loop import running
 from tl_neuronshare.running.plan import BatchSize, Running
 
 UNCLEAR = "unclear"
+_TAG = re.compile(r"</?\w[^<>]*(>|$)")  # the last one may be cut off
 
 
 def answer_languages(
@@ -51,7 +53,7 @@ def answer_languages(
 
     Returns:
         A table with a row for each prompt: language; example (its number); answered (the detected language, or
-        `unclear` where the detector finds no language, as in an empty text or numbers alone); confidence (the
+        `unclear` where the detector finds no language, as in an empty text, or numbers or tags alone); confidence (the
         detector's, from 0 to 1); text (the continuation). `pandas.crosstab(table["language"], table["answered"],
         normalize="index")` gives the shares.
 
@@ -75,7 +77,7 @@ def answer_languages(
     )
     verification.require(model, "logits", "decoding")
     rows: list[dict[str, Any]] = []
-    with running(model, "answers", progress=progress) as loop:
+    with running(model, "answers", n_rows=sum(map(len, texts.values())), progress=progress) as loop:
         for language, of_language in texts.items():
             examples = range(len(of_language))
             tokens = models.tokenised(model, of_language, language, examples, prepend_bos=how.prepend_bos)
@@ -98,7 +100,7 @@ def answer_languages(
 
 
 class Detector:
-    """Tell in which of some languages a text is.
+    """Tell in which of some languages a text is. Tags of HTML, into which base models often fall, are left out.
 
     Args:
         candidates: the languages, as ISO 639-1 codes; at least two.
@@ -133,7 +135,7 @@ class Detector:
 
     def __call__(self, text: str) -> tuple[str, float]:
         """Return the language of a text, or `unclear`, and the confidence from 0 to 1."""
-        first, second = self._detector.compute_language_confidence_values(text)[:2]
+        first, second = self._detector.compute_language_confidence_values(_TAG.sub(" ", text))[:2]
         if first.value == second.value:  # where nothing in the text is of any language, all are equal
             return UNCLEAR, 0.0
         return self._codes[first.language], float(first.value)
