@@ -326,7 +326,7 @@ def test_known_facts_are_what_the_unablated_model_answers_rightly(animals, backe
         model,
         prompts,
         sharing,
-        types=["partial-shared"],
+        types=["specific"],
         controls=["random"],
         seeds=[0, 1],
         on_run=lambda type, ablated, seed, found: answers.update({(ablated, seed): found["correct"].to_numpy(float)}),
