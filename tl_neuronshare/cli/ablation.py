@@ -20,6 +20,7 @@ ablation_equal_size as PNG and PDF, to the run folder.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -35,6 +36,7 @@ from tl_neuronshare.evaluation.evaluating import Scoring, ScoringName
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.plots.ablating import Metric
 from tl_neuronshare.plots.drawing import LABELS
+from tl_neuronshare.running.loop import each_of
 
 LEGEND = """difference: from the unablated model. type - control: how much more the type loses than its control.
 overlap: the share of the control's neurons that are of the type."""
@@ -60,16 +62,12 @@ def main(args: argparse.Namespace) -> None:
         args.scoring = args.scoring or _scoring(args, prompts)
         if args.known == "all":
             prompts, sharing = _known(args, run, model, prompts, sharing)
-        table, answers = _study(args, run, model, prompts, sharing, controls=args.controls, equal_size=args.equal_size)
+        table, of_equal_size, answers = _studies(args, run, model, prompts, sharing)
         run.record["study"] = table.attrs
         run.timed("study")
         print(f"{sharing}\n\n{_how(args)}\n{LEGEND}")
         _show(run, table, "ablation", metric, title=title_of(sharing, how=_how(args)))
-        of_equal_size = table
-        if not args.equal_size and len(args.types) > 1:
-            others = [name for name in OF_VERDICT if name in args.controls]
-            of_equal_size, _ = _study(args, run, model, prompts, sharing, controls=others, equal_size=True)
-            run.timed("study of equal sizes")
+        if of_equal_size is not table:
             print("\nWith as many neurons of each type as the smallest has in a layer")
             title = title_of(sharing, how=f"equal sizes, {_how(args)}")
             _show(run, of_equal_size, "ablation_equal_size", metric, title=title)
@@ -100,6 +98,19 @@ def _known(
     known = prompts.where(table)
     print(f"The model knows {len(known)} of {len(prompts)} examples in every language; these are studied.\n")
     return known, sharing[[prompts.examples.index(label) for label in known.examples]]
+
+
+def _studies(
+    args: argparse.Namespace, run: Run, model: LensModel, prompts: ns.ParallelPrompts, sharing: ns.NeuronSharing
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Run the study, and again at equal sizes; return both tables, and the answers of the first."""
+    study = partial(_study, args, run, model, prompts, sharing)
+    works = [partial(study, controls=args.controls, equal_size=args.equal_size)]
+    if not args.equal_size and len(args.types) > 1:
+        nearest = [name for name in OF_VERDICT if name in args.controls]
+        works.append(partial(study, controls=nearest, equal_size=True))
+    (table, answers), *others = each_of(works)
+    return table, others[0][0] if others else table, answers
 
 
 def _study(

@@ -40,6 +40,7 @@ from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.runs import Run, title_of
 from tl_neuronshare.errors import UnfinishedError
 from tl_neuronshare.models.lens import LensModel
+from tl_neuronshare.running.loop import each_of
 
 Masks = dict[str, Tensor]
 Texts = dict[str, list[str]]
@@ -83,9 +84,10 @@ def main(args: argparse.Namespace) -> None:
             run.tensors(partial(ns.save_masks, of_method), f"masks_{method}")
         run.save(ns.plots.methods(*tables.values(), title=title_of(sharing)), "methods")
         run.timed("tables and figure")
-        crossed = []
-        for method in (each for each in crossing if each in masks):
-            table = ns.cross_ablation(
+        chosen = [method for method in crossing if method in masks]
+        tables_of_methods = each_of(
+            partial(
+                ns.cross_ablation,
                 model,
                 measuring,
                 masks[method],
@@ -93,11 +95,13 @@ def main(args: argparse.Namespace) -> None:
                 batch_size=args.batch_size,
                 **run.keeping(f"cross ablation of {method}"),
             )
+            for method in chosen
+        )
+        crossed = []
+        for method, table in zip(chosen, tables_of_methods, strict=True):
             _say(run, table, method, _how(args, measuring))
-            run.save(
-                ns.plots.cross_ablation(table, title=f"{method}: {title_of(sharing, how=_how(args, measuring))}"),
-                f"cross_ablation_{method}",
-            )
+            title = f"{method}: {title_of(sharing, how=_how(args, measuring))}"
+            run.save(ns.plots.cross_ablation(table, title=title), f"cross_ablation_{method}")
             crossed.append(table.assign(method=method))
         if crossed:
             run.table(pd.concat(crossed, ignore_index=True), "cross_ablation")

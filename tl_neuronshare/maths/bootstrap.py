@@ -14,7 +14,7 @@ from tl_neuronshare.errors import NeuronShareError
 FEWEST = 10  # examples that an interval needs; one from fewer would look more certain than it is
 _CHUNK = 1 << 22  # how many numbers are held at a time
 _EXAMPLES, _RESAMPLES = 1 << 12, 1 << 8  # how many of them are multiplied at a time
-_IN_MEMORY = 1 << 22  # how many bytes of values are kept in memory; more are kept in a file
+_IN_MEMORY = 1 << 20  # how many bytes of values are kept in memory; more are kept in a file
 
 
 class Bootstrap:

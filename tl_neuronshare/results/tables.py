@@ -35,7 +35,8 @@ def summary(sharing: NeuronSharing, *, mismatches: int, seed: int) -> pd.DataFra
     for packed in _pieces(sharing):
         independent = independent_types(count_bits(packed).double() / widths)
         at_random.add(rearrange(independent, "type example layer -> example type layer"))
-    counts, of_examples = _of_types(sharing)
+    of_examples = Collected(np.int32)
+    counts = _of_types(sharing, of_examples)
     columns = {**counts.statistics(sharing.widths), "independent": 100 * at_random.means()}
     columns |= _beside_mismatched(sharing, of_examples, mismatches=mismatches, seed=seed, like=columns["mean"])
     if sharing.routing is not None:
@@ -149,14 +150,14 @@ def _pieces(sharing: NeuronSharing) -> Iterator[UInt8[Tensor, "example language 
         yield packed & is_neuron
 
 
-def _of_types(sharing: NeuronSharing) -> tuple[Counts, Collected]:
-    """How many neurons of each layer are of each type, in all examples together and in each of them."""
-    counts, of_examples = Counts(), Collected(np.int32)
+def _of_types(sharing: NeuronSharing, of_examples: Collected) -> Counts:
+    """Count how many neurons of each layer are of each type, and collect the counts of each example."""
+    counts = Counts()
     for packed in _pieces(sharing):
         of_piece = count_bits(packed_types(packed, sharing.packed_is_neuron))
         counts.add(of_piece)
         of_examples.add(of_piece.numpy())
-    return counts, of_examples
+    return counts
 
 
 def _beside_mismatched(
@@ -166,12 +167,13 @@ def _beside_mismatched(
     names = ("mismatched", "excess", "excess_low", "excess_high")
     if not count("mismatches", mismatches, least=0) or why_not_mismatched(sharing):
         return dict.fromkeys(names, torch.full_like(like, torch.nan))
-    moved = [sharing.mismatched(seed=seed + number) for number in range(mismatches)]
-    counted = [_of_types(each) for each in moved]
-    levels = [counts.statistics(sharing.widths)["mean"] for counts, _ in counted]
-    offsets = [each.metadata["mismatched"] for each in moved]
-    draws = [(rows.whole(), of_draw) for (_, rows), of_draw in zip(counted, offsets, strict=True)]
-    found = (torch.from_numpy(each) for each in excess(of_examples.whole(), draws))
+    levels, offsets, rows = [], [], Collected(np.int32)
+    for number in range(mismatches):
+        moved = sharing.mismatched(seed=seed + number)
+        levels.append(_of_types(moved, rows).statistics(sharing.widths)["mean"])
+        offsets.append(moved.metadata["mismatched"])
+    of_draws = rows.whole().reshape(mismatches, len(sharing), len(TYPES), sharing.n_layers)
+    found = (torch.from_numpy(each) for each in excess(of_examples.whole(), [*zip(of_draws, offsets, strict=True)]))
     percents = (100 * each / _widths(sharing) for each in found)
     return dict(zip(names, (torch.stack(levels).mean(0), *percents), strict=True))
 
