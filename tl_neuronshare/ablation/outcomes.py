@@ -94,7 +94,9 @@ def table_of(
     bootstrap: Bootstrap,
 ) -> pd.DataFrame:
     """Make the table of `ablation_study`: the unablated model, then each mask and its controls."""
-    unablated = _with_known_only(unablated, unablated)
+    # What the unablated model does not know is NaN, and is left out wherever it is compared.
+    known = np.where(unablated["accuracy"] == 1, unablated["known_accuracy"], np.nan)
+    unablated = {**unablated, "known_accuracy": known}
     rows = list(_rows_of_unablated(prompts, unablated))
     for (target, ablated), outcome in outcomes.items():
         note = outcome.note
@@ -105,8 +107,8 @@ def table_of(
                 continue
             numbers = _Compared(outcome, outcomes[target, "type"], prompts, metric, unablated[metric])
             for language in ("all", *prompts.languages):
-                known = {"note": note} | numbers.of(language, n_layers, bootstrap, is_control=ablated != "type")
-                rows.append(_row(target, ablated, language, metric, **known))
+                found = {"note": note} | numbers.of(language, n_layers, bootstrap, is_control=ablated != "type")
+                rows.append(_row(target, ablated, language, metric, **found))
     return pd.DataFrame(rows)
 
 
@@ -117,12 +119,6 @@ def _rows_of_unablated(prompts: ParallelPrompts, unablated: dict[str, Numbers]) 
             note = "few answers are right to begin with: little can be lost" if few_right else ""
             known = {"value": _mean(scores), "difference": 0.0, "neurons": 0.0, "examples": len(scores)}
             yield _row("none", "none", language, metric, **known, note=note)
-
-
-def _with_known_only(scores: Mapping[str, Numbers], unablated: Mapping[str, Numbers]) -> dict[str, Numbers]:
-    """The scores, in which the accuracy of what the unablated model does not know is NaN."""
-    known = np.where(unablated["accuracy"] == 1, scores["known_accuracy"], np.nan)
-    return {**scores, "known_accuracy": known}
 
 
 class _Compared:

@@ -81,9 +81,9 @@ def main(args: argparse.Namespace) -> None:
 
 def _show(run: Run, table: pd.DataFrame, name: str, metric: Metric, *, title: str) -> None:
     """Print a study's tables of all and of known facts; write its table and its figure."""
-    for each in ("accuracy", "known_accuracy"):
+    for each, heading in TITLES.items():
         shown, notes = _printed(table, each)
-        print(f"\n{TITLES[each]}\n{shown.to_string(index=False)}", *notes, sep="\n")
+        print(f"\n{heading}\n{shown.to_string(index=False)}", *notes, sep="\n")
     run.table(table, name)
     run.save(ns.plots.ablation(table, metric=metric, title=title), name)
 
@@ -122,7 +122,7 @@ def _study(
     *,
     controls: list[str],
     equal_size: bool,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Run a study; return its table, and each prompt's answers before and without each type."""
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
 

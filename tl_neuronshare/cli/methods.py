@@ -84,18 +84,18 @@ def main(args: argparse.Namespace) -> None:
             run.tensors(partial(ns.save_masks, of_method), f"masks_{method}")
         run.save(ns.plots.methods(*tables.values(), title=title_of(sharing)), "methods")
         run.timed("tables and figure")
-        chosen = [method for method in crossing if method in masks]
+        chosen = {method: masks[method] for method in crossing if method in masks}
         tables_of_methods = each_of(
             partial(
                 ns.cross_ablation,
                 model,
                 measuring,
-                masks[method],
+                of_method,
                 seeds=range(args.seed, args.seed + args.seeds),
                 batch_size=args.batch_size,
                 **run.keeping(f"cross ablation of {method}"),
             )
-            for method in chosen
+            for method, of_method in chosen.items()
         )
         crossed = []
         for method, table in zip(chosen, tables_of_methods, strict=True):
@@ -107,8 +107,7 @@ def main(args: argparse.Namespace) -> None:
             run.table(pd.concat(crossed, ignore_index=True), "cross_ablation")
         run.timed("cross-ablation")
         if args.answers:
-            of_methods = {method: masks[method] for method in crossing if method in masks}
-            answers = _answers(args, model, prompts, measuring, of_methods, sharing=sharing)
+            answers = _answers(args, model, prompts, measuring, chosen, sharing=sharing)
             run.table(answers, "answer_languages")
             _say_answers(run, answers)
             run.timed("answers")

@@ -277,9 +277,9 @@ def last_tokens(sharing: ns.NeuronSharing) -> str:
         return said
     if shares.min() == 1:
         return f"{said}. WARNING: all types are of this token, whose own neurons count as shared."
-    alike = [pair for pair in pairs if table[pair] > shares.mean()]
     if shares.max() - shares.min() <= _ALIKE:
         return said
+    alike = [pair for pair in pairs if table[pair] > shares.mean()]
     overlap = sharing.overlap().to_numpy()
     ends = [np.mean([overlap[pair] for pair in pairs if (pair in alike) == yes]) for yes in (True, False)]
     names = ", ".join(f"{sharing.languages[b]}-{sharing.languages[a]}" for a, b in alike)

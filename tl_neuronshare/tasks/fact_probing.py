@@ -473,6 +473,7 @@ class _Wording:
         seed: int,
     ) -> None:
         self._usable, self._form, self._pattern, self._cloze, self._seed = usable, form, pattern, cloze, seed
+        self._numbers: dict[tuple[str, str], int] = {}  # what `_number` has found
 
     def said(self, language: str, relation: str) -> str:
         """Say which pattern asks for a relation, and whether it ends as those of other languages do."""
@@ -488,14 +489,15 @@ class _Wording:
         """Which of the patterns asks for all pairs of a relation."""
         if isinstance(self._pattern, int):
             return self._pattern
-        patterns = self._usable[language][relation]
         if self._form == "cloze" or (isinstance(self._pattern, Mapping) and language in self._pattern):
             return 0
-        ranks = [
-            (not _ends_in_a_word(each), bool(_PUNCTUATION.search(_ending(each, "") or "")), n)
-            for n, each in enumerate(patterns)
-        ]
-        return min(ranks)[-1]
+        if (language, relation) not in self._numbers:
+            ranks = [
+                (not _ends_in_a_word(each), bool(_PUNCTUATION.search(_ending(each, "") or "")), n)
+                for n, each in enumerate(self._usable[language][relation])
+            ]
+            self._numbers[language, relation] = min(ranks)[-1]
+        return self._numbers[language, relation]
 
     def of(self, pair: _Pair, language: str, subject: str) -> tuple[str, str]:
         """The prompt, and what comes before its answer: a space or nothing."""
