@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import tl_neuronshare as ns
+from support import zoo
 from support.architectures import architectures, make
+from tl_neuronshare.models import added
 
 TEXTS = {"en": ["The sky is blue", "Cats", "One two three"], "th": ["ท้องฟ้า", "แมว สุนัข"]}
 PLACES = [(0, 3), (2, 0), (1, 17), (0, 4)]
@@ -123,6 +125,19 @@ def test_rates_of_other_weights_are_refused(animals):
         ns.describe_neurons(model, PLACES, rates=rates)
 
 
-def test_a_model_that_normalises_what_its_mlps_write_gives_a_warning(animals):
+def test_a_norm_after_the_mlp_has_its_weight_applied(animals, backend):
+    hugging_face, _ = animals.hugging_face("gemma2")
+    table = ns.describe_neurons(animals.lens("gemma2", backend), [(1, 7)], n_tokens=5)
+    layer = hugging_face.model.layers[1]
+    written = layer.mlp.down_proj.weight[:, 7] * (1 + layer.post_feedforward_layernorm.weight)
+    pushes = hugging_face.lm_head.weight @ (written * (1 + hugging_face.model.norm.weight))
+    tokenizer = animals.hugging_face("gemma2")[1]
+    assert table["promotes"][0] == [tokenizer.decode([token]) for token in pushes.topk(5).indices]
+
+
+def test_a_model_that_changes_what_its_mlps_write_gives_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(added, "_MULTIPLIERS", ())
+    zoo.save_model("granite", {**zoo._LLAMA, "residual_multiplier": 0.22}, tmp_path)
+    model = ns.load_model(tmp_path, backend="bridge", device="cpu")
     with pytest.warns(UserWarning, match="the tokens are of what the MLPs write, not of what is added"):
-        ns.describe_neurons(animals.lens("gemma2", "bridge"), [(0, 0)])
+        ns.describe_neurons(model, [(0, 0)])

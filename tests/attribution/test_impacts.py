@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import product
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tl_neuronshare as ns
 from support import reference, zoo
 from support.prompts import PROMPTS, QUIZ, quiz_for
 from tl_neuronshare import models
 from tl_neuronshare.attribution import impacts as impacts_module
-from tl_neuronshare.models import dense
+from tl_neuronshare.models import added, dense
 from tl_neuronshare.running.plan import Running
 
 
@@ -109,6 +110,55 @@ def test_at_a_frozen_scale_the_score_is_what_the_logit_loses(animals, name, back
             for one in (before, after)
         ]
         assert abs(found[example, language, last][1][neuron] - (logits[0] - logits[1])) <= 1e-4
+
+
+AFTER = "model.layers.{}.post_feedforward_layernorm"
+# The norm after the MLP, and the number by which its output is multiplied.
+ADDED_THROUGH = {
+    "gemma2": (zoo.KINDS["gemma2"].config, AFTER, 1.0),
+    "gemma3_text": (zoo.MORE_KINDS["gemma3"].config, AFTER, 1.0),
+    "olmo2": (zoo._LLAMA, AFTER, 1.0),
+    "olmo3": (zoo._LLAMA, AFTER, 1.0),
+    "granite": ({**zoo._LLAMA, "residual_multiplier": 0.22}, None, 0.22),
+}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "after", "factor"), [(k, *v) for k, v in ADDED_THROUGH.items()], ids=ADDED_THROUGH
+)
+@pytest.mark.parametrize("norm", ["frozen", "full"])
+def test_through_a_norm_after_the_mlp_the_score_is_what_the_logit_loses(
+    model_type, config, after, factor, norm, backend, tmp_path
+):
+    """Causal, for every neuron of every layer: Hugging Face's modules in float64, while all scales stay as they are."""
+    zoo.save_model(model_type, config, tmp_path)
+    if backend == "hooked" and model_type != "olmo3":
+        pytest.skip("TransformerLens loads no HookedTransformer of it from a directory")
+    model = ns.load_model(tmp_path, backend=backend, device="cpu")
+    hugging_face = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").double().eval()
+    prompts = QUIZ.select(["en", "de"])
+    with warnings.catch_warnings(action="error"):  # nothing is left out that a user should know
+        sharing = ns.categorise(model, prompts)
+        found = scores_of(model, prompts, sharing, norm=norm)
+    for example, language, layer in product(range(3), prompts.languages, range(3)):
+        text, gold = prompts.prompts[language][example], prompts.answers[language][example]
+        has_bos = sharing.metadata["prepend_bos"]
+        start, (tokens,), _ = reference.literal_start(model.tokenizer, text, [gold], has_bos)
+        lost, lengths = reference.direct_losses(
+            hugging_face,
+            tokens[:start],
+            tokens[start],
+            down=f"model.layers.{layer}.mlp.down_proj",
+            norm="model.norm",
+            after=after and after.format(layer),
+            factor=factor,
+            is_frozen=norm == "frozen",
+        )
+        generation, correctness = found[example, language, layer]
+        assert lost.abs().max() > 0.01
+        assert (correctness - lost).abs().max() <= 1e-4
+        if norm == "frozen":
+            assert (generation - lengths).abs().max() <= 1e-4
 
 
 @pytest.mark.skipif(not models.has_hooked_transformer(), reason="only HookedTransformer divides by its hook_scale")
@@ -244,7 +294,7 @@ def test_values_that_are_no_numbers(ready, as_users_run_it):
     assert not any(hook.fwd_hooks for hook in model.hook_dict.values())
 
 
-def test_processed_weights_and_norms_after_the_mlp_are_warned_of(animals):
+def test_processed_weights_and_what_is_not_known_of_the_output_are_warned_of(animals, tmp_path, monkeypatch):
     model = ns.load_model(animals.directory("bloom"), backend="bridge", device="cpu")
     model.enable_compatibility_mode(disable_warnings=True)
     sharing = ns.categorise(model, QUIZ)
@@ -252,7 +302,10 @@ def test_processed_weights_and_norms_after_the_mlp_are_warned_of(animals):
         table = ns.attribute(model, QUIZ, sharing, batch_size=1)
     assert len(warned) == 1
     assert table.attrs["weights"] == "folded"
-    gemma = animals.lens("gemma2", "bridge")
-    with pytest.warns(UserWarning, match="normalises what its MLPs write") as warned:
-        ns.attribute(gemma, QUIZ, ns.categorise(gemma, QUIZ), batch_size=1)
+    monkeypatch.setattr(added, "_MULTIPLIERS", ())
+    zoo.save_model("granite", {**zoo._LLAMA, "residual_multiplier": 0.22}, tmp_path)
+    granite = ns.load_model(tmp_path, backend="bridge", device="cpu")
+    with pytest.warns(UserWarning, match="multiplies what its MLPs write") as warned:
+        table = ns.attribute(granite, QUIZ, ns.categorise(granite, QUIZ), batch_size=1)
     assert len(warned) == 1
+    assert table.attrs["mlp_output"] == "multiplies what its MLPs write (layer 0: by 0.22)"

@@ -1,4 +1,4 @@
-"""The final norm, compared with Hugging Face's modules, and models that change what their MLPs write."""
+"""The final norm, compared with Hugging Face's modules."""
 
 from __future__ import annotations
 
@@ -76,55 +76,3 @@ def test_a_norm_of_another_kind_is_refused(animals, as_users_run_it, monkeypatch
     monkeypatch.setitem(model.ln_final._modules, "_original_component", Strange())
     with pytest.raises(ns.NeuronShareError, match=r"a Strange, is neither a LayerNorm nor an RMSNorm; use norm"):
         models.final_norm(model)
-
-
-CHANGED = {
-    "gemma2": (zoo.KINDS["gemma2"].config, "normalises what its MLPs write"),
-    "olmo2": (zoo._LLAMA, "normalises what its MLPs write"),
-    "granite": ({**zoo._LLAMA, "residual_multiplier": 0.2}, "multiplies what its MLPs write"),
-    "openai-gpt": ({"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4}, "normalises what its MLPs write"),
-    "bert": ({**zoo._SIZES, "num_hidden_layers": 2, "is_decoder": True}, "normalises what its MLPs write"),
-    "olmo_hybrid": (
-        {
-            **zoo._LLAMA,
-            "num_hidden_layers": 4,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-        },
-        r"normalises what its MLPs write (layer 3)",  # the layers before it have linear attention, and another norm
-    ),
-    "gpt2": (zoo.KINDS["gpt2"].config, None),
-    "mpt": (OTHER_NORMS["mpt"][1], None),
-    "phi": (zoo._LLAMA, None),  # attention and MLP in parallel
-    "llama": (zoo._LLAMA, None),
-}
-
-
-@pytest.mark.parametrize(("model_type", "config", "what"), [(k, *v) for k, v in CHANGED.items()], ids=CHANGED)
-def test_models_that_change_what_their_mlps_write_are_known(model_type, config, what, tmp_path):
-    model = ns.load_model(zoo.save_model(model_type, config, tmp_path), backend="bridge", device="cpu")
-    found = models.changes_mlp_output(model)
-    assert found is None if what is None else found.startswith(what)
-
-
-@pytest.mark.skipif(not models.has_hooked_transformer(), reason="there is no HookedTransformer")
-def test_a_hooked_transformer_with_norms_after_its_mlps(tmp_path):
-    directory = zoo.save_model("olmo3", zoo._LLAMA, tmp_path)
-    model = ns.load_model(directory, backend="hooked", device="cpu")
-    assert models.changes_mlp_output(model).startswith("normalises what its MLPs write (layer 0)")
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("name", "changed"), [("gemma2", True), ("bloom", False), ("llama", False)])
-def test_in_half_precision_too(animals, name, backend, changed, dtype):
-    if backend == "hooked" and animals.kind(name).hooked != "directory":
-        backend = "bridge"
-    model = ns.load_model(animals.directory(name), backend=backend, device="cpu", dtype=dtype)
-    assert (models.changes_mlp_output(model) is not None) == changed
-
-
-@pytest.mark.parametrize(("name", "changed"), [("gemma2", True), ("bloom", False), ("opt", False)])
-def test_and_of_both_classes_alike(animals, name, backend, changed):
-    assert (models.changes_mlp_output(animals.lens(name, backend)) is not None) == changed

@@ -42,7 +42,7 @@ def needed_by(model, name):
     with passes(model) as needed:
         KEPT["categorise"](model, QUIZ)
         for _ in range(0 if "study" in name else 3 if "causal" in name else 1):
-            models.changes_mlp_output(model)
+            models.added_through(model)
     return needed.done
 
 

@@ -223,6 +223,55 @@ def literal_scores(
     return found
 
 
+def direct_losses(
+    model: nn.Module,
+    tokens: list[int],
+    token: int,
+    *,
+    down: str,
+    norm: str,
+    after: str | None,
+    factor: float = 1.0,
+    is_frozen: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a token's logit loses when each neuron of a layer alone is zeroed, and how much each one adds.
+
+    Nothing but the layer's own output changes: later layers stay as they are. The RMSNorms `after` the MLP and before
+    the unembedding keep their scale; or else each loss is the neuron's value times the logit's gradient.
+    """
+    seen: dict[str, torch.Tensor] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: seen.update({name: inputs[0].reshape(-1, inputs[0].shape[-1])[-1]})
+        )
+        for name in (down, norm)
+    ]
+    with torch.no_grad():
+        model(torch.tensor([tokens]))
+    for handle in handles:
+        handle.remove()
+    values, residual = seen[down].detach().requires_grad_(), seen[norm].detach()
+    linear, last = model.get_submodule(down), model.get_submodule(norm)
+    between = model.get_submodule(after) if after else None
+
+    def through(module: nn.Module | None, vectors: torch.Tensor, scale_of: torch.Tensor) -> torch.Tensor:
+        if module is None:
+            return vectors
+        eps = getattr(module, "eps", None) or module.variance_epsilon
+        scale = [(each.square().mean(-1, keepdim=True) + eps).sqrt() for each in (vectors, scale_of)]
+        return module(vectors) * scale[0] / scale[1] if is_frozen else module(vectors)
+
+    one_less = torch.cat([values[None], values * (1 - torch.eye(len(values), dtype=values.dtype))])
+    written = linear(one_less)
+    added = factor * through(between, written, written[:1])
+    logits = through(last, residual + added - added[:1].detach(), residual) @ model.get_output_embeddings().weight[token]
+    lengths = (added[0] - added[1:]).norm(dim=-1).detach()
+    if is_frozen:
+        return (logits[0] - logits[1:]).detach(), lengths
+    (gradient,) = torch.autograd.grad(logits[0], values)
+    return (values * gradient).detach(), lengths
+
+
 def literal_table(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, kind: Any, prompts: Any, scores: Scores
 ) -> dict[tuple[Any, ...], float]:

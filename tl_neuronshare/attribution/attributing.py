@@ -70,8 +70,10 @@ def attribute(
         norm: how the correctness impact treats the final norm.
             `none`: it is ignored, as in the paper.
             `frozen`: its weight is applied, and its scale is taken from the run and held constant. The score is then
-                the neuron's own part of the logit.
+                the neuron's own part of the logit, before the model caps or scales its logits.
             `full`: the score uses the gradient of the logit, so it includes the neuron's effect on the scale.
+            A norm between the MLP and the residual stream (Gemma 2 and 3, OLMo 2 and 3) is a part of the model that
+            both scores go through: its weight is applied, and its scale frozen; with `full`, its gradient is taken.
         n_resamples: how many resamples the bootstrap draws.
         batch_size: as in `categorise`.
         prepend_bos: as in `categorise`.
@@ -105,7 +107,8 @@ def attribute(
 
     Warns:
         UserWarning: the weights are folded or centred; or the model changes the output of the MLPs before it adds it to
-            the residual stream, or while it adds it.
+            the residual stream, or while it adds it, in a way that is neither a norm nor a multiplier that its
+            configuration names.
 
     Source: arXiv 2406.09265v1, contribution score and effective score; the intervals and controls are ours.
 

@@ -17,7 +17,7 @@ from tl_neuronshare.checks import count, texts_by_language
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import neurons_of
-from tl_neuronshare.maths.impact import projected
+from tl_neuronshare.maths.impact import NormFormula, projected
 from tl_neuronshare.models import LensModel, NeuronLayer, verification
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.masks import mask_from_frame
@@ -67,15 +67,16 @@ def describe_neurons(
         positive value raises and lowers most, through the weight of the final norm). With `sharing`, for each type, the
         number of examples for which the neuron is of that type, and in a mixture routed (percent of prompts for which
         it is computed). With `rates`, for each language `rate LANGUAGE` (percent of tokens). With `prompts`, prompts (a
-        list of tuples: language, text, value).
+        list of tuples: language, text, value). A norm after the MLP has its weight applied to what a neuron writes.
 
     Raises:
         NeuronShareError: there are no neurons, or some that the model does not have; the model fails a check of
             `verify`; `sharing` is of different layers; or `rates` are of different layers or weights.
 
     Warns:
-        UserWarning: the weights are folded or centred; or the model changes what its MLPs write before it adds it, so
-            that the tokens are those that the MLP's output promotes, and not what is added.
+        UserWarning: the weights are folded or centred; or the model changes what its MLPs write before it adds it, in a
+            way that is neither a norm nor a multiplier of the configuration, so that the tokens are those that the
+            MLP's output promotes, and not what is added.
 
     Example:
         >>> table = describe_neurons(model, [(3, 7)], sharing=sharing, prompts={"en": ["Country code of Peru →"]})
@@ -95,8 +96,9 @@ def describe_neurons(
     layers = models.neuron_layers(model, "post")
     places = _places(neurons, layers)
     table = named(layers, places)
-    _warn(model)
-    promotes, suppresses = _tokens(model, layers, places, n_tokens)
+    added = models.added_through(model)
+    _warn(model, added)
+    promotes, suppresses = _tokens(model, layers, places, n_tokens, added.formulas)
     table["promotes"], table["suppresses"] = promotes, suppresses
     at = tuple(places.T)
     if sharing is not None:
@@ -165,22 +167,27 @@ def _places(neurons: Any, layers: Sequence[NeuronLayer]) -> Int[Tensor, "place 2
     return places
 
 
-def _warn(model: LensModel) -> None:
+def _warn(model: LensModel, added: models.Added) -> None:
     messages = [provenance.processed_weights(provenance.describe(model)["weights"], "the tokens")]
-    if (what := models.changes_mlp_output(model)) is not None:
+    if (what := added.unknown) is not None:
         messages.append(f"{models.name_of(model)} {what}; the tokens are of what the MLPs write, not of what is added.")
     for message in filter(None, messages):
         warn(message, stacklevel=3)
 
 
 def _tokens(
-    model: LensModel, layers: Sequence[NeuronLayer], places: Int[Tensor, "place 2"], n_tokens: int
+    model: LensModel,
+    layers: Sequence[NeuronLayer],
+    places: Int[Tensor, "place 2"],
+    n_tokens: int,
+    formulas: Sequence[NormFormula],
 ) -> tuple[list[list[str]], list[list[str]]]:
     """For each neuron, the tokens that it promotes and those that it suppresses most."""
     written = torch.zeros(len(places), model.cfg.d_model, dtype=torch.float32, device=models.device_of(model))
     for layer in sorted(set(places[:, 0].tolist())):
         here = places[:, 0] == layer
-        written[here.to(written.device)] = layers[layer].W_out()[places[here, 1]].to(written)
+        rows = layers[layer].W_out()[places[here, 1]].to(written)
+        written[here.to(written.device)] = formulas[layer].to(rows).weighted(rows)
     norm = models.final_norm(model).to(written)
     n_vocabulary = min(models.vocabulary_size(model), len(model.tokenizer))
     n_tokens, step = min(n_tokens, n_vocabulary), max(n_tokens, _CHUNK // max(len(places), model.cfg.d_model))

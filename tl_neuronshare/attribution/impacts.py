@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import floor
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -18,7 +18,7 @@ from tl_neuronshare.checks import Options, is_count, one_of, option
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.answers import Continuation, continuations
 from tl_neuronshare.maths.activation import Number
-from tl_neuronshare.maths.impact import FinalNorm, projected
+from tl_neuronshare.maths.impact import NormFormula, lengths, projected
 from tl_neuronshare.models import LensModel, NeuronLayer, OnDevices, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
@@ -154,6 +154,8 @@ class Impacts:
             )
         self.model, self.prompts, self.sharing, self.options = model, prompts, sharing, options
         self.layers = [layer.weighted() for layer in models.neuron_layers(model, "post")]
+        self._added = models.added_through(model)
+        self._outputs = [_Output(*pair) for pair in zip(self.layers, self._added.formulas, strict=True)]
         self.widths = sharing.widths
         self.top_k = options.counts(self.widths)
         self.final_norm = models.final_norm(model) if options.norm != "none" else None
@@ -164,6 +166,7 @@ class Impacts:
         self.record = {
             **provenance.of_run(model, prompts, sharing),
             **options.record,
+            "mlp_output": self._added.change or "added as it is",
             "top_k_of_layers": self.top_k,
             **how.record,
             "merged": sum(merged) / len(merged),
@@ -192,7 +195,7 @@ class Impacts:
 
     def _warnings(self) -> list[str]:
         warnings = [provenance.processed_weights(self.record["weights"], "the scores")]
-        if (what := models.changes_mlp_output(self.model)) is not None:
+        if (what := self._added.unknown) is not None:
             warnings.append(
                 f"{models.name_of(self.model)} {what}; the scores are of what the MLPs write, and not of what is added."
             )
@@ -282,16 +285,17 @@ class Impacts:
         is_missing = OnDevices(without_other) if without_other.any() else None
         places, other_places = pushes.places(token), pushes.places(other_token)
         largest: list[Float[Tensor, " row"]] = []  # each layer's largest score of each row, from 0
-        for number, (layer, post) in enumerate(zip(self.layers, values, strict=True)):
-            generation = mean(post.abs() * layer.lengths.to(post.device))
-            correctness = mean(pushes.impact(number, layer, post, places, residual))
-            other_answer = mean(pushes.impact(number, layer, post, other_places, residual))
+        for number, (output, post) in enumerate(zip(self._outputs, values, strict=True)):
+            written = output.written(post)
+            generation = mean(output.lengths_of(post, written))
+            correctness = mean(pushes.impact(number, output, post, written, places, residual))
+            other_answer = mean(pushes.impact(number, output, post, written, other_places, residual))
             # NaN where a score is NaN. This is one pass over the scores, where `isfinite` makes four.
             scores = (generation, correctness, other_answer)
             largest.append(sum(torch.linalg.vector_norm(each, torch.inf, dim=-1) for each in scores))
             if is_missing is not None:
                 other_answer = other_answer.masked_fill(is_missing.on(post.device), torch.nan)
-            of_layer = types[:, number, : layer.width].to(post.device)
+            of_layer = types[:, number, : self.widths[number]].to(post.device)
             yield LayerImpacts(language, examples, number, generation, correctness, other_answer, of_layer)
         self._check_finite(largest, language, examples)
 
@@ -305,6 +309,43 @@ class Impacts:
                     f"Language {language!r}, example {example!r}, layer {layer}: a score is NaN or infinite; load the "
                     "model in float32 or bfloat16, and check your hooks."
                 )
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A layer's neurons, and the formula by which the model adds what they write to the residual stream."""
+
+    layer: NeuronLayer
+    formula: NormFormula
+
+    def written(self, post: Float[Tensor, "place neuron"]) -> Float[Tensor, "place d_model"] | None:
+        """What all neurons write at each place; None where the formula has no scale, which depends on it."""
+        return post @ self.layer.W_out().to(post) if self.formula.divides else None
+
+    def scaled(
+        self, scores: Float[Tensor, "place neuron"], written: Float[Tensor, "place d_model"] | None
+    ) -> Float[Tensor, "place neuron"]:
+        """Divide by the scale of the norm after the MLP, where there is one."""
+        return scores if written is None else scores / self.formula.scale(written)
+
+    def lengths_of(
+        self, post: Float[Tensor, "place neuron"], written: Float[Tensor, "place d_model"] | None
+    ) -> Float[Tensor, "place neuron"]:
+        """The length of what each neuron adds to the residual stream, at a frozen scale."""
+        return self.scaled(post.abs() * self._lengths.to(post.device), written)
+
+    def projected(
+        self, directions: Float[Tensor, "direction d_model"], device: torch.device
+    ) -> Float[Tensor, "direction neuron"]:
+        """The dot product of each neuron's row with directions that stand before the formula."""
+        return projected(self.layer.W_out().to(device), directions.to(device))
+
+    @cached_property
+    def _lengths(self) -> Float[Tensor, " neuron"]:
+        if self.formula.is_identity:
+            return self.layer.lengths
+        rows = self.layer.W_out().float()
+        return lengths(self.formula.to(rows).weighted(rows))
 
 
 class _MeanOverTokens:
@@ -326,10 +367,11 @@ class _MeanOverTokens:
 class _Pushes:
     """How much each neuron's output pushes a token: v . E[y], with or without the final norm.
 
-    For `none` and `frozen` this is computed once for each layer and distinct token of a language's answers.
+    For `none` and `frozen` this is computed once for each layer and distinct token of a language's answers. A norm after
+    the MLP has its weight applied and its scale frozen; with `full`, its gradient is taken as well.
     """
 
-    def __init__(self, model: LensModel, tokens: Sequence[int], norm: Norm, final_norm: FinalNorm | None) -> None:
+    def __init__(self, model: LensModel, tokens: Sequence[int], norm: Norm, final_norm: NormFormula | None) -> None:
         self.norm = norm
         self._number = {token: number for number, token in enumerate(tokens)}
         columns = models.unembedding(model, torch.tensor(tokens, device="cpu")).T
@@ -340,41 +382,43 @@ class _Pushes:
     def impact(
         self,
         number: int,
-        layer: NeuronLayer,
+        output: _Output,
         post: Float[Tensor, "place neuron"],
+        written: Float[Tensor, "place d_model"] | None,
         places: OnDevices,
         residual: Float[Tensor, "place d_model"] | None,
     ) -> Float[Tensor, "place neuron"]:
-        """The neurons' values at each place times their pushes of its token, with the residual stream before it.
+        """The neurons' values at each place times their pushes of its token.
 
-        `places` says which tokens, as `places` gives them.
+        Args:
+            number: the layer's number.
+            output: the layer.
+            post: the neurons' values.
+            written: what they write together.
+            places: which tokens, as the method `places` gives them.
+            residual: the residual stream before the final norm; None where the norm is ignored.
         """
-        here = places.on(post.device)
-        if self.final_norm is None or residual is None:
-            return post * self._of_distinct(number, layer, self._unembedding, post.device)[here]
-        residual = residual.to(self._unembedding)
-        if self.norm == "full":
-            directions = self.final_norm.full(self._unembedding[places.on(residual.device)], residual)
-            return post * _projected(layer, directions, post.device)
-        pushes = self._of_distinct(number, layer, self.final_norm.unscaled(self._unembedding), post.device)[here]
-        return post * (pushes / self.final_norm.scale(residual).to(pushes))
+        if self.norm == "full" and self.final_norm is not None and residual is not None:
+            residual = residual.to(self._unembedding)
+            directions = self.final_norm.full(self._unembedding[places.on(residual.device)], residual).to(post)
+            formula = output.formula.to(post)
+            directions = formula.unscaled(directions) if written is None else formula.full(directions, written)
+            return post * output.projected(directions, post.device)
+        pushes = self._of_distinct(number, output, post.device)[places.on(post.device)]
+        if self.final_norm is not None and residual is not None:
+            pushes = pushes / self.final_norm.scale(residual.to(self._unembedding)).to(pushes)
+        return output.scaled(post * pushes, written)
 
     def places(self, tokens: Int[Tensor, " place"]) -> OnDevices:
         """Where the tokens are among the distinct ones."""
         return OnDevices(torch.tensor([self._number[token] for token in tokens.tolist()], device="cpu"))
 
-    def _of_distinct(
-        self, number: int, layer: NeuronLayer, directions: Tensor, device: torch.device
-    ) -> Float[Tensor, "token neuron"]:
+    def _of_distinct(self, number: int, output: _Output, device: torch.device) -> Float[Tensor, "token neuron"]:
         if number not in self._projected:
-            self._projected[number] = _projected(layer, directions, device)
+            directions = self._unembedding if self.final_norm is None else self.final_norm.unscaled(self._unembedding)
+            directions = output.formula.to(directions).unscaled(directions)
+            self._projected[number] = output.projected(directions, device)
         return self._projected[number]
-
-
-def _projected(
-    layer: NeuronLayer, directions: Float[Tensor, "direction d_model"], device: torch.device
-) -> Float[Tensor, "direction neuron"]:
-    return projected(layer.W_out().to(device), directions.to(device))
 
 
 def _other_answers(answers: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

@@ -2,7 +2,8 @@
 
 Let m be a neuron's value, v its row of W_out, and E[y] the unembedding's column of a token y. The paper's two scores
 are |m| |v|, how much the neuron writes, and m (v . E[y]), how much it pushes y. Both leave out the final norm.
-`FinalNorm` has two directions that can replace E[y] to take the norm into account.
+`NormFormula` has two directions that can replace E[y] to take the norm into account. The same formula describes a norm
+between the MLP and the residual stream, as in Gemma 2 and 3 and in OLMo 2 and 3: it then replaces v.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def correctness_impact(
     The result is in units of the token's logit as it would be without a final norm, in at least float32. `unembedding`
     is one token's column for the whole batch, or one for each row ([row, 1, d_model] where `post` is [row, layer,
     neuron]). W_out belongs to one layer, or has leading axes that fit those of `post`. Use raw weights. To take the
-    final norm into account, give a direction of `FinalNorm` instead of the unembedding.
+    final norm into account, give a direction of `NormFormula` instead of the unembedding.
 
     Source: the paper's effective score (arXiv 2406.09265v1).
 
@@ -100,52 +101,76 @@ def largest(scores: Float[Tensor, "*batch neuron"], k: int) -> Bool[Tensor, "*ba
 
 
 @dataclass(frozen=True)
-class FinalNorm:
-    """The norm between the last residual stream r and the unembedding: a LayerNorm, an RMSNorm, or none.
+class NormFormula:
+    """What a norm does to a vector r, without its bias: c(r) / s * w.
 
-    A token's logit is (c(r) / s * w + bias) . E[y], where w is the norm's weight, c(x) is x - mean(x) for a LayerNorm
-    and x for an RMSNorm, and s = sqrt(mean(c(r)^2) + eps) is the scale.
+    Here w is the norm's weight, c(x) is x - mean(x) for a LayerNorm and x for an RMSNorm, and s = sqrt(mean(c(r)^2) +
+    eps) is the scale. For the norm before the unembedding, a token's logit is (c(r) / s * w + bias) . E[y].
 
     Attributes:
         weight: one number for each coordinate, or 1 where the norm has no weight or it is folded.
         centres: whether the norm subtracts the mean, as a LayerNorm does.
         eps: the number that is added to the mean square.
-        is_none: whether the model has no final norm.
+        divides: whether there is a scale; without one, the formula multiplies by the weight, and 1 leaves r as it is.
     """
 
     weight: Float[Tensor, " d_model"] | float = 1.0
     centres: bool = True
     eps: float = 1e-5
-    is_none: bool = False
+    divides: bool = True
+
+    @classmethod
+    def times(cls, factor: float) -> NormFormula:
+        """Return the formula that only multiplies; by 1, it is that of a model without a norm.
+
+        Example:
+            >>> NormFormula.times(0.5)(torch.tensor([3.0, 1.0]))
+            tensor([1.5000, 0.5000])
+        """
+        return cls(factor, centres=False, divides=False)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the formula leaves every vector as it is."""
+        return not (self.divides or self.centres or isinstance(self.weight, Tensor)) and self.weight == 1
 
     def __call__(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Return the norm's output for a residual stream, without its bias.
+        """Return the norm's output for a vector, without its bias.
 
         Example:
-            >>> FinalNorm(weight=2.0, eps=0.0)(torch.tensor([3.0, 1.0]))
+            >>> NormFormula(weight=2.0, eps=0.0)(torch.tensor([3.0, 1.0]))
             tensor([ 2., -2.])
         """
-        return residual if self.is_none else self._centred(residual) / self.scale(residual) * self.weight
+        return self.weighted(residual) / self.scale(residual)
 
-    def scale(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
-        """Return the number by which the norm divides a residual stream.
+    def weighted(self, vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return what the norm makes of vectors, before they are divided by the scale.
 
         Example:
-            >>> FinalNorm(eps=0.0).scale(torch.tensor([3.0, 1.0]))
+            >>> NormFormula(weight=2.0).weighted(torch.tensor([3.0, 1.0]))
+            tensor([ 2., -2.])
+        """
+        return self._centred(vectors) * self.weight
+
+    def scale(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
+        """Return the number by which the norm divides a vector.
+
+        Example:
+            >>> NormFormula(eps=0.0).scale(torch.tensor([3.0, 1.0]))
             tensor([1.])
         """
-        if self.is_none:
+        if not self.divides:
             return torch.ones_like(residual[..., :1])
         return (self._centred(residual).square().mean(-1, keepdim=True) + self.eps).sqrt()
 
     def unscaled(self, unembedding: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Return the direction in which the token's logit grows, before it is divided by the scale.
+        """Return the direction in which the dot product with a vector grows, before it is divided by the scale.
 
         Example:
-            >>> FinalNorm(weight=2.0).unscaled(torch.tensor([1.0, 0.0]))
+            >>> NormFormula(weight=2.0).unscaled(torch.tensor([1.0, 0.0]))
             tensor([ 1., -1.])
         """
-        return unembedding if self.is_none else self._centred(unembedding * self.weight)
+        return self._centred(unembedding * self.weight)
 
     def frozen(
         self, unembedding: Float[Tensor, "*batch d_model"], residual: Float[Tensor, "*batch d_model"]
@@ -153,7 +178,7 @@ class FinalNorm:
         """Return the direction in which the logit grows if the scale stays as it is for this residual stream.
 
         Example:
-            >>> norm, r, y = FinalNorm(weight=2.0), torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 0.0])
+            >>> norm, r, y = NormFormula(weight=2.0), torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 0.0])
             >>> bool(torch.isclose(norm.frozen(y, r) @ r, norm(r) @ y))
             True
         """
@@ -165,18 +190,18 @@ class FinalNorm:
         """Return the logit's gradient at this residual stream, which includes the change of the scale.
 
         Example:
-            >>> norm, r, y = FinalNorm(weight=2.0), torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 0.0])
+            >>> norm, r, y = NormFormula(weight=2.0), torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 0.0])
             >>> step = torch.tensor([1e-3, 0.0, 0.0])
             >>> torch.isclose(norm.full(y, r) @ step, (norm(r + step) - norm(r)) @ y, rtol=1e-2)
             tensor(True)
         """
-        if self.is_none:
-            return unembedding
+        if not self.divides:
+            return self.unscaled(unembedding)
         normalised = self._centred(residual) / self.scale(residual)
         along = (unembedding * self.weight * normalised).mean(-1, keepdim=True)
         return (self.unscaled(unembedding) - along * normalised) / self.scale(residual)
 
-    def to(self, like: Tensor) -> FinalNorm:
+    def to(self, like: Tensor) -> NormFormula:
         """Return the same norm, with its weight on the device and in the dtype of a tensor."""
         return replace(self, weight=self.weight.to(like)) if isinstance(self.weight, Tensor) else self
 

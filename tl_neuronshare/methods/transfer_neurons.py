@@ -124,7 +124,7 @@ def _check(model: LensModel, texts: Mapping[str, Sequence[str]], direction: Dire
         model, "decoder", why="The method follows a text through one stack of layers. Use a decoder."
     )
     verification.require(model, "logits", "post", "output")
-    if (what := models.changes_mlp_output(model)) is not None:
+    if (what := models.added_through(model).change) is not None:
         raise NeuronShareError(
             f"{models.name_of(model)} {what}: what one neuron adds to the residual stream depends on the others, and "
             "the method does not say how. Use a model that adds what its MLPs write."

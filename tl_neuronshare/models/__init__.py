@@ -11,7 +11,8 @@ from tl_neuronshare.models.forward import (
     run,
     values_of,
 )
-from tl_neuronshare.models.head import changes_mlp_output, check_unembedding, final_norm, unembedding
+from tl_neuronshare.models.added import Added, added_through
+from tl_neuronshare.models.head import check_unembedding, final_norm, unembedding
 from tl_neuronshare.models.hooks import Editing, Hooks, all_firing, has_hooks, hooked, unwrapped, without_hooks
 from tl_neuronshare.models.inputs import Inputs, inputs_of
 from tl_neuronshare.models.layers import final_residual, is_gated, neuron_layers, residual_after
