@@ -21,6 +21,7 @@ SHARES = ("mean_positive_share", "pooled_positive_share", "mean_absolute_share",
 STATISTICS = {
     "generation": ("top_share", "mean", "sum", "max", "min"),
     "correctness": ("mean", "sum", "max", "min", *SHARES),
+    "difference": ("mean", "sum", "max", "min", *SHARES),
 }
 KEYS = ["language", "layer", "type", "score", "statistic"]
 
@@ -43,7 +44,8 @@ def test_the_table_equals_sets_and_loops_over_single_neurons(animals, name, back
         for statistic in statistics
     ]
     largest = {
-        score: max(abs(value) for key, value in in_loops.items() if key[3:] == (score, "max")) for score in STATISTICS
+        score: max(abs(value) for key, value in in_loops.items() if key[3:] == (score, "max"))
+        for score in ("generation", "correctness")
     }
     for key, value in in_loops.items():
         # A sum that is nearly zero is compared on the scale of its parts.
@@ -80,6 +82,46 @@ def test_a_wrong_answer_is_the_next_that_begins_otherwise(animals, backend, answ
     assert missing.to_dict() == {"all": True, "en": True, "zh": False}
 
 
+def test_the_difference_is_that_of_each_neuron_between_the_right_and_a_wrong_answer(animals, backend):
+    """Neuron by neuron in Hugging Face; a language whose answers all begin alike has none, nor has the mean of all."""
+    model, kind, missing = animals.lens("bloom", backend), zoo.KINDS["bloom"], QUIZ.languages[-1]
+    hugging_face, tokenizer = animals.hugging_face("bloom")
+    answers = QUIZ.answers | {missing: 3 * [QUIZ.answers[missing][0]]}
+    prompts = ns.ParallelPrompts(QUIZ.prompts, answers)
+    sharing = ns.categorise(model, prompts)
+    table = (
+        ns.attribute(model, prompts, sharing)
+        .set_index(KEYS)
+        .query("score == 'difference'")
+        .droplevel("score")
+        .sort_index()
+    )
+    assert table.loc[[missing, "all"], "value"].isna().all()
+    assert (table.loc[[missing, "all"], "examples"] == 0).all()
+    for language in prompts.languages[:-1]:
+        places = []  # for each example, the tokens before the answer, and the answer's first
+        for text, gold in zip(prompts.prompts[language], answers[language], strict=True):
+            start, (tokens,), _ = reference.literal_start(tokenizer, text, [gold], kind.bos)
+            places.append((tokens[:start], tokens[start]))
+        pushed = []
+        for example, (before, right) in enumerate(places):
+            wrong = next(token for _, token in places[example + 1 :] + places[:example] if token != right)
+            pushed.append(
+                [
+                    reference.scores(hugging_face, before, -1, token, down=kind.down, n_layers=kind.n_layers)
+                    for token in (right, wrong)
+                ]
+            )
+        for layer, type in product(range(kind.n_layers), TYPES):
+            value = table.loc[(language, layer, type), "value"]
+            every = [np.subtract(right[layer][1], wrong[layer][1]) for right, wrong in pushed]
+            own = [of_all[sharing.mask(type)[example, layer].numpy()] for example, of_all in enumerate(every)]
+            assert value["sum"] == pytest.approx(np.mean([each.sum() for each in own]), abs=1e-5)
+            assert value["max"] == pytest.approx(np.mean([each.max() for each in own if len(each)]), abs=1e-5)
+            shares = [100 * np.abs(some).sum() / np.abs(whole).sum() for some, whole in zip(own, every, strict=True)]
+            assert value["mean_absolute_share"] == pytest.approx(np.mean(shares), rel=1e-3)
+
+
 def test_answers_merge_with_prompts_and_are_found(animals, backend):
     """In these texts most prompts merge with their answers, and the table says how many."""
     model = animals.lens("bloom", backend)
@@ -94,7 +136,7 @@ def test_shares_add_up_to_all(animals, name, backend):
     for top_k in (1, 7, 0.2, 1.0):
         table = ns.attribute(model, QUIZ, ns.categorise(model, QUIZ), top_k=top_k)
         sums = table[table["statistic"].str.endswith("share")].groupby(KEYS[:2] + KEYS[3:])["value"].sum()
-        assert len(sums) == 4 * 4 * 5
+        assert len(sums) == 4 * 4 * 9
         np.testing.assert_allclose(sums, 100)
         if isinstance(top_k, float) and top_k == 1:  # all neurons are the top
             rows = table[table["statistic"] == "top_share"]
@@ -277,6 +319,9 @@ def test_top_neurons_are_counted(animals, backend):
             assert row.languages.split() == often
         for type in TYPES:
             assert table[type].tolist() == sharing.mask(type).sum(0)[table["layer"], table["neuron"]].tolist()
+            whole = sharing.mask(type).all(0)[table["layer"], table["neuron"]].tolist()
+            assert (table["always"] == type).tolist() == whole
+        assert set(table["always"]) >= {"", "all-shared"}
         first = ns.top_neurons(model, prompts, sharing, score=score, n=10)
         assert first.equals(table[:10])
         mask = ns.mask_from_frame(first, n_layers=4, d_mlp=512)

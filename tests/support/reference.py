@@ -264,7 +264,9 @@ def direct_losses(
     one_less = torch.cat([values[None], values * (1 - torch.eye(len(values), dtype=values.dtype))])
     written = linear(one_less)
     added = factor * through(between, written, written[:1])
-    logits = through(last, residual + added - added[:1].detach(), residual) @ model.get_output_embeddings().weight[token]
+    logits = (
+        through(last, residual + added - added[:1].detach(), residual) @ model.get_output_embeddings().weight[token]
+    )
     lengths = (added[0] - added[1:]).norm(dim=-1).detach()
     if is_frozen:
         return (logits[0] - logits[1:]).detach(), lengths

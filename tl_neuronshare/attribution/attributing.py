@@ -37,8 +37,9 @@ from tl_neuronshare.running.shards import Record
 
 Score = Literal["generation", "correctness"]
 # The numbers that are kept for each example, language, layer and type.
-_PUSHED = ("sum", "max", "min", "positive", "absolute")
-_KEPT = ("count", "top", "sum", "max", "min", *(f"{pushed}_{name}" for pushed in ("push", "other") for name in _PUSHED))
+_OF_PUSHES = ("sum", "max", "min", "positive", "absolute")
+_PUSHED = ("correctness", "other", "difference")
+_KEPT = ("count", "top", "sum", "max", "min", *(f"{pushed}_{name}" for pushed in _PUSHED for name in _OF_PUSHES))
 
 
 def attribute(
@@ -92,13 +93,15 @@ def attribute(
         Statistics of the score `generation`: `top_share` (percent of the layer's top neurons that are of the type),
         `mean`, `sum`, `max`, `min`. Statistics of the score `correctness`: `mean`, `sum`, `max`, `min`, and the percent
         that the type contributes to the impacts of all neurons: `mean_positive_share` and `pooled_positive_share` (only
-        positive impacts), `mean_absolute_share` and `pooled_absolute_share` (absolute values).
+        positive impacts), `mean_absolute_share` and `pooled_absolute_share` (absolute values). The score `difference`
+        has the same statistics: it is the neuron's correctness impact for the right answer minus that for a wrong one.
+        What a neuron does to all answers alike is not in it.
 
         Columns `low` and `high` are the 95 % interval: a percentile bootstrap over examples, which needs at least ten.
         `examples` is the number of examples behind the value. Two columns are controls. `chance` is what a share would
         be for equally many neurons drawn at random: the percent of the layer's neurons that are of the type.
         `other_answer` is the value for a wrong answer instead of the right one: the answer of the next example whose
-        first token is different (NaN if there is none). `table.attrs` says how the table was made.
+        first token is different. Without one, it and the difference are NaN. `table.attrs` says how the table was made.
 
     Raises:
         NeuronShareError: answers are missing, or an answer adds no token; an option is unknown; a layer has fewer than
@@ -177,9 +180,11 @@ def top_neurons(
     Returns:
         A table with a row for each neuron, beginning with those that are most often among the top. Columns: layer;
         neuron; prompts (percent of the prompts for which it is among the top); score (mean over all prompts); languages
-        (those in which it is among the top for at least half of the examples); and for each type, the number of
-        examples for which the neuron is of that type. `mask_from_frame(table, n_layers=..., d_mlp=...)` turns the table
-        into a mask.
+        (those in which it is among the top for at least half of the examples); for each type, the number of examples
+        for which the neuron is of that type; and always, the type that it is of for every example, or an empty text
+        where its type varies. A neuron that is always of one type is active, or silent, whatever the prompt says.
+        `table[table["always"] == ""]`, with n=None, leaves those out, and `mask_from_frame(table, n_layers=...,
+        d_mlp=...)` turns a table into a mask.
 
     Raises:
         NeuronShareError: whatever `attribute` raises; `score` is unknown; or `n` is not a number of neurons.
@@ -240,6 +245,9 @@ def _table_of_neurons(
             **{type.label: times_of_types[type, layers, neurons].numpy() for type in TYPES},
         }
     )
+    labels = [type.label for type in TYPES]
+    is_always = table[labels] == len(impacts.sharing)
+    table["always"] = np.where(is_always.any(axis=1), is_always.idxmax(axis=1), "")
     order = ["prompts", "score", "layer", "neuron"]
     return table.sort_values(order, ascending=[False, False, True, True], ignore_index=True)
 
@@ -262,6 +270,7 @@ def _by_type(impacts: LayerImpacts, top_k: int) -> Float[Tensor, "kept type row"
             *_sum_max_min(impacts.generation, impacts.types, is_of_type * impacts.generation),
             *_pushed(impacts.correctness, impacts.types, is_of_type),
             *_pushed(impacts.other_answer, impacts.types, is_of_type),
+            *_pushed(impacts.correctness - impacts.other_answer, impacts.types, is_of_type),
         ]
     )
 
@@ -293,16 +302,17 @@ def _table(kept: dict[str, NDArray[np.float64]], languages: Sequence[str], boots
     chance = _mean_over_languages(100 * kept["count"] / kept["count"].sum(-1, keepdims=True)).mean(0)
     labels = list(product(("all", *languages), (*range(kept["count"].shape[2] - 1), "all"), (t.label for t in TYPES)))
     tables = []
-    others = _statistics(kept, pushed="other")
-    for order, ((score, statistic), ratio) in enumerate(_statistics(kept, pushed="push").items()):
-        above, below = map(_mean_over_languages, ratio)
-        value, other_value = _value(above, below), _value(*map(_mean_over_languages, others[score, statistic]))
-        low, high = bootstrap.intervals(above, below)
+    statistics = _statistics(kept)
+    for order, (score, statistic) in enumerate(key for key in statistics if key[0] != "other"):
+        above, below = _over_languages(statistics[score, statistic])
+        value, (low, high) = _value(above, below), bootstrap.intervals(above, below)
         table = pd.DataFrame(labels, columns=["language", "layer", "type"])
         table["score"], table["statistic"] = score, statistic
         table["value"], table["low"], table["high"] = value.ravel(), low.ravel(), high.ravel()
         table["chance"] = chance.ravel() if statistic.endswith("share") else np.nan
-        table["other_answer"] = other_value.ravel() if score == "correctness" else np.nan
+        table["other_answer"] = np.nan
+        if score == "correctness":
+            table["other_answer"] = _value(*_over_languages(statistics["other", statistic])).ravel()
         table["examples"] = (below != 0).sum(0).ravel()
         tables.append(table.assign(row=range(len(table)), order=order))
     return pd.concat(tables).sort_values(["row", "order"], ignore_index=True).drop(columns=["row", "order"])
@@ -320,28 +330,40 @@ def _with_whole_model(name: str, numbers: NDArray[np.float64]) -> NDArray[np.flo
     return np.concatenate([numbers, reduce(numbers, axis=2, keepdims=True)], axis=2)
 
 
+def _over_languages(
+    ratio: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Put the mean over languages before the first, for both parts of a fraction; what is not defined becomes 0 / 0.
+
+    Without a wrong answer there is no difference, and no mean over all languages where one language has none.
+    """
+    above, below = map(_mean_over_languages, ratio)
+    defined = ~(np.isnan(above) | np.isnan(below))
+    return np.where(defined, above, 0), np.where(defined, below, 0)
+
+
 def _mean_over_languages(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
     """Put the mean over languages before the first language."""
     return np.concatenate([numbers.mean(1, keepdims=True), numbers], axis=1)
 
 
 def _statistics(
-    kept: dict[str, NDArray[np.float64]], *, pushed: Literal["push", "other"]
+    kept: dict[str, NDArray[np.float64]],
 ) -> dict[tuple[str, str], tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Each statistic as the upper and the lower part of a fraction; both are summed over examples, and then divided."""
     count = kept["count"]
     every, has_any = np.ones_like(count), (count > 0).astype(float)
     fractions = {("generation", "top_share"): (100 * kept["top"] / kept["top"].sum(-1, keepdims=True), every)}
-    for score, prefix in (("generation", ""), ("correctness", f"{pushed}_")):
+    for score, prefix in (("generation", ""), *((pushed, f"{pushed}_") for pushed in _PUSHED)):
         total = kept[f"{prefix}sum"]
         fractions[score, "mean"] = total / np.maximum(count, 1), has_any
         fractions[score, "sum"] = total, every
         for name in ("max", "min"):
             fractions[score, name] = np.where(count > 0, kept[f"{prefix}{name}"], 0), has_any
-    for name in ("positive", "absolute"):
-        impact = kept[f"{pushed}_{name}"]
-        of_all = np.broadcast_to(impact.sum(-1, keepdims=True), impact.shape)
-        is_pushed = (of_all > 0).astype(float)
-        fractions["correctness", f"mean_{name}_share"] = 100 * impact / np.where(of_all > 0, of_all, 1), is_pushed
-        fractions["correctness", f"pooled_{name}_share"] = 100 * impact, of_all
+        for name in ("positive", "absolute") if prefix else ():
+            impact = kept[f"{prefix}{name}"]
+            of_all = np.broadcast_to(impact.sum(-1, keepdims=True), impact.shape)
+            is_pushed = (of_all > 0).astype(float)
+            fractions[score, f"mean_{name}_share"] = 100 * impact / np.where(of_all > 0, of_all, 1), is_pushed
+            fractions[score, f"pooled_{name}_share"] = 100 * impact, of_all
     return fractions

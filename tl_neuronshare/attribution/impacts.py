@@ -155,7 +155,8 @@ class Impacts:
         self.model, self.prompts, self.sharing, self.options = model, prompts, sharing, options
         self.layers = [layer.weighted() for layer in models.neuron_layers(model, "post")]
         self._added = models.added_through(model)
-        self._outputs = [_Output(*pair) for pair in zip(self.layers, self._added.formulas, strict=True)]
+        pairs = zip(self.layers, self._added.formulas, strict=True)
+        self._outputs = [_Output(number, *pair) for number, pair in enumerate(pairs)]
         self.widths = sharing.widths
         self.top_k = options.counts(self.widths)
         self.final_norm = models.final_norm(model) if options.norm != "none" else None
@@ -285,18 +286,18 @@ class Impacts:
         is_missing = OnDevices(without_other) if without_other.any() else None
         places, other_places = pushes.places(token), pushes.places(other_token)
         largest: list[Float[Tensor, " row"]] = []  # each layer's largest score of each row, from 0
-        for number, (output, post) in enumerate(zip(self._outputs, values, strict=True)):
+        for output, post in zip(self._outputs, values, strict=True):
             written = output.written(post)
             generation = mean(output.lengths_of(post, written))
-            correctness = mean(pushes.impact(number, output, post, written, places, residual))
-            other_answer = mean(pushes.impact(number, output, post, written, other_places, residual))
+            correctness = mean(pushes.impact(output, post, written, places, residual))
+            other_answer = mean(pushes.impact(output, post, written, other_places, residual))
             # NaN where a score is NaN. This is one pass over the scores, where `isfinite` makes four.
             scores = (generation, correctness, other_answer)
             largest.append(sum(torch.linalg.vector_norm(each, torch.inf, dim=-1) for each in scores))
             if is_missing is not None:
                 other_answer = other_answer.masked_fill(is_missing.on(post.device), torch.nan)
-            of_layer = types[:, number, : self.widths[number]].to(post.device)
-            yield LayerImpacts(language, examples, number, generation, correctness, other_answer, of_layer)
+            of_layer = types[:, output.number, : output.layer.width].to(post.device)
+            yield LayerImpacts(language, examples, output.number, generation, correctness, other_answer, of_layer)
         self._check_finite(largest, language, examples)
 
     def _check_finite(self, largest: Sequence[Float[Tensor, " row"]], language: str, examples: list[int]) -> None:
@@ -315,6 +316,7 @@ class Impacts:
 class _Output:
     """A layer's neurons, and the formula by which the model adds what they write to the residual stream."""
 
+    number: int
     layer: NeuronLayer
     formula: NormFormula
 
@@ -367,8 +369,8 @@ class _MeanOverTokens:
 class _Pushes:
     """How much each neuron's output pushes a token: v . E[y], with or without the final norm.
 
-    For `none` and `frozen` this is computed once for each layer and distinct token of a language's answers. A norm after
-    the MLP has its weight applied and its scale frozen; with `full`, its gradient is taken as well.
+    For `none` and `frozen` this is computed once for each layer and distinct token of a language's answers. A norm
+    after the MLP has its weight applied and its scale frozen; with `full`, its gradient is taken as well.
     """
 
     def __init__(self, model: LensModel, tokens: Sequence[int], norm: Norm, final_norm: NormFormula | None) -> None:
@@ -381,7 +383,6 @@ class _Pushes:
 
     def impact(
         self,
-        number: int,
         output: _Output,
         post: Float[Tensor, "place neuron"],
         written: Float[Tensor, "place d_model"] | None,
@@ -391,7 +392,6 @@ class _Pushes:
         """The neurons' values at each place times their pushes of its token.
 
         Args:
-            number: the layer's number.
             output: the layer.
             post: the neurons' values.
             written: what they write together.
@@ -404,7 +404,7 @@ class _Pushes:
             formula = output.formula.to(post)
             directions = formula.unscaled(directions) if written is None else formula.full(directions, written)
             return post * output.projected(directions, post.device)
-        pushes = self._of_distinct(number, output, post.device)[places.on(post.device)]
+        pushes = self._of_distinct(output, post.device)[places.on(post.device)]
         if self.final_norm is not None and residual is not None:
             pushes = pushes / self.final_norm.scale(residual.to(self._unembedding)).to(pushes)
         return output.scaled(post * pushes, written)
@@ -413,12 +413,12 @@ class _Pushes:
         """Where the tokens are among the distinct ones."""
         return OnDevices(torch.tensor([self._number[token] for token in tokens.tolist()], device="cpu"))
 
-    def _of_distinct(self, number: int, output: _Output, device: torch.device) -> Float[Tensor, "token neuron"]:
-        if number not in self._projected:
+    def _of_distinct(self, output: _Output, device: torch.device) -> Float[Tensor, "token neuron"]:
+        if output.number not in self._projected:
             directions = self._unembedding if self.final_norm is None else self.final_norm.unscaled(self._unembedding)
             directions = output.formula.to(directions).unscaled(directions)
-            self._projected[number] = output.projected(directions, device)
-        return self._projected[number]
+            self._projected[output.number] = output.projected(directions, device)
+        return self._projected[output.number]
 
 
 def _other_answers(answers: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

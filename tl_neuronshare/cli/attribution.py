@@ -23,6 +23,10 @@ from tl_neuronshare.plots.drawing import LABELS
 from tl_neuronshare.running.loop import each_of
 
 SHOWN = 10  # of the top neurons
+DIFFERENCE = (
+    "Right minus wrong: the correctness impact for the answer minus that for the next fact's; the sum of each type's "
+    "neurons in logits, and in percent"
+)
 READINGS = [f"{kind}_{sign}_share" for sign in ("positive", "absolute") for kind in ("mean", "pooled")]
 
 
@@ -35,31 +39,43 @@ def main(args: argparse.Namespace) -> None:
         table, neurons = each_of(
             [
                 lambda: ns.attribute(model, prompts, sharing, **options, **run.keeping("attribute")),
-                lambda: ns.top_neurons(model, prompts, sharing, n=args.neurons, **options, **run.keeping("top")),
+                lambda: ns.top_neurons(model, prompts, sharing, n=None, **options, **run.keeping("top")),
             ]
         )
+        varies = neurons["always"] == ""
+        of_one_type = neurons[~varies].head(args.neurons)
+        neurons = neurons[varies].head(args.neurons)
         run.record["attribution"] = table.attrs
         run.timed("scores")
         top = f"{args.top_k} neurons" if isinstance(args.top_k, int) else f"{args.top_k:.1%}"
-        whole = pd.concat([_of_all(table, reading) for reading in READINGS]).query("layer == 'all'")
+        correctness = _of_all(table, "correctness", *READINGS).query("layer == 'all'")
+        difference = _of_all(table, "difference", "sum", *READINGS).query("layer == 'all'")
         print(f"{sharing}\n\nTop {top} of each layer by generation impact, percent that are of each type (mean of all)")
-        print(_percent(_of_all(table, "top_share").set_index(["layer", "type"])).to_string())
+        print(_shown(_of_all(table, "generation", "top_share").set_index(["layer", "type"], drop=False)).to_string())
+        print(f"\n{DIFFERENCE}")
+        print(_shown(difference.set_index(["statistic", "type"], drop=False)).to_string())
         print("\nThe whole model's correctness impact, percent by type; for a wrong answer; and as many random neurons")
-        print(_beside_controls(whole).to_string())
+        print(_beside_controls(correctness).to_string())
         print(f"\nNeurons that are among the top for the most prompts; examples (of {len(sharing)}) by type")
-        print(neurons.head(SHOWN).round({"prompts": 1, "score": 3}).to_string(index=False))
+        _print_neurons(neurons.drop(columns="always"))
+        print("\nThe same of neurons that are of one type for every example: on, or off, whatever the prompt says")
+        _print_neurons(of_one_type)
         run.table(table, "attribution")
-        run.table(neurons, "top_neurons")
+        run.table(pd.concat([neurons, of_one_type]), "top_neurons")
         title = title_of(sharing, how=f"answer: {args.answer}, norm: {args.norm}, top K: {top}")
         for name in ("top_shares", "impact", "correctness"):
             run.save(getattr(ns.plots, name)(table, title=title), name)
         run.timed("tables and figures")
-        _compare(run, whole)
+        _compare(run, correctness, difference)
+
+
+def _print_neurons(neurons: pd.DataFrame) -> None:
+    print(neurons.head(SHOWN).round({"prompts": 1, "score": 3}).to_string(index=False) if len(neurons) else "none")
 
 
 def _beside_controls(whole: pd.DataFrame) -> pd.DataFrame:
     """Return every reading of the whole model's share, beside that for a wrong answer and what chance gives."""
-    shares = _percent(whole.set_index(["statistic", "type"]))
+    shares = _shown(whole.set_index(["statistic", "type"], drop=False))
     others = whole.pivot(index="statistic", columns="type", values="other_answer").map("{:.1f}".format)
     for reading in READINGS:
         shares.loc[f"{reading}, wrong answer"] = others.loc[reading]
@@ -67,8 +83,11 @@ def _beside_controls(whole: pd.DataFrame) -> pd.DataFrame:
     return shares
 
 
-def _compare(run: Run, whole: pd.DataFrame) -> None:
+def _compare(run: Run, whole: pd.DataFrame, difference: pd.DataFrame) -> None:
     """Compare the results with what the paper found."""
+    means = difference[difference["statistic"] == "mean_absolute_share"].set_index("type")
+    sums = difference[difference["statistic"] == "sum"].set_index("type")
+    total = sums["value"].sum()
     all_shared = whole[whole["type"] == "all-shared"].set_index("statistic")
     values = all_shared["value"]
     run.found(
@@ -76,9 +95,16 @@ def _compare(run: Run, whole: pd.DataFrame) -> None:
         "layers, and how averaged, is open)",
         f"{values.min():.1f} to {values.max():.1f} % by the four readings of the figure; as many random neurons "
         f"{all_shared['chance'].iloc[0]:.1f} %; for a wrong answer {all_shared['other_answer'].min():.1f} to "
-        f"{all_shared['other_answer'].max():.1f} %",
-        None if all_shared["low"].isna().any() else values.min() > 50,
-        criterion="over half of the impact by every reading; at least ten examples",
+        f"{all_shared['other_answer'].max():.1f} %; of what is pushed to the right answer more than to a wrong one, "
+        f"{sums['value'].iloc[0]:.2f} of {total:.2f} logits",
+        None if all_shared["low"].isna().any() else values.min() > 50 and 2 * sums["value"].iloc[0] > total > 0,
+        criterion="over half of the impact by every reading, and over half of right minus wrong; at least ten examples",
+    )
+    run.control(
+        "do they push the right answer, or any answer?",
+        f"right minus wrong, in logits: {', '.join(f'{type} {text}' for type, text in _texts(sums).items())}. By "
+        f"absolute values, all-shared neurons have {means['value'].iloc[0]:.1f} % of it, beside "
+        f"{values['mean_absolute_share']:.1f} % of the impact on the right answer",
     )
 
 
@@ -90,16 +116,24 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _of_all(table: pd.DataFrame, statistic: str) -> pd.DataFrame:
-    """Select the mean over languages."""
-    return table[(table["language"] == "all") & (table["statistic"] == statistic)]
+def _of_all(table: pd.DataFrame, score: str, *statistics: str) -> pd.DataFrame:
+    """Select the mean over languages of some statistics, in their order."""
+    rows = table[(table["language"] == "all") & (table["score"] == score)]
+    return pd.concat([rows[rows["statistic"] == statistic] for statistic in statistics])
 
 
-def _percent(rows: pd.DataFrame) -> pd.DataFrame:
+def _texts(rows: pd.DataFrame) -> pd.Series:
+    """Return values with their intervals as text: logits with two digits, and percent with one."""
+
+    def text(row: pd.Series) -> str:
+        digits = 2 if row["statistic"] == "sum" else 1
+        numbers = [f"{row[name]:.{digits}f}" for name in ("value", "low", "high")]
+        return numbers[0] + ("" if pd.isna(row["low"]) else f" [{numbers[1]}, {numbers[2]}]")
+
+    return rows.apply(text, axis=1)
+
+
+def _shown(rows: pd.DataFrame) -> pd.DataFrame:
     """Return values with their intervals as text, with a column for each type."""
-    texts = rows.apply(
-        lambda row: f"{row['value']:.1f}" + ("" if pd.isna(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"),
-        axis=1,
-    )
     order = rows.index.get_level_values(0).unique()
-    return texts.unstack("type").loc[order, list(LABELS)]
+    return _texts(rows).unstack("type").loc[order, list(LABELS)]

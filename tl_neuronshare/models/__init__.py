@@ -1,5 +1,6 @@
 """Everything that depends on TransformerLens and on Hugging Face's modules; other folders use the names listed here."""
 
+from tl_neuronshare.models.added import Added, added_through
 from tl_neuronshare.models.forward import (
     OnDevices,
     forward,
@@ -11,7 +12,6 @@ from tl_neuronshare.models.forward import (
     run,
     values_of,
 )
-from tl_neuronshare.models.added import Added, added_through
 from tl_neuronshare.models.head import check_unembedding, final_norm, unembedding
 from tl_neuronshare.models.hooks import Editing, Hooks, all_firing, has_hooks, hooked, unwrapped, without_hooks
 from tl_neuronshare.models.inputs import Inputs, inputs_of

@@ -23,7 +23,7 @@ from tl_neuronshare.models.head import formula_of
 from tl_neuronshare.models.hooks import Editing, hooked, without_hooks
 from tl_neuronshare.models.inputs import Inputs
 from tl_neuronshare.models.layers import neuron_layers
-from tl_neuronshare.models.lens import LensModel, block_of, dtype_of, left_as_found, name_of, nested
+from tl_neuronshare.models.lens import LensModel, block_of, dtype_of, left_as_found, nested
 from tl_neuronshare.models.neurons import NeuronHook, NeuronLayer, hooked_module
 from tl_neuronshare.models.tokens import vocabulary_size
 
@@ -107,9 +107,7 @@ class _Changed:
         return factor.item(), left.item()
 
 
-def _changed(
-    model: LensModel, layers: Sequence[NeuronLayer], tokens: Int[Tensor, " position"]
-) -> list[_Changed]:
+def _changed(model: LensModel, layers: Sequence[NeuronLayer], tokens: Int[Tensor, " position"]) -> list[_Changed]:
     """Scale half of each layer's neurons in a row of its own, and note what they write and what changes."""
     written: dict[int, Tensor] = {}  # by each layer's neurons without and with the edit, from the last row
     changes: dict[int, Tensor] = {}  # of the residual stream after each layer, from the last row to the layer's own
@@ -145,7 +143,8 @@ def _changed(
         run_once = stack.enter_context(reading(model, weighted, note))
         stack.enter_context(hooked(model, edits))
         run_once(Inputs(tokens.expand(len(layers) + 1, -1)))
-    return [_Changed(*written[row], changes[row]) for row in range(len(layers))]
+    pairs = [written[row].unbind() for row in range(len(layers))]
+    return [_Changed(before, after, changes[row]) for row, (before, after) in enumerate(pairs)]
 
 
 def _explained(model: LensModel, block: nn.Module, changed: _Changed) -> tuple[NormFormula, str | None, bool]:

@@ -27,7 +27,11 @@ from tl_neuronshare.plots.drawing import (
 )
 
 _FEW_LAYERS = 12  # the most layers whose bars are wide enough for hatches
-_UNITS = {"generation": "generation impact (length)", "correctness": "correctness impact (logits)"}
+_UNITS = {
+    "generation": "generation impact\n(length)",
+    "correctness": "correctness impact\n(logits)",
+    "difference": "right minus wrong\n(logits)",
+}
 _READINGS = {
     "mean_positive_share": "positive, mean of shares",
     "pooled_positive_share": "positive, ratio of sums",
@@ -111,7 +115,7 @@ def _stack(axes: Axes, rows: pd.DataFrame, *, few_layers: bool) -> None:
 
 
 def impact(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Figure:
-    """Draw mean and sum of both scores by layer, for each type.
+    """Draw mean and sum by layer, for each type: of both scores, and of what is right minus wrong.
 
     Args:
         table: the table of `attribute`. Lines are means over examples, bands 95 % intervals.
@@ -127,8 +131,8 @@ def impact(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Fi
         >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
         ['Mean over neurons', 'Sum over neurons']
     """
-    with styled_figure(4.4, title) as figure:
-        panels = figure.subplots(2, 2, sharex=True)
+    with styled_figure(5.6, title) as figure:
+        panels = figure.subplots(len(_UNITS), 2, sharex=True)
         for row, (score, unit) in enumerate(_UNITS.items()):
             for column, statistic in enumerate(("mean", "sum")):
                 axes = panels[row, column]
@@ -136,22 +140,24 @@ def impact(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Fi
                 axes.set_ylabel(unit if column == 0 else "")
                 if row == 0:
                     name_panel(axes, f"{statistic.capitalize()} over neurons")
-                else:
-                    axes.set_xlabel("layer")
+        for axes in panels[-1]:
+            axes.set_xlabel("layer")
         legend_below(figure, panels[0, 0], columns=4)
     return figure
 
 
 def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Figure:
-    """Draw what pushes the answer: the strongest neuron of each type by layer; and each type's share, by every reading.
+    """Draw what pushes the answer: the strongest neurons, right minus wrong, and each type's share by every reading.
 
     Args:
-        table: the table of `attribute`. Left, lines are means over examples of the largest correctness impact. Right,
-            bars are the types' shares of the whole model's correctness impact, in all readings of the paper's figure.
-            There are two controls: the dots across each group are the share that as many neurons drawn at random would
-            have, and the diamond in each bar is the share for a wrong answer. Bands and whiskers are 95 % intervals.
+        table: the table of `attribute`. On the left, lines are means over examples of the largest correctness impact.
+            On the right, bars are the sum of what the type's neurons push the right answer more than a wrong one.
+            Below, bars are the types' shares of the whole model's correctness impact, in all readings of the paper's
+            figure. There are two controls: the dots across each group are the share that as many neurons drawn at
+            random would have, and the diamond in each bar is the share for a wrong answer. Bands and whiskers are 95 %
+            intervals.
         language: the language to show; `all` is the mean over languages.
-        title: above both panels.
+        title: above the panels.
 
     Raises:
         NeuronShareError: a table without the columns that this needs, or without the language.
@@ -160,18 +166,36 @@ def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") 
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> figure = correctness(ns.attribute(model, prompts, ns.categorise(model, prompts)))
         >>> [axes.get_ylabel() for axes in figure.axes]
-        ['largest correctness impact (logits)', "share of the model's impact (%)"]
+        ['largest impact (logits)', 'sum over neurons (logits)', "share of the model's impact (%)"]
     """
-    with styled_figure(3.1, title) as figure:
-        left, right = figure.subplots(1, 2)
+    with styled_figure(5.0, title) as figure:
+        panels: dict[str, Axes] = figure.subplot_mosaic([["left", "right"], ["below", "below"]], width_ratios=[1.2, 1])
+        left, right, below = panels["left"], panels["right"], panels["below"]
         _by_layer(left, of_language(_attributed(table, "correctness", "max"), language))
         left.set_xlabel("layer")
-        left.set_ylabel("largest correctness impact (logits)")
+        left.set_ylabel("largest impact (logits)")
         name_panel(left, "The strongest neuron of each type")
-        _bars_of_shares(right, table, language)
-        for axes in (left, right):
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
+        left.legend(fontsize=7)
+        _bars_of_differences(right, table, language)
+        _bars_of_shares(below, table, language)
+        legend_below(figure, below, columns=3)
     return figure
+
+
+def _bars_of_differences(axes: Axes, table: pd.DataFrame, language: str) -> None:
+    """Draw how much more each type pushes the right answer than a wrong one."""
+    rows = of_language(_attributed(table, "difference", "sum", whole_model=True), language)
+    for index, label in enumerate(LABELS):
+        row = rows[rows["type"] == label]
+        bars(axes, [index], row["value"], whiskers(row["value"], row), (index, 1), label=label)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    _name_types(axes)
+    axes.set_ylabel("sum over neurons (logits)")
+    name_panel(axes, "Right minus wrong")
+
+
+def _name_types(axes: Axes) -> None:
+    axes.set_xticks(range(len(LABELS)), [label.replace("-", "-\n") for label in LABELS], fontsize=7)
 
 
 def _bars_of_shares(axes: Axes, table: pd.DataFrame, language: str) -> None:
@@ -189,7 +213,7 @@ def _bars_of_shares(axes: Axes, table: pd.DataFrame, language: str) -> None:
         if index == 0:
             ends = (groups - 0.45, groups + 0.45)
             axes.hlines(rows["chance"], *ends, color="black", linestyle=":", label="as many random neurons")
-    axes.set_xticks(range(len(LABELS)), [label.replace("-", "-\n") for label in LABELS], fontsize=7)
+    _name_types(axes)
     axes.set_ylabel("share of the model's impact (%)")
     name_panel(axes, "All neurons of each type")
 
