@@ -19,6 +19,7 @@ from tl_neuronshare.models.verification import verify
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.comparison import input_overlap, language_overlap, side_by_side
 from tl_neuronshare.results.histograms import ValueHistograms
+from tl_neuronshare.results.ladder import facts_of, overlap_ladder
 from tl_neuronshare.results.masks import (
     load_lape_neurons,
     load_masks,
@@ -58,6 +59,7 @@ __all__ = [
     "demo",
     "describe_neurons",
     "evaluate",
+    "facts_of",
     "generation_impact",
     "input_overlap",
     "language_overlap",
@@ -69,6 +71,7 @@ __all__ = [
     "mask_to_frame",
     "methods",
     "neuron_types",
+    "overlap_ladder",
     "permutation_test",
     "perplexity",
     "plots",

@@ -18,8 +18,8 @@ from tl_neuronshare.running.processes import launched
 
 # Each is a module of this folder, with `parser()` and `main(args)`.
 COMMANDS = (
-    *("patterns", "tasks", "persistence", "tokens", "thresholds", "languages", "models", "attribution", "ablation"),
-    *("methods", "causal-check", "reproduce", "verify"),
+    *("patterns", "tasks", "persistence", "tokens", "thresholds", "languages", "ladder", "models", "attribution"),
+    *("ablation", "methods", "causal-check", "reproduce", "verify"),
 )
 
 

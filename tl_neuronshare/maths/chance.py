@@ -5,6 +5,7 @@ The other chance level compares examples with different meanings; see `NeuronSha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -61,3 +62,24 @@ def expected_intersection(
         tensor([5.])
     """
     return first * second / widths
+
+
+def index_and_chance(
+    common: Float[Tensor, "*batch layer"],
+    sizes: Float[Tensor, "*#batch layer"],
+    other_sizes: Float[Tensor, "*#batch layer"],
+    widths: Sequence[int],
+) -> tuple[Float[Tensor, "*batch layer_and_all"], Float[Tensor, "*batch layer_and_all"]]:
+    """Return the Jaccard index from counts, and that of as many random neurons; last from the sums over layers.
+
+    Example:
+        >>> common, sizes = torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0, 1.0]])
+        >>> index_and_chance(common, sizes, sizes, [6, 2])[0]
+        tensor([[0.5000, 1.0000, 0.6000]])
+    """
+    at_random = expected_intersection(sizes, other_sizes, torch.tensor(widths, device="cpu").double())
+
+    def index(intersection: Tensor) -> Tensor:
+        return jaccard(*(torch.cat([n, n.sum(-1, keepdim=True)], dim=-1) for n in (intersection, sizes, other_sizes)))
+
+    return index(common), index(at_random)

@@ -4,7 +4,7 @@ from tl_neuronshare.plots.ablating import ablation
 from tl_neuronshare.plots.attribution import causal_check, correctness, impact, top_shares
 from tl_neuronshare.plots.crossing import cross_ablation
 from tl_neuronshare.plots.methods import methods
-from tl_neuronshare.plots.overlap import input_overlap, language_overlap, relatedness
+from tl_neuronshare.plots.overlap import input_overlap, language_overlap, overlap_ladder, relatedness
 from tl_neuronshare.plots.sharing import chance, never_activated, patterns, persistence, side_by_side
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "language_overlap",
     "methods",
     "never_activated",
+    "overlap_ladder",
     "patterns",
     "persistence",
     "relatedness",

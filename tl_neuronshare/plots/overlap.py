@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,16 +15,26 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.plots.drawing import (
     COLOURS,
     MARKERS,
+    bars,
     heatmap,
     layer_axis,
     legend_below,
     line,
     name_panel,
+    places_of,
     require,
     styled_figure,
+    whiskers,
 )
 
 _INDEX = "Jaccard index"
+_KINDS = {"different": "in two languages", "same": "in one language, worded differently"}
+_PARTS = {
+    "task": "task: the relation",
+    "entity": "entity: the subject",
+    "answer": "answer",
+    "fact": "all that belongs to the fact",
+}
 _LEVELS = {
     "jaccard": ("same input", "-"),
     "mismatched": ("mismatched examples", "--"),
@@ -155,6 +166,56 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
         right.set_ylim(bottom=0)
         layer_axis(right)
         name_panel(right, "By layer, mean over tasks")
+        right.legend(fontsize=7)
+    return figure
+
+
+def overlap_ladder(table: pd.DataFrame, *, title: str = "") -> Figure:
+    """Draw what prompts share that have more and more in common; and by layer what task, entity and answer add.
+
+    Args:
+        table: the table of `overlap_ladder`. On the left, bars are the index over all layers, for two languages and, if
+            there is a paraphrase, for two wordings of one language; dots are the index of as many random neurons. On
+            the right, lines are the differences of two rungs, for two languages. Whiskers and bands are 95 % intervals.
+        title: above both panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs.
+
+    Example:
+        >>> table = ns.overlap_ladder(sharing, ns.facts_of(ns.demo.prompts()[: len(sharing)]))
+        >>> [axes.get_title(loc="left") for axes in overlap_ladder(table).axes]
+        ['Two prompts with this in common', 'What it adds, by layer']
+    """
+    require(table, "overlap_ladder", ("languages", "rung", "layer", "jaccard", "low", "high", "independent"))
+    require(table, "overlap_ladder", ("part", "difference", "difference_low", "difference_high"))
+    is_all = table["layer"].astype(str) == "all"
+    with styled_figure(3.2, title) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+        kinds = list(table["languages"].unique())
+        for index, kind in enumerate(kinds):
+            rows = table[is_all & (table["languages"] == kind)]
+            series, label = (index, len(kinds)), _KINDS[kind]
+            places = places_of(np.arange(len(rows)), series)
+            bars(left, places, rows["jaccard"], whiskers(rows["jaccard"], rows), series, label=label)
+            at_random = "as many random neurons" if index == 0 else None
+            left.plot(places, rows["independent"], ".", color="black", label=at_random)
+        rungs = list(table["rung"].unique())
+        left.set_xticks(range(len(rungs)), [rung.replace(" ", "\n") for rung in rungs], fontsize=7)
+        left.set_ylabel(_INDEX)
+        left.set_ylim(bottom=0)
+        name_panel(left, "Two prompts with this in common")
+        rows = table[~is_all & (table["languages"] == "different") & (table["part"] != "form")]
+        for index, (part, of_part) in enumerate(rows.groupby("part", sort=False)):
+            layers = of_part["layer"].astype(int)
+            line(right, layers, of_part["difference"], index, _PARTS[str(part)])
+            ends = of_part["difference_low"], of_part["difference_high"]
+            right.fill_between(layers, *ends, color=COLOURS[index], alpha=0.2, linewidth=0)
+        right.axhline(0, color="grey", linewidth=0.5)
+        right.set_ylabel(f"difference of the {_INDEX}")
+        layer_axis(right)
+        name_panel(right, "What it adds, by layer")
+        legend_below(figure, left, columns=3)
         right.legend(fontsize=7)
     return figure
 

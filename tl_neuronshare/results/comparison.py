@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.bootstrap import Bootstrap, Collected
-from tl_neuronshare.maths.chance import expected_intersection, jaccard
+from tl_neuronshare.maths.chance import index_and_chance
 from tl_neuronshare.maths.totals import Means
 from tl_neuronshare.results.bits import ranges
 from tl_neuronshare.results.identity import first_difference
@@ -212,7 +212,7 @@ def _jaccard_of_pairs(
     for by_layer in pieces_of_intersections(sharing):
         counts = rearrange(by_layer.double(), "example layer a b -> example a b layer")
         sizes, other_sizes = counts[:, first, first], counts[:, second, second]
-        yield _with_chance(counts[:, first, second], sizes, other_sizes, sharing.widths)
+        yield index_and_chance(counts[:, first, second], sizes, other_sizes, sharing.widths)
 
 
 def _mean_of_pairs(sharing: NeuronSharing, *, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "pair layer_and_all"]:
@@ -256,19 +256,4 @@ def _jaccard_of_inputs(
         dim=-1,
     )
     sizes = rearrange(mask.sum(-1), "a layer -> a 1 layer")
-    return _with_chance(common.double(), sizes.double(), other.sum(-1).double(), widths)
-
-
-def _with_chance(
-    common: Float[Tensor, "*batch layer"],
-    sizes: Float[Tensor, "*#batch layer"],
-    other_sizes: Float[Tensor, "*#batch layer"],
-    widths: Sequence[int],
-) -> tuple[Float[Tensor, "*batch layer_and_all"], Float[Tensor, "*batch layer_and_all"]]:
-    """The Jaccard index from counts, and that of as many neurons drawn at random; last from the sums over layers."""
-    at_random = expected_intersection(sizes, other_sizes, torch.tensor(widths, device="cpu").double())
-
-    def index(intersection: Tensor) -> Tensor:
-        return jaccard(*(torch.cat([n, n.sum(-1, keepdim=True)], dim=-1) for n in (intersection, sizes, other_sizes)))
-
-    return index(common), index(at_random)
+    return index_and_chance(common.double(), sizes.double(), other.sum(-1).double(), widths)

@@ -1,0 +1,166 @@
+"""The ladder of chance: sharing that is planted is found as what it is, and indices equal those of sets."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import tl_neuronshare as ns
+from tl_neuronshare.results.ladder import RUNGS
+
+LANGUAGES = ["en", "de", "th"]
+PARTS = {rung.part for rung in RUNGS}
+# What is found where neurons are shared for one reason only: everything about a fact is also what belongs to the fact.
+FOUND = {
+    "form": {"form"},
+    "task": {"task"},
+    "entity": {"entity", "fact"},
+    "answer": {"answer", "fact"},
+    "fact": {"fact"},
+    "nothing": set(),
+}
+
+
+def facts_in_a_square(n_relations=4, n_subjects=12):
+    """Every subject in every relation; three subjects have the same answer."""
+    return pd.DataFrame(
+        {"relation": f"r{relation}", "subject": f"s{subject}", "answer": f"r{relation} {subject // 3}"}
+        for relation, subject in itertools.product(range(n_relations), range(n_subjects))
+    )
+
+
+def planted(reason, facts, *, seed=0, n_neurons=600):
+    """A result in which each form, task, entity, answer or fact has neurons of its own in all languages, and noise."""
+    generator = np.random.default_rng(seed)
+    columns = {"form": [], "task": ["relation"], "entity": ["subject"], "answer": ["answer"], "fact": list(facts)}
+    named = facts[columns.get(reason, [])].astype(str).agg("/".join, axis=1) if columns.get(reason) else facts.index * 0
+    share = 0.0 if reason == "nothing" else 0.3
+    own = {name: generator.random((2, n_neurons)) < share for name in named.unique()}
+    noise = generator.random((len(facts), len(LANGUAGES), 2, n_neurons)) < 0.15
+    activated = noise | np.stack([own[name] for name in named])[:, None]
+    return ns.NeuronSharing.from_activated(torch.from_numpy(activated), languages=LANGUAGES)
+
+
+@pytest.mark.parametrize("reason", FOUND)
+@pytest.mark.parametrize("languages", ["different", "same"])
+def test_what_is_planted_is_found_as_what_it_is(reason, languages):
+    facts = facts_in_a_square()
+    table = ns.overlap_ladder(planted(reason, facts), facts, paraphrase=planted(reason, facts))
+    rows = table.query("languages == @languages and layer == 'all'").set_index("part")
+    if languages == "same":  # the same noise too, so that the same fact is the same prompt
+        rows = rows.drop(index="fact")
+    for part, row in rows.iterrows():
+        if part in FOUND[reason]:
+            assert row["difference_low"] > 0.1, (part, row)
+        else:
+            assert abs(row["difference"]) < 0.01, (part, row)
+            assert row["difference_low"] < 0.005
+            assert row["difference_high"] > -0.005
+
+
+def test_indices_are_those_of_sets():
+    """Every pair, one by one, with as many partners as there are."""
+    facts = facts_in_a_square(n_relations=2, n_subjects=6)
+    sharing, other = planted("entity", facts, n_neurons=40), planted("entity", facts, seed=1, n_neurons=40)
+    table = ns.overlap_ladder(sharing, facts, paraphrase=other, partners=100)
+    sets = [
+        [
+            [{(0, n) for n in np.flatnonzero(prompt[0])}, {(1, n) for n in np.flatnonzero(prompt[1])}]
+            for prompt in example
+        ]
+        for example in torch.cat([sharing.activated(), other.activated()]).numpy()
+    ]
+    records = facts.to_dict("records")
+    for languages, rung, layer in itertools.product(("different", "same"), RUNGS, (0, 1, "all")):
+        values = []
+        for i, j in itertools.product(range(12), repeat=2):
+            same = tuple(records[i][name] == records[j][name] for name in ("relation", "subject", "answer"))
+            if same != rung.same:
+                continue
+            pairs = (
+                itertools.permutations(range(3), 2)
+                if languages == "different"
+                else zip(range(3), range(3), strict=True)
+            )
+            indices = []
+            for a, b in pairs:
+                one, two = sets[i][a], sets[j if languages == "different" else 12 + j][b]
+                one, two = (set.union(*one), set.union(*two)) if layer == "all" else (one[layer], two[layer])
+                indices.append(len(one & two) / len(one | two))
+            values.append(np.mean(indices))
+        row = table.query("languages == @languages and rung == @rung.name and layer == @layer").squeeze()
+        assert row["pairs"] == len(values)
+        assert row["jaccard"] == pytest.approx(np.mean(values))
+        assert row["low"] < row["jaccard"] < row["high"]
+
+
+def test_a_difference_is_of_examples_that_have_both():
+    """Only two examples have a subject in another relation; the rung below is that of these two alone."""
+    facts = pd.DataFrame(
+        {"relation": ["a"] * 6 + ["b"] * 6, "subject": [*"stuvwx", *"sqponm"], "answer": [*"ABCDEF", *"GHIJKL"]}
+    )
+    sharing = planted("task", facts, n_neurons=50)
+    table = ns.overlap_ladder(sharing, facts, partners=100).query("layer == 'all'").set_index("rung")
+    row = table.loc["the same subject"]
+    assert row["examples"] == 2
+    assert np.isnan(row["low"])  # of fewer than ten examples
+    two = ns.overlap_ladder(sharing, facts.assign(subject=[*"sbcdef", *"sghijk"]), partners=100)
+    assert two.query("layer == 'all' and rung == 'the same subject'")["difference"].item() == row["difference"]
+    assert table.loc["the same answer", "pairs"] == 0
+    assert np.isnan(table.loc["the same answer", "jaccard"])
+
+
+def test_it_depends_on_the_seed_alone():
+    facts = facts_in_a_square()
+    sharing = planted("entity", facts, n_neurons=50)
+    first, again, other = (ns.overlap_ladder(sharing, facts, partners=2, seed=seed) for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(first, again)
+    assert not first.equals(other)
+
+
+def test_bad_input(as_users_run_it):
+    facts = facts_in_a_square(2, 6)
+    sharing = planted("form", facts, n_neurons=20)
+    with pytest.raises(ns.NeuronShareError, match="facts has 11 rows for 12 examples, and lacks no column"):
+        ns.overlap_ladder(sharing, facts[:11])
+    with pytest.raises(ns.NeuronShareError, match="lacks answer; give a table"):
+        ns.overlap_ladder(sharing, facts.drop(columns="answer"))
+    with pytest.raises(ns.NeuronShareError, match=r"partners=0"):
+        ns.overlap_ladder(sharing, facts, partners=0)
+    with pytest.raises(ns.NeuronShareError, match="The paraphrase has 4 examples and the result 12"):
+        ns.overlap_ladder(sharing, facts, paraphrase=sharing[:4])
+    few = ns.NeuronSharing.from_activated(sharing.activated()[:, :2], languages=["en", "de"])
+    with pytest.raises(ns.NeuronShareError, match="The paraphrase has languages"):
+        ns.overlap_ladder(sharing, facts, paraphrase=few)
+
+
+def test_facts_of_prompts():
+    prompts = ns.demo.prompts()[:3]
+    assert ns.facts_of(prompts)["relation"].tolist() == ["language_code", "country_code", "continent"]
+    named = ns.ParallelPrompts.from_frame(
+        prompts.to_frame().assign(example=lambda frame: frame["example"].map(lambda name: name.replace("/", " ")))
+    )
+    with pytest.raises(ns.NeuronShareError, match="Example 'continent YT' does not say|does not say what it is about"):
+        ns.facts_of(named)
+
+
+def test_examples_with_the_same_words_are_left_out_of_the_same_language(animals):
+    model = animals.lens("demo", "bridge")
+    prompts = ns.demo.prompts()[:30].select(["en", "de"])
+    texts = {
+        language: [text if number < 10 else text.replace("→", "is →") for number, text in enumerate(of_language)]
+        for language, of_language in prompts.prompts.items()
+    }
+    facts, sharing = ns.facts_of(prompts), ns.categorise(model, prompts)
+    other = ns.categorise(model, ns.ParallelPrompts(texts, prompts.answers))
+    table = ns.overlap_ladder(sharing, facts, paraphrase=other).query("rung == 'the same fact' and layer == 'all'")
+    assert table.set_index("languages")["examples"].to_dict() == {"different": 30, "same": 20}
+    expected = ns.overlap_ladder(sharing[10:], facts[10:], paraphrase=other[10:])
+    alone = expected.query("rung == 'the same fact' and layer == 'all' and languages == 'same'")["jaccard"].item()
+    assert table.set_index("languages")["jaccard"]["same"] == pytest.approx(alone)
+    with pytest.raises(ns.NeuronShareError, match="The paraphrase has the same words as the result"):
+        ns.overlap_ladder(sharing, facts, paraphrase=sharing)

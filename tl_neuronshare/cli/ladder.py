@@ -1,0 +1,107 @@
+r"""Ladder: what languages share by the form, the task, the entity, the answer, and by the fact itself.
+
+    tl-neuronshare ladder                                                    # the built-in model, nine languages
+    tl-neuronshare ladder --model DIRECTORY --task fact_probing --source mpararel_reviewed \
+        --options relations=P30,P36,P37 --paraphrase pattern=1               # and in other words
+
+The prompts must be of several relations, about subjects that several of them have in common. With --paraphrase the
+facts are also asked in other words, to compare them in one language. Writes ladder.csv, run.json, and the figure
+ladder as PNG and PDF, to the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import pandas as pd
+
+import tl_neuronshare as ns
+from tl_neuronshare.cli import arguments
+from tl_neuronshare.cli.inputs import categorise, load_prompts, report_of
+from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.running.loop import each_of
+
+HEADING = "Jaccard index of the neurons that two prompts activate, all layers, and what each part adds [95 %]"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make a parser for the shared arguments and the other words."""
+    parser = arguments.parser(__name__, __doc__)
+    parser.add_argument(
+        "--paraphrase",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the task that ask for the same facts in other words, such as pattern=1",
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Categorise, compare facts that have more and more in common, print the table, write it and the figure."""
+    with Run(args) as run:
+        prompts, model = run.begin()
+        wordings = [prompts] + ([_in_other_words(args, prompts, model.tokenizer)] if args.paraphrase else [])
+        facts = ns.facts_of(prompts)
+        sharing, *paraphrase = each_of(
+            partial(categorise, args, model, wording, **run.keeping(f"wording {number}"))
+            for number, wording in enumerate(wordings)
+        )
+        run.timed("categorise")
+        run.record["sharing"] = sharing.metadata
+        run.say_how_prompts_end(sharing)
+        table = ns.overlap_ladder(sharing, facts, paraphrase=paraphrase[0] if paraphrase else None, seed=args.seed)
+        overall = table[table["layer"] == "all"]
+        print(f"{sharing}\n\n{HEADING}\n{_shown(overall).to_string(index=False)}")
+        run.table(table, "ladder")
+        run.save(ns.plots.overlap_ladder(table, title=title_of(sharing)), "ladder")
+        run.timed("table and figure")
+        run.control("what of the sharing of one fact belongs to the fact?", _said(overall))
+
+
+def _in_other_words(args: argparse.Namespace, prompts: ns.ParallelPrompts, tokenizer: object) -> ns.ParallelPrompts:
+    """Load the same facts with other options of the task, and say how they are asked."""
+    names = {text.partition("=")[0] for text in args.paraphrase}
+    kept = [text for text in args.options if text.partition("=")[0] not in names]
+    second = load_prompts(argparse.Namespace(**{**vars(args), "options": [*kept, *args.paraphrase]}))
+    print(f"In other words: {report_of(second)}")
+    if (second.examples, second.languages) != (prompts.examples, prompts.languages):
+        raise ns.NeuronShareError(
+            f"--paraphrase {' '.join(args.paraphrase)}: this asks for other facts or languages; give options that "
+            "change nothing but the words."
+        )
+    return second.with_chat_template(tokenizer) if args.chat_template else second
+
+
+def _shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return what is printed: indices and differences with their intervals as text."""
+    return pd.DataFrame(
+        {
+            "languages": rows["languages"],
+            "two prompts of": rows["rung"],
+            "index": _with_interval(rows, "jaccard", "low", "high"),
+            "random neurons": rows["independent"].map("{:.3f}".format),
+            "part": rows["part"],
+            "minus": rows["above"],
+            "difference": _with_interval(rows, "difference", "difference_low", "difference_high"),
+            "examples": rows["examples"],
+        }
+    )
+
+
+def _with_interval(rows: pd.DataFrame, value: str, low: str, high: str) -> pd.Series:
+    def text(row: pd.Series) -> str:
+        interval = "" if pd.isna(row[low]) else f" [{row[low]:.3f}, {row[high]:.3f}]"
+        return "none" if pd.isna(row[value]) else f"{row[value]:.3f}{interval}"
+
+    return rows.apply(text, axis=1)
+
+
+def _said(overall: pd.DataFrame) -> str:
+    """Say in a line what the rungs are, for two languages."""
+    rows = overall[overall["languages"] == "different"]
+    indices = "; ".join(f"{row.rung} {row.jaccard:.3f}" for row in rows.itertuples() if row.pairs)
+    differences = _with_interval(rows, "difference", "difference_low", "difference_high")
+    parts = "; ".join(f"{part} {text}" for part, text in zip(rows["part"], differences, strict=True) if text != "none")
+    return f"Jaccard index in two languages of {indices}. What each part adds: {parts}"

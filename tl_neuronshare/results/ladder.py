@@ -1,0 +1,330 @@
+"""The ladder of chance: what two prompts share that have only form, task, entity or answer in common.
+
+Two languages share neurons for the same fact. Some of them they would share for any fact, of any relation; some for any
+fact of this relation; some for whatever is about this subject, or whatever has this answer. Each rung of the ladder
+pairs facts that have one more thing in common, so that the difference of two rungs says what this thing adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations, permutations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tl_neuronshare.checks import count, whole
+from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.maths.activation import count_bits
+from tl_neuronshare.maths.bootstrap import FEWEST
+from tl_neuronshare.maths.chance import index_and_chance
+from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.results.identity import first_difference
+from tl_neuronshare.results.sharing import NeuronSharing
+
+_COLUMNS = ("relation", "subject", "answer")
+_PAIRS = 32  # of examples whose bits are in memory at a time
+_CHUNK = 1 << 23  # numbers of resamples that are in memory at a time
+
+
+class Rung(NamedTuple):
+    """What two facts of a rung have in common, which part of sharing it adds, and to which rung.
+
+    Attributes:
+        name: the rung's name.
+        same: for relation, subject and answer, whether the two facts have it in common.
+        part: what the difference from the other rung measures.
+        above: the name of that rung.
+    """
+
+    name: str
+    same: tuple[bool, bool, bool]
+    part: str
+    above: str
+
+
+RUNGS = (
+    Rung("another relation", (False, False, False), "form", "random neurons"),
+    Rung("another fact", (True, False, False), "task", "another relation"),
+    Rung("the same subject", (False, True, False), "entity", "another relation"),
+    Rung("the same answer", (True, False, True), "answer", "another fact"),
+    Rung("the same fact", (True, True, True), "fact", "another fact"),
+)
+
+
+def facts_of(prompts: ParallelPrompts) -> pd.DataFrame:
+    """Return each example's relation, subject and answer, for `overlap_ladder`.
+
+    They are read off the examples' names, which are `relation/subject` (world_facts, the built-in prompts) or
+    `relation/subject/answer` (fact_probing). Without an answer in the name, it is that of the first language.
+
+    Returns:
+        A table with a row for each example: relation, subject, answer.
+
+    Raises:
+        NeuronShareError: a name is not of this kind, or there are no answers.
+
+    Example:
+        >>> facts_of(ns.demo.prompts()[:2])
+                relation subject answer
+        0  language_code      ar     ar
+        1   country_code      CA     CA
+    """
+    rows = []
+    for number, example in enumerate(prompts.examples):
+        relation, *rest = str(example).split("/")
+        if not 1 <= len(rest) <= 2 or (len(rest) == 1 and prompts.answers is None):
+            raise NeuronShareError(
+                f"Example {example!r} does not say what it is about as relation/subject or relation/subject/answer, "
+                "with answers in the prompts; give overlap_ladder a table of your own."
+            )
+        answer = rest[1] if len(rest) == 2 else (prompts.answers or {})[prompts.languages[0]][number].strip()
+        rows.append({"relation": relation, "subject": rest[0], "answer": answer})
+    return pd.DataFrame(rows)
+
+
+def overlap_ladder(
+    sharing: NeuronSharing,
+    facts: pd.DataFrame,
+    *,
+    paraphrase: NeuronSharing | None = None,
+    partners: int = 8,
+    seed: int = 0,
+    n_resamples: int = 2000,
+) -> pd.DataFrame:
+    """Measure how far prompts activate the same neurons if they have form, task, entity or answer in common.
+
+    Each example is paired with up to `partners` others of each rung. Its prompt in one language is compared with the
+    partner's in a different language, for every two languages, by the Jaccard index of their activated neurons.
+
+    Args:
+        sharing: the result of `categorise`.
+        facts: what each example is about: a row for each, with the columns relation, subject and answer, such as
+            `facts_of(prompts)` gives.
+        paraphrase: what `categorise` found for the same facts in other words, with the same languages. Then the ladder
+            also has rows of the same language: an example in the first wording, and its partner in the second. Examples
+            that have the same words in both, in any language, are left out of these rows.
+        partners: how many partners an example has at most.
+        seed: the seed of their draw.
+        n_resamples: the number of resamples of the bootstrap.
+
+    Returns:
+        A table with a row for each kind of pair (`languages`: different or same), rung and layer ("all" for all
+        together). The rungs are: `another relation` (nothing in common but the form of a prompt), `another fact` of the
+        same relation, `the same subject` in another relation, `the same answer` for another subject of the relation,
+        and `the same fact` (in the same language: its paraphrase). Where one thing is in common, the others differ.
+
+        `jaccard` is the mean over pairs, from 0 to 1, `low` and `high` its 95 % interval, and `independent` the index
+        of as many neurons drawn at random. `part` names what the rung has in common beyond the rung `above`: form,
+        task, entity, answer or fact (the last is all that belongs to the fact: entity, answer and whatever else).
+        `difference` is the index minus that of the rung above, both for the examples that have a partner at this rung;
+        `difference_low` and `difference_high` are its 95 % interval. For `form` it is the index minus `independent`.
+        `examples` and `pairs` say how many there are. The intervals are of a bootstrap that redraws examples, each with
+        all its pairs; they are NaN for fewer than ten examples. A rung without pairs has NaN.
+
+    Raises:
+        NeuronShareError: facts do not fit the examples, or lack a column; the paraphrase measured something else, or
+            has the same words for every example; a number is not one.
+
+    Example:
+        >>> table = overlap_ladder(sharing, facts_of(ns.demo.prompts()[: len(sharing)]))
+        >>> list(table["rung"].unique())[:2]
+        ['another relation', 'another fact']
+    """
+    count("partners", partners)
+    count("n_resamples", n_resamples, such_as=2000)
+    _check(sharing, facts, paraphrase)
+    codes = np.stack([pd.factorize(facts[name])[0] for name in _COLUMNS])
+    weights = np.random.default_rng(whole("seed", seed)).multinomial(
+        len(sharing), np.full(len(sharing), 1 / len(sharing)), size=n_resamples
+    )
+    rows = []
+    for languages, other in (("different", sharing), ("same", paraphrase)):
+        if other is None:
+            continue
+        found: dict[str, _Found] = {}
+        among = np.flatnonzero(_reworded(sharing, other)) if languages == "same" else np.arange(len(sharing))
+        for number, rung in enumerate(RUNGS):
+            pairs = _pairs(codes, rung.same, among, partners=partners, seed=(seed, number))
+            found[rung.name] = _Found(pairs, *_indices(sharing, other, pairs), weights)
+            rows += [{"languages": languages, **row} for row in _rows(rung, found, sharing.n_layers)]
+    return pd.DataFrame(rows)
+
+
+def _check(sharing: NeuronSharing, facts: pd.DataFrame, paraphrase: NeuronSharing | None) -> None:
+    """Refuse facts and a paraphrase that do not fit the result."""
+    missing = [name for name in _COLUMNS if name not in getattr(facts, "columns", ())]
+    if missing or len(facts) != len(sharing):
+        raise NeuronShareError(
+            f"facts has {len(facts)} rows for {len(sharing)} examples, and lacks {', '.join(missing) or 'no column'}; "
+            f"give a table with a row for each example and the columns {', '.join(_COLUMNS)}."
+        )
+    if paraphrase is None:
+        return
+    difference = first_difference(sharing, paraphrase)
+    if difference is not None:
+        what, ours, theirs = difference
+        raise NeuronShareError(
+            f"The paraphrase has {what} {theirs!r}, the result {ours!r}; give results that measured the same."
+        )
+    if len(paraphrase) == len(sharing) and not _reworded(sharing, paraphrase).any():
+        raise NeuronShareError(
+            "The paraphrase has the same words as the result, for every example in some language; give prompts that "
+            "ask for the same facts in other words."
+        )
+    if len(paraphrase) != len(sharing):
+        raise NeuronShareError(
+            f"The paraphrase has {len(paraphrase)} examples and the result {len(sharing)}; give the same facts in the "
+            "same order."
+        )
+
+
+def _reworded(sharing: NeuronSharing, paraphrase: NeuronSharing) -> NDArray[np.bool_]:
+    """Which examples have other words in the paraphrase, in every language; all where the words are not known."""
+    ours, theirs = sharing.prompt_hashes, paraphrase.prompt_hashes
+    if ours is None or theirs is None:
+        return np.ones(len(sharing), bool)
+    return np.array(
+        [
+            set(first.split()).isdisjoint(second.split())  # an example's hashes are in no order of languages
+            for first, second in zip(ours, theirs, strict=True)
+        ]
+    )
+
+
+def _pairs(
+    codes: NDArray[np.integer],
+    same: tuple[bool, bool, bool],
+    among: NDArray[np.integer],
+    *,
+    partners: int,
+    seed: tuple[int, int],
+) -> Int[Tensor, "2 pair"]:
+    """Draw partners, of those with the given things in common, for each of some examples among these."""
+    if all(same):
+        return torch.from_numpy(among).repeat(2, 1)
+    firsts, seconds = [], []
+    for example in among.tolist():
+        fits = np.all((codes[:, among] == codes[:, [example]]) == np.array(same)[:, None], axis=0)
+        others = among[fits]
+        if len(others) > partners:
+            others = np.random.default_rng((*seed, example)).choice(others, partners, replace=False)
+        firsts += [example] * len(others)
+        seconds += others.tolist()
+    return torch.tensor([firsts, seconds], dtype=torch.long, device="cpu")
+
+
+def _indices(
+    sharing: NeuronSharing, other: NeuronSharing, pairs: Int[Tensor, "2 pair"]
+) -> tuple[Float[Tensor, "pair layer_and_all"], Float[Tensor, "pair layer_and_all"]]:
+    """Each pair's index and what it would be at random, as means over languages: by layer, and last over all layers."""
+    empty = torch.zeros(0, sharing.n_layers + 1, dtype=torch.float64, device="cpu")
+    means = [(empty, empty)]
+    for firsts, seconds in zip(*(torch.split(side, _PAIRS) for side in pairs), strict=True):
+        if not len(firsts):
+            continue
+        ours = sharing.bits.at(firsts.tolist()) & sharing.packed_is_neuron
+        theirs = other.bits.at(seconds.tolist()) & other.packed_is_neuron
+        sizes, other_sizes = count_bits(ours).double(), count_bits(theirs).double()
+        found = [
+            index_and_chance(
+                count_bits(ours[:, a] & theirs[:, b]).double(), sizes[:, a], other_sizes[:, b], sharing.widths
+            )
+            for a, b in _language_pairs(sharing, other, is_same_fact=bool((firsts == seconds).all()))
+        ]
+        index, chance = (torch.stack(each) for each in zip(*found, strict=True))
+        means.append((index.nanmean(0), chance.nanmean(0)))
+    return torch.cat([index for index, _ in means]), torch.cat([chance for _, chance in means])
+
+
+def _language_pairs(sharing: NeuronSharing, other: NeuronSharing, *, is_same_fact: bool) -> Iterator[tuple[int, int]]:
+    """Which languages of an example and of its partner are compared."""
+    numbers = range(len(sharing.languages))
+    if other is not sharing:
+        return ((number, number) for number in numbers)
+    return combinations(numbers, 2) if is_same_fact else permutations(numbers, 2)
+
+
+class _Found:
+    """The indices of a rung's pairs, and their means over the pairs of some examples, also of resamples.
+
+    A pair weighs as often as both of its examples are drawn.
+    """
+
+    def __init__(
+        self,
+        pairs: Int[Tensor, "2 pair"],
+        index: Float[Tensor, "pair layer_and_all"],
+        independent: Float[Tensor, "pair layer_and_all"],
+        weights: NDArray[np.integer],
+    ) -> None:
+        self.first, self.second = pairs.numpy()
+        self.index, self.independent = index.numpy(), independent.numpy()
+        self._weights = weights
+
+    def examples(self) -> NDArray[np.integer]:
+        """The examples that have a partner."""
+        return np.unique(self.first)
+
+    def mean(
+        self, values: NDArray[np.float64], of: NDArray[np.integer] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The mean over the pairs of some examples, and those of all resamples: by layer, and over all layers."""
+        chosen = np.ones(len(self.first), bool) if of is None else np.isin(self.first, of)
+        first, second, values = self.first[chosen], self.second[chosen], values[chosen]
+        known = ~np.isnan(values)
+        values = np.where(known, values, 0)
+        with np.errstate(invalid="ignore"):  # no pair, or no neuron that is activated
+            mean = values.sum(0) / known.sum(0)
+            resampled = []
+            step = max(1, _CHUNK // max(1, len(first)))
+            for start in range(0, len(self._weights), step):
+                drawn = self._weights[start : start + step]
+                times = drawn[:, first] * np.where(first == second, 1, drawn[:, second]).astype(float)
+                resampled.append((times @ values) / (times @ known))
+        return mean, np.concatenate(resampled)
+
+
+def _rows(rung: Rung, found: dict[str, _Found], n_layers: int) -> Iterator[dict[str, object]]:
+    """The rows of a rung, by layer and over all layers."""
+    here = found[rung.name]
+    examples = here.examples()
+    value, resampled = here.mean(here.index)
+    independent, at_random = here.mean(here.independent)
+    if rung.above in found:
+        base, base_resampled = found[rung.above].mean(found[rung.above].index, of=examples)
+    else:
+        base, base_resampled = independent, at_random
+    low, high = _ends(resampled, len(examples))
+    difference_low, difference_high = _ends(resampled - base_resampled, len(examples))
+    for place, layer in enumerate([*range(n_layers), "all"]):
+        yield {
+            "rung": rung.name,
+            "layer": layer,
+            "jaccard": value[place],
+            "low": low[place],
+            "high": high[place],
+            "independent": independent[place],
+            "part": rung.part,
+            "above": rung.above,
+            "difference": value[place] - base[place],
+            "difference_low": difference_low[place],
+            "difference_high": difference_high[place],
+            "examples": len(examples),
+            "pairs": len(here.first),
+        }
+
+
+def _ends(resampled: NDArray[np.float64], n_examples: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ends of the 95 % interval, from what each resample gives."""
+    if n_examples < FEWEST:
+        return (np.full(resampled.shape[1], np.nan),) * 2
+    is_known = ~np.isnan(resampled).all(0)
+    ends = np.full((2, resampled.shape[1]), np.nan)
+    ends[:, is_known] = np.nanquantile(resampled[:, is_known], [0.025, 0.975], axis=0)
+    return ends[0], ends[1]
