@@ -271,6 +271,8 @@ PUBLIC = {
     "ablation_study": "model, prompts, sharing_or_masks, *, types, controls, active, mode, values, seeds, scoring, "
     "length_normalised, max_new_tokens, stop, position, skip_special_tokens, site, layers, equal_size, consistent, "
     "one_mask, n_resamples, batch_size, prepend_bos, on_run, out, shard, progress",
+    "dose_response": "model, prompts, sharing, *, type, shares, controls, seeds, scoring, length_normalised, "
+    "max_new_tokens, stop, n_resamples, batch_size, prepend_bos, out, shard, progress",
     "answer_languages": "model, prompts, *, candidates, fwd_hooks, max_new_tokens, stop, batch_size, prepend_bos, "
     "progress",
     "cross_ablation": "model, texts, masks, *, controls, seeds, mode, values, layers, n_resamples, batch_size, "
@@ -296,6 +298,7 @@ PUBLIC = {
     "plots.relatedness": "sharing, similarity, *, family, tests, title",
     "plots.ablation": "table, *, metric, title",
     "plots.cross_ablation": "table, *, title",
+    "plots.dose_response": "table, *, title",
     "plots.methods": "sizes, agreement, types, *, title",
     "plots.top_shares": "table, *, title",
     "plots.impact": "table, *, language, title",

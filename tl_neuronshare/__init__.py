@@ -4,6 +4,7 @@ from importlib import import_module
 from types import ModuleType
 
 from tl_neuronshare.ablation.crossing import cross_ablation
+from tl_neuronshare.ablation.dose import dose_response
 from tl_neuronshare.ablation.hooks import ablation_hooks
 from tl_neuronshare.ablation.reference import reference_values
 from tl_neuronshare.ablation.study import ablation_study
@@ -58,6 +59,7 @@ __all__ = [
     "cross_ablation",
     "demo",
     "describe_neurons",
+    "dose_response",
     "evaluate",
     "facts_of",
     "generation_impact",

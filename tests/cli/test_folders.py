@@ -59,6 +59,8 @@ VALUES = {
     "permutations": (["50"], ["99"]),
     "methods": (["lape"], ["lape", "parallel"]),
     "cross": (["parallel"], ["lape", "parallel"]),
+    "type": (["specific"], ["non-activated"]),
+    "shares": (["0.5"], ["0.5", "1"], ["1", "0.5"]),
     "share": (["0.05"], ["0.1"]),
     "measure": (["5"], ["10"]),
     "answers": (["5"], ["10"]),

@@ -451,7 +451,7 @@ def test_some_batches_with_tokens_and_some_without_are_no_result(animals, backen
 
 def test_without_tokens_the_bos_counts_and_that_is_said_once(animals, backend, longer):
     model = animals.lens("llama", backend)
-    recorder = ns.SharingRecorder(model, LANGUAGES, 3, position="all")
+    recorder = ns.SharingRecorder(model, LANGUAGES, 3, site="post", position="all")
     with pytest.warns(
         UserWarning, match="position='all' without tokens counts special tokens too.*pass tokens="
     ) as said:

@@ -210,7 +210,7 @@ class Targets:
         shape = tuple(self.is_neuron.shape)
 
         def noise_for(label: Hashable) -> Float[Tensor, "layer neuron"]:
-            generator = _generator(seed, name, purpose, label)
+            generator = generator_of(seed, name, purpose, label)
             return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
 
         if self.is_one_mask(name):
@@ -220,7 +220,7 @@ class Targets:
     def other_example(self, seed: int, name: str, purpose: str, example: int) -> int:
         """Draw a different example."""
         others = [other for other in range(len(self.examples)) if other != example]
-        generator = _generator(seed, name, purpose, self.examples[example])
+        generator = generator_of(seed, name, purpose, self.examples[example])
         return others[int(torch.randint(len(others), (), generator=generator, device="cpu"))]
 
 
@@ -230,7 +230,7 @@ def knows_activity(sharing: NeuronSharing, prompts: ParallelPrompts, *, assume: 
     return known and len(sharing) == len(prompts) and first_differing(prompts, sharing) is None
 
 
-def _generator(seed: int, name: str, purpose: str, label: Hashable) -> torch.Generator:
+def generator_of(seed: int, name: str, purpose: str, label: Hashable) -> torch.Generator:
     """Make a random generator whose seed is a hash of the arguments."""
     key = repr((int(seed), name, purpose, label))
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))

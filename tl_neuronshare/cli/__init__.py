@@ -19,7 +19,7 @@ from tl_neuronshare.running.processes import launched
 # Each is a module of this folder, with `parser()` and `main(args)`.
 COMMANDS = (
     *("patterns", "tasks", "persistence", "tokens", "thresholds", "languages", "ladder", "models", "attribution"),
-    *("ablation", "methods", "causal-check", "reproduce", "verify"),
+    *("ablation", "dose-response", "methods", "causal-check", "reproduce", "verify"),
 )
 
 

@@ -32,7 +32,7 @@ from tl_neuronshare.ablation.targets import Choice
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.arguments import add_options, given
 from tl_neuronshare.cli.runs import Run, title_of
-from tl_neuronshare.evaluation.evaluating import Scoring, ScoringName
+from tl_neuronshare.evaluation.evaluating import Scoring
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.plots.ablating import Metric
 from tl_neuronshare.plots.drawing import LABELS
@@ -59,7 +59,8 @@ def main(args: argparse.Namespace) -> None:
     metric: Metric = "known_accuracy" if args.known == "language" else "accuracy"
     with Run(args) as run:
         prompts, model, sharing = run.start(dealt=False)
-        args.scoring = args.scoring or _scoring(args, prompts)
+        has_choices = prompts.choices is not None and not args.generate
+        args.scoring = args.scoring or arguments.scoring_of(args, has_choices=has_choices)
         if args.known == "all":
             prompts, sharing = _known(args, run, model, prompts, sharing)
         table, of_equal_size, answers = _studies(args, run, model, prompts, sharing)
@@ -212,7 +213,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--factor", type=float, default=2.0, help="of --mode scale (default: 2)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of each control (default: 3)")
     add_options(parser, Scoring)
-    # Which is the default depends on the prompts: see _scoring.
+    # Which is the default depends on the prompts: see arguments.scoring_of.
     parser.set_defaults(scoring=None)
     parser.add_argument(
         "--ablate",
@@ -230,15 +231,6 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--generate", action="store_true", help="show answers before and after, side by side")
     return parser
-
-
-def _scoring(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> ScoringName:
-    """Choose how to score if the command line does not say."""
-    task = arguments.task_name(args)
-    if task == "mgsm":
-        return "number"
-    facts = args.model == arguments.DEMO and task in (arguments.DEMO, "world_facts")
-    return "exact" if args.generate or facts or prompts.choices is None else "choice"
 
 
 def _how(args: argparse.Namespace) -> str:

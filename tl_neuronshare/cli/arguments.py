@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import tl_neuronshare as ns
 from tl_neuronshare.checks import Options
+from tl_neuronshare.evaluation.evaluating import ScoringName
 from tl_neuronshare.models.loading import Backend
 from tl_neuronshare.running.loop import Keeping
 from tl_neuronshare.running.plan import Running
@@ -174,3 +175,12 @@ def ablated_position(text: str) -> str | int:
     if text.lstrip("-").isdigit() and int(text) < 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is none of all, last, or a negative index from the prompt's end")
+
+
+def scoring_of(args: argparse.Namespace, *, has_choices: bool) -> ScoringName:
+    """Choose how to score if the command line does not say."""
+    task = task_name(args)
+    if task == "mgsm":
+        return "number"
+    facts = args.model == DEMO and task in (DEMO, "world_facts")
+    return "choice" if has_choices and not facts else "exact"

@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
         )
         run.timed("categorise")
         run.record["sharing"] = sharing.metadata
-        run.say_how_prompts_end(sharing)
+        run.say_how_it_was_read(sharing)
         table = ns.overlap_ladder(sharing, facts, paraphrase=paraphrase[0] if paraphrase else None, seed=args.seed)
         overall = table[table["layer"] == "all"]
         print(f"{sharing}\n\n{HEADING}\n{_shown(overall).to_string(index=False)}")

@@ -159,7 +159,7 @@ def _found(
     """The masks of each method; one that the model or the texts do not allow is left out, and said."""
     how: dict[str, Any] = {"batch_size": args.batch_size}
     n = max(1, round(args.share * int(sharing.is_neuron.sum())))
-    measured = {"site": args.site, **how}
+    measured = {"site": sharing.metadata["site"], **how}
     shared = "en" if "en" in sharing.languages else sharing.languages[0]
 
     def rates() -> ns.NeuronRates:

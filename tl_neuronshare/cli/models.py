@@ -62,7 +62,7 @@ def _results(run: Run) -> tuple[dict[str, ns.NeuronSharing], str]:
 
     results = dict(zip(names, each_of(works()), strict=True))
     for name, sharing in results.items():
-        run.say_how_prompts_end(sharing, name)
+        run.say_how_it_was_read(sharing, name)
     return results, names[1]
 
 

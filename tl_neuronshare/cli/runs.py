@@ -35,6 +35,10 @@ from tl_neuronshare.running.processes import launched
 from tl_neuronshare.running.recording import Reading
 
 BESIDE_CHANCE = ("mismatched", "excess", "independent")  # columns of `summary` that stand beside the mean
+SITE_NOT_CHOSEN = (
+    "post, act(gate) times up, since no --site was named. WARNING: its sign is positive for about half of the neurons "
+    "whatever the prompt says. --site gate asks which neurons the gate opens, and is what we recommend"
+)
 _ALIKE = 0.2  # how far the shares of prompts that end alike may differ between pairs of languages
 PACKAGES = (*provenance.PACKAGES, "babel", "pandas", "numpy", "matplotlib", "lang2vec")
 
@@ -143,12 +147,19 @@ class Run:
         sharing = categorise(self.args, model, prompts, **self.keeping("categorise", dealt=dealt))
         self.timed("categorise")
         self.record["sharing"] = sharing.metadata
-        self.say_how_prompts_end(sharing)
+        self.say_how_it_was_read(sharing)
         return prompts, model, sharing
 
-    def say_how_prompts_end(self, sharing: ns.NeuronSharing, of: str = "") -> None:
-        """Record how often the prompts of two languages end in the same token, of some prompts if there are several."""
+    def say_how_it_was_read(self, sharing: ns.NeuronSharing, of: str = "") -> None:
+        """Record how prompts end in two languages, and a site that nobody named; of some prompts if there are several.
+
+        Args:
+            sharing: what was read.
+            of: the prompts, if there are several.
+        """
         of = f" ({of})" if of else ""
+        if not sharing.metadata.get("site_chosen", True):
+            self.control(f"which value of the gated MLPs' neurons is read?{of}", SITE_NOT_CHOSEN)
         self.control(f"do the prompts of two languages end in the same token?{of}", last_tokens(sharing))
 
     def keeping(self, name: str, *, dealt: bool = True) -> dict[str, Any]:

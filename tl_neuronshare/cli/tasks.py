@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
         run.timed("categorise")
         run.record["sharing"] = {name: sharing.metadata for name, sharing in results.items()}
         for name, sharing in results.items():
-            run.say_how_prompts_end(sharing, name)
+            run.say_how_it_was_read(sharing, name)
         table, overlap = ns.side_by_side(results, name="task"), ns.input_overlap(results)
         means = table.groupby(["task", "type"], sort=False)[["mean", *BESIDE_CHANCE]].mean()
         of_model = overlap[overlap["layer"] == "all"]

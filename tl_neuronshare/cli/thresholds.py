@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
         table = ns.side_by_side(results, name="threshold")
         means = table.groupby(["threshold", "type"], sort=False)[["mean", *BESIDE_CHANCE]].mean()
         first = results[args.thresholds[0]]
-        run.say_how_prompts_end(first)
+        run.say_how_it_was_read(first)
         print(f"{first}\n\nTypes of neurons, percent (mean over inputs and layers), beside chance")
         print(means.unstack("type")[["mean", "mismatched", "excess"]].round(2).to_string())
         run.table(table, "thresholds")

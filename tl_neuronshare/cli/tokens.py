@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
     with Run(args) as run:
         prompts, model, sharing = run.start(dealt=False)
         table = sharing.never_activated()
-        options = {"site": args.site, "threshold": args.threshold, "batch_size": args.batch_size}
+        options = {"site": sharing.metadata["site"], "threshold": args.threshold, "batch_size": args.batch_size}
         rates = ns.activation_rates(model, texts or dict(prompts.prompts), **options, **run.keeping("rates"))
         of_languages = rates.by_language()
         run.timed("rates")

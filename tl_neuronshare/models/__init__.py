@@ -15,7 +15,7 @@ from tl_neuronshare.models.forward import (
 from tl_neuronshare.models.head import check_unembedding, final_norm, unembedding
 from tl_neuronshare.models.hooks import Editing, Hooks, all_firing, has_hooks, hooked, unwrapped, without_hooks
 from tl_neuronshare.models.inputs import Inputs, inputs_of
-from tl_neuronshare.models.layers import final_residual, is_gated, neuron_layers, residual_after
+from tl_neuronshare.models.layers import final_residual, is_gated, neuron_layers, residual_after, why_name_a_site
 from tl_neuronshare.models.lens import (
     LensModel,
     architecture_of,

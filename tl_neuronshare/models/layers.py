@@ -86,3 +86,14 @@ def final_residual(model: LensModel) -> NeuronLayer:
 def is_gated(model: LensModel) -> bool:
     """Return whether each neuron is the product of a gate and an up branch, both with hooks."""
     return any(re.fullmatch(rf"(\w+_)?blocks\.\d+\.{_OF_MLP}\.hook_pre_linear", name) for name in model.hook_dict)
+
+
+def why_name_a_site(model: LensModel) -> str | None:
+    """Say what a user should know who names no site of a gated model; None where there is nothing to choose."""
+    if not is_gated(model):
+        return None
+    return (
+        f"The MLPs of {name_of(model)} are gated, and no site was named, so that post is read: act(gate) x up, whose "
+        'sign is positive for about half of the neurons whatever the prompt says. site="gate" asks instead which '
+        'neurons the gate opens, and is what we recommend; site="post" keeps this one without a warning.'
+    )

@@ -1,6 +1,6 @@
 """Tables to matplotlib figures. Nothing here changes matplotlib's global style."""
 
-from tl_neuronshare.plots.ablating import ablation
+from tl_neuronshare.plots.ablating import ablation, dose_response
 from tl_neuronshare.plots.attribution import causal_check, correctness, impact, top_shares
 from tl_neuronshare.plots.crossing import cross_ablation
 from tl_neuronshare.plots.methods import methods
@@ -13,6 +13,7 @@ __all__ = [
     "chance",
     "correctness",
     "cross_ablation",
+    "dose_response",
     "impact",
     "input_overlap",
     "language_overlap",

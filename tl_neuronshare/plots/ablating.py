@@ -1,4 +1,4 @@
-"""The figure of an ablation study."""
+"""Figures of ablation: of a study, and of a growing share of a type."""
 
 from __future__ import annotations
 
@@ -10,9 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.plots.drawing import COLOURS, MARKERS, bars, name_panel, places_of, require, styled_figure, whiskers
+from tl_neuronshare.plots.drawing import (
+    COLOURS,
+    MARKERS,
+    bars,
+    legend_below,
+    line,
+    name_panel,
+    places_of,
+    require,
+    styled_figure,
+    whiskers,
+)
 
 Metric = Literal["accuracy", "known_accuracy", "log_prob"]
+_ORDERS = ("by impact", "at random")
 _LABELS = {
     "accuracy": "accuracy",
     "known_accuracy": "accuracy on known facts",
@@ -65,6 +77,48 @@ def ablation(table: pd.DataFrame, *, metric: Metric = "accuracy", title: str = "
                 if table.attrs.get("chance") is not None:
                     axes.axhline(table.attrs["chance"], color="0.4", linestyle=":", linewidth=1.0, label="chance")
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2, fontsize=7)
+    return figure
+
+
+def dose_response(table: pd.DataFrame, *, title: str = "") -> Figure:
+    """Draw what is left when a growing share of a type is ablated: in the order of impact, at random, and controls.
+
+    Args:
+        table: the table of `dose_response`. Lines are means over languages, bands the 95 % interval of the difference
+            from the unablated model. A dotted line is what choosing at random gives.
+        title: above both panels.
+
+    Raises:
+        NeuronShareError: a table without the columns that this needs.
+
+    Example:
+        >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
+        >>> sharing = ns.categorise(model, prompts)
+        >>> table = ns.dose_response(model, prompts, sharing, shares=[0.5, 1.0], controls=[], seeds=[0])
+        >>> [axes.get_ylabel() for axes in dose_response(table).axes]
+        ['accuracy', 'log-probability of the answer (nats)']
+    """
+    require(table, "dose_response", ("share", "ablated", "language", "metric", "value", "difference", "low", "high"))
+    overall = table[table["language"] == "all"]
+    with styled_figure(3.0, title) as figure:
+        panels = figure.subplots(1, 2)
+        for axes, metric in zip(panels, ("accuracy", "log_prob"), strict=True):
+            rows = overall[overall["metric"] == metric]
+            unablated = rows[rows["ablated"] == "none"]
+            for index, kind in enumerate(each for each in rows["ablated"].unique() if each != "none"):
+                of_kind = pd.concat([unablated, rows[rows["ablated"] == kind].sort_values("share")])
+                label = kind if kind in _ORDERS else f"control: {kind}"
+                shares, base = 100 * of_kind["share"], of_kind["value"] - of_kind["difference"].fillna(0)
+                line(axes, shares, of_kind["value"], index, label, linestyle="-" if kind in _ORDERS else "--")
+                ends = (base + of_kind[end] for end in ("low", "high"))
+                axes.fill_between(shares, *ends, color=COLOURS[index], alpha=0.2, linewidth=0)
+            axes.set_xlabel("share of the type's neurons that is ablated (%)")
+            axes.set_ylabel(_LABELS[metric])
+            if metric == "accuracy":
+                axes.set_ylim(0, 1.05)
+                if table.attrs.get("chance") is not None:
+                    axes.axhline(table.attrs["chance"], color="0.4", linestyle=":", linewidth=1.0, label="chance")
+        legend_below(figure, panels[0], columns=5)
     return figure
 
 

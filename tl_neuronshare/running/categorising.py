@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     class _HowToRead(TypedDict, total=False):
-        site: Site
+        site: Site | None
         position: Position
         batch_size: BatchSize
         prepend_bos: bool | None
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         padding_side: Literal["left", "right"]
         tokens: Mapping[str, Int[Tensor, "example position"]] | None
         prompts: ParallelPrompts | None
-        site: Site
+        site: Site | None
         position: Position
 
 
@@ -75,7 +75,7 @@ def categorise(
     model: LensModel,
     prompts: ParallelPrompts,
     *,
-    site: Site = "post",
+    site: Site | None = None,
     position: Position = "last",
     threshold: Number | Sequence[Number] = 0.0,
     batch_size: BatchSize = "auto",
@@ -97,7 +97,8 @@ def categorise(
         site: which value of a neuron is read. `post` is the input of the down projection; in a gated MLP this is
             act(gate) x up. A gated MLP also has `gate`, which is act(gate), and `up`. For about half of the neurons
             `gate` has a different sign from `post`. An MLP without a gate has only `post`: there `gate` is read as
-            `post`, and the metadata says so, but `up` is refused.
+            `post`, and the metadata says so, but `up` is refused. None is `post`; on a gated model a warning says what
+            that means, and the metadata that it was not chosen.
         position: which token is read. `last` is the last token of the prompt, which predicts the first token of the
             answer. A negative index counts from the end (-1 is `last`). With `any`, a neuron must be active at one
             token of the prompt or more; with `all`, it must be active at every token. Both ignore special tokens
@@ -125,6 +126,9 @@ def categorise(
             the position, activations are NaN or infinite, or `out` is a folder of a different call.
         UnfinishedError: the part `shard` is done, and others are not; this is a NeuronShareError too.
 
+    Warns:
+        UserWarning: no site is named, and the model is gated.
+
     Source: arXiv 2406.09265, section 3 (value > 0 at the last token), and its analysis across tokens.
 
     Example:
@@ -139,6 +143,7 @@ def categorise(
     recorder = SharingRecorder(
         model, prompts.languages, len(prompts), site=site, position=position, threshold=threshold
     )
+    recorder.warn_of_site(stacklevel=3)
     run = _Categorising(model, prompts, how, recorder)
     n_rows = len(prompts) * len(prompts.languages)
     with running(model, "categorise", n_rows=n_rows, progress=progress, keeping=keeping, about=run.about) as loop:
@@ -159,6 +164,7 @@ class _Categorising:
         of_result = self.recorder.header(0, self.prompts.name, hashes, 0, self.how.record, had_tokens=True)
         thresholds = list(self.recorder.reading.thresholds)
         about = {"call": "categorise", **of_result["metadata"], "threshold": thresholds}
+        del about["site_chosen"]  # the bits are the same
         weights, prompts = about.pop("fingerprint").split("-")
         return about | {"fingerprint_of_weights": weights, "fingerprint_of_prompts": prompts}
 
@@ -291,7 +297,7 @@ def categorise_caches(
     padding_side: Literal["left", "right"] = "right",
     tokens: Mapping[str, Int[Tensor, "example position"]] | None = None,
     prompts: ParallelPrompts | None = None,
-    site: Site = "post",
+    site: Site | None = None,
     position: Position = "last",
     threshold: Number | Sequence[Number] = 0.0,
 ) -> NeuronSharing | dict[float, NeuronSharing]:
@@ -328,7 +334,7 @@ def categorise_caches(
     for name, by_language in (("lengths", lengths), ("tokens", tokens)):
         if by_language is not None and (not isinstance(by_language, Mapping) or set(by_language) != set(caches)):
             raise NeuronShareError(f"{name} is not for the languages of the caches; give it for {', '.join(caches)}.")
-    layers = models.neuron_layers(model, site)
+    layers = models.neuron_layers(model, site or "post")
     cached = {language: [_cached(cache, layer, language) for layer in layers] for language, cache in caches.items()}
     sizes = {language: _size(layers[0], tensors[0], language) for language, tensors in cached.items()}
     if len({n_examples for n_examples, _ in sizes.values()}) > 1:
@@ -339,6 +345,7 @@ def categorise_caches(
         )
     n_examples, _ = next(iter(sizes.values()))
     recorder = SharingRecorder(model, list(caches), n_examples, site=site, position=position, threshold=threshold)
+    recorder.warn_of_site(stacklevel=3)
     for language, tensors_of_layers in cached.items():
         n_tokens = sizes[language][1]
         mask = None if lengths is None else _mask(lengths[language], n_examples, n_tokens, padding_side, language)

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from tl_neuronshare import models
 from tl_neuronshare.checks import one_of, texts_by_language
+from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import Number
 from tl_neuronshare.models import LensModel, Site, verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
@@ -23,7 +24,7 @@ def activation_rates(
     model: LensModel,
     texts: Mapping[str, Iterable[Any] | Path],
     *,
-    site: Site = "post",
+    site: Site | None = None,
     threshold: Number = 0.0,
     part: Part = "whole",
     batch_size: BatchSize = "auto",
@@ -61,6 +62,9 @@ def activation_rates(
         NeuronShareError: the model or an option is unsuitable, a language has only special tokens, or activations are
             NaN or infinite.
 
+    Warns:
+        UserWarning: no site is named, and the model is gated.
+
     Example:
         >>> texts = {"en": ["Country code of Peru → PE", "Capital of Peru"], "de": ["Ländercode von Peru → PE"]}
         >>> found = activation_rates(model, texts)
@@ -73,6 +77,10 @@ def activation_rates(
     texts_by_language("texts", texts, lists=False)
     threshold = as_threshold("threshold", threshold)
     one_of("part", part, get_args(Part))
+    why_name_a_site = models.why_name_a_site(model) if site is None else None
+    if why_name_a_site is not None:
+        warn(why_name_a_site, stacklevel=2)
+    site = site or "post"
     every_layer = models.neuron_layers(model, site)
     layers = measured_layers(model, every_layer)
     verification.require(model, "logits", site)
@@ -100,7 +108,9 @@ def activation_rates(
         experts=[layer.experts for layer in every_layer],
         n_measured=len(layers),
         metadata={
-            **metadata_of(model, how, site=site, threshold=threshold, counted=part),
+            **metadata_of(
+                model, how, site=site, site_chosen=why_name_a_site is None, threshold=threshold, counted=part
+            ),
             "texts": {language: [of_texts] for language, of_texts in zip(texts, sums.hashes, strict=True)},
         },
     )

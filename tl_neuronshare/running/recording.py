@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -71,10 +71,10 @@ def _position_argument(text: str) -> Position:
 class Reading(Options):
     """Which values are read from a model, and when a neuron counts as activated."""
 
-    site: Site = option(
-        "post",
-        partial(one_of, known=get_args(Site)),
-        help="which neurons of gated MLPs (default: post)",
+    site: Site | None = option(
+        None,
+        lambda name, value: None if value is None else one_of(name, value, get_args(Site)),
+        help="which value of a neuron of a gated MLP (default: post, with a warning; we recommend gate)",
         choices=get_args(Site),
     )
     position: Position = option(
@@ -132,18 +132,20 @@ class SharingRecorder:
         languages: Sequence[str],
         n_examples: int,
         *,
-        site: Site = "post",
+        site: Site | None = None,
         position: Position = "last",
         threshold: Number | Sequence[Number] = 0.0,
     ) -> None:
         self.languages = _as_languages(languages)
         self.n_examples = count("n_examples", n_examples)
         self.reading = Reading(site, position, threshold)
-        self.layers = models.neuron_layers(model, site)
+        self.site: Site = self.reading.site or "post"
+        self.layers = models.neuron_layers(model, self.site)
         models.check_position(model, position)
-        verification.require(model, "logits", site)
-        if site == "gate" and all(layer.is_editable for layer in self.layers):
-            self.reading = replace(self.reading, site="post")  # a model without gates has only this site
+        verification.require(model, "logits", self.site)
+        if self.site == "gate" and all(layer.is_editable for layer in self.layers):
+            self.site = "post"  # a model without gates has only this site
+        self.why_name_a_site = models.why_name_a_site(model) if self.reading.site is None else None
         self.model = model
         self.labels: Sequence[Hashable] = range(self.n_examples)
         self.special_tokens = models.special_tokens(model) if self.reading.leaves_special_tokens_out else []
@@ -202,14 +204,16 @@ class SharingRecorder:
                 without them they count every token that the mask shows.
 
         Warns:
-            UserWarning: there are several prompts without mask and tokens, so padding cannot be seen; or the position
-                is `any` or `all`, without tokens, and the model's prompts begin with a BOS. Each warning comes once.
+            UserWarning: no site was named, and the model is gated; there are several prompts without mask and tokens,
+                so padding cannot be seen; or the position is `any` or `all`, without tokens, and the model's prompts
+                begin with a BOS. Each warning comes once.
 
         Raises:
             NeuronShareError: a language or example is unknown, the mask or the tokens have the wrong shape, or a
                 prompt has too few tokens for the position.
         """
         recorded = self.recorded_pass(language, examples, self.given(attention_mask, tokens))
+        self.warn_of_site(stacklevel=3)
         if attention_mask is None and tokens is None and recorded.n_prompts > 1:
             self.warn_once(
                 "Several prompts without attention_mask and tokens are taken to be unpadded. TransformerLens pads a "
@@ -318,7 +322,8 @@ class SharingRecorder:
                 **self._made_from,
                 "prompts": name,
                 "languages": list(self.languages),
-                "site": self.reading.site,
+                "site": self.site,
+                "site_chosen": self.why_name_a_site is None,
                 "position": self.reading.position,
                 "prepend_bos": None,
                 **self._decoder_prompt,
@@ -421,6 +426,11 @@ class SharingRecorder:
             raise NeuronShareError(f"examples={examples!r} has an example twice in one language; record each once.")
         numbers = [int(row) * len(self.languages) + self.languages.index(n) for row, n in zip(rows, names, strict=True)]
         return torch.tensor(numbers, device="cpu")
+
+    def warn_of_site(self, *, stacklevel: int) -> None:
+        """Warn, once, of a site that nobody named."""
+        if self.why_name_a_site is not None:
+            self.warn_once(self.why_name_a_site, stacklevel=stacklevel + 1)
 
     def warn_once(self, message: str, *, stacklevel: int) -> None:
         """Give a warning that would repeat for many batches only once."""
