@@ -16,6 +16,7 @@ import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.inputs import categorise
 from tl_neuronshare.cli.runs import BESIDE_CHANCE, Run, title_of
+from tl_neuronshare.running.recording import threshold_argument
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -24,7 +25,12 @@ def parser() -> argparse.ArgumentParser:
     """Make a parser for the shared arguments and the thresholds."""
     parser = arguments.parser(__name__, __doc__)
     parser.add_argument(
-        "--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T", help="default: the paper's, 0 to 0.5"
+        "--thresholds",
+        type=threshold_argument,
+        nargs="+",
+        default=THRESHOLDS,
+        metavar="T",
+        help="numbers, or quantiles of a layer's values such as 90%% (default: the paper's, 0 to 0.5)",
     )
     return parser
 
@@ -55,7 +61,7 @@ def _compare(run: Run, means: pd.DataFrame) -> None:
     shared, silent = means["all-shared"], means["non-activated"]
     run.found(
         "the patterns at thresholds from 0 to 0.5 (what they look like is only in the paper's figure)",
-        f"all-shared {shared.iloc[0]:.1f} % at {means.index[0]:g}, {shared.iloc[-1]:.1f} % at {means.index[-1]:g}; "
+        f"all-shared {shared.iloc[0]:.1f} % at {means.index[0]}, {shared.iloc[-1]:.1f} % at {means.index[-1]}; "
         f"non-activated {silent.iloc[0]:.1f} and {silent.iloc[-1]:.1f} %",
         None,
     )

@@ -22,6 +22,7 @@ from tl_neuronshare.errors import NeuronShareError
 Position = Literal["last", "any", "all", "mask"] | int
 _N_EPS, _N_EPS_HALF = 16, 0.5  # how near a value must be to a threshold to be borderline, in half precision too
 Number = float | int  # for beartype, which checks types under pytest, an integer is not a `float`
+Threshold = float | str  # a number, or a quantile such as "90%"
 
 
 def as_position(position: Any) -> Position:
@@ -105,9 +106,37 @@ def widened(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return values.to(_at_least_single(values.dtype))
 
 
+def quantile_of(threshold: str) -> float:
+    """Return the quantile that a threshold such as "90%" names, above 0 and below 1; NaN if it names none.
+
+    Example:
+        >>> quantile_of("90%"), quantile_of("high")
+        (0.9, nan)
+    """
+    number = threshold.removesuffix("%")
+    is_number = number != threshold and number.replace(".", "", 1).isdigit()
+    quantile = float(number) / 100 if is_number else 0.0
+    return quantile if 0 < quantile < 1 else float("nan")
+
+
+def absolute(values: Float[Tensor, "*batch neuron"], threshold: Threshold) -> Number | Float[Tensor, "*batch 1"]:
+    """Return a threshold as a number or, if it is a quantile, as that quantile of each row's values.
+
+    Example:
+        >>> absolute(torch.tensor([[0.0, 1.0, 4.0], [2.0, 0.0, 8.0]]), "75%")
+        tensor([[2.5000],
+                [5.0000]])
+    """
+    if not isinstance(threshold, str):
+        return threshold
+    ranked, place = widened(values).sort(dim=-1).values, quantile_of(threshold) * (values.shape[-1] - 1)
+    below, above = ranked[..., [int(place)]], ranked[..., [min(int(place) + 1, values.shape[-1] - 1)]]
+    return below + (place - int(place)) * (above - below)
+
+
 def count_borderline(
     values: Float[Tensor, "prompt neuron"],
-    thresholds: Sequence[Number],
+    thresholds: Sequence[Number | Float[Tensor, "prompt 1"]],
     root_mean_square: Float[Tensor, "prompt 1"],
     dtype: torch.dtype,
 ) -> Int[Tensor, "threshold prompt"]:
@@ -139,7 +168,7 @@ def count_borderline(
         # Here 1 is yes and 0 is no: on a CPU, arithmetic is several times faster than comparisons, which make booleans.
         beyond = torch.nextafter(reach, torch.full_like(reach, torch.inf))  # a distance below this is at most the reach
         near = torch.sub(beyond, distance).sign_().clamp_(min=0).mul_(distance.sign_())
-        if threshold != 0:  # at threshold 0, zeros are already left out as exact hits
+        if isinstance(threshold, Tensor) or threshold != 0:  # at threshold 0, zeros are already left out as exact hits
             near.mul_(torch.sign(values, out=distance).abs_())
         counts.append(near.sum(-1).int())
     return torch.stack(counts)
@@ -167,15 +196,20 @@ def neurons_of(widths: Sequence[int], n_measured: int | None = None) -> Bool[Ten
     return is_neuron
 
 
-def pack_above(values: Float[Tensor, "*batch neuron"], threshold: Number) -> UInt8[Tensor, "*batch byte"]:
-    """Compare each value with the threshold and pack the answers, eight neurons to a byte, on the values' device.
+def pack_above(
+    values: Float[Tensor, "*batch neuron"], threshold: Number | Float[Tensor, "*batch 1"]
+) -> UInt8[Tensor, "*batch byte"]:
+    """Compare each value with the threshold, or with that of its row, and pack the answers, eight neurons to a byte.
+
+    This is done on the values' device.
 
     Example:
         >>> pack_above(torch.tensor([0.5, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.1, 2.0]), 0.0)
         tensor([129, 128], dtype=torch.uint8)
     """
     if values.device.type == "cpu":  # numpy compares several times faster than torch
-        return torch.from_numpy(np.packbits(values.numpy() > threshold, axis=-1))
+        number = threshold.numpy() if isinstance(threshold, Tensor) else threshold
+        return torch.from_numpy(np.packbits(values.numpy() > number, axis=-1))
     return pack_with_torch(values > threshold)
 
 

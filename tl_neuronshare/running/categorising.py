@@ -20,7 +20,7 @@ from torch import Tensor
 from tl_neuronshare import models
 from tl_neuronshare.checks import one_of
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.maths.activation import Number, Position
+from tl_neuronshare.maths.activation import Number, Position, Threshold
 from tl_neuronshare.models import LensModel, NeuronLayer, Site
 from tl_neuronshare.prompts import ParallelPrompts, PromptHashes, as_list, hashes_of, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
@@ -59,16 +59,16 @@ if TYPE_CHECKING:
         position: Position
 
 
-@overload
-def categorise(
-    model: LensModel, prompts: ParallelPrompts, *, threshold: Number = ..., **options: Unpack[_HowToRead]
+@overload  # mypy takes a text for a sequence of texts
+def categorise(  # type: ignore[overload-overlap]
+    model: LensModel, prompts: ParallelPrompts, *, threshold: Number | str = ..., **options: Unpack[_HowToRead]
 ) -> NeuronSharing: ...
 
 
 @overload
 def categorise(
-    model: LensModel, prompts: ParallelPrompts, *, threshold: Sequence[Number], **options: Unpack[_HowToRead]
-) -> dict[float, NeuronSharing]: ...
+    model: LensModel, prompts: ParallelPrompts, *, threshold: Sequence[Number | str], **options: Unpack[_HowToRead]
+) -> dict[Threshold, NeuronSharing]: ...
 
 
 def categorise(
@@ -77,13 +77,13 @@ def categorise(
     *,
     site: Site | None = None,
     position: Position = "last",
-    threshold: Number | Sequence[Number] = 0.0,
+    threshold: Number | str | Sequence[Number | str] = 0.0,
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
     out: str | Path | None = None,
     shard: tuple[int, int] | str | None = None,
     progress: bool = True,
-) -> NeuronSharing | dict[float, NeuronSharing]:
+) -> NeuronSharing | dict[Threshold, NeuronSharing]:
     """Find which neurons each prompt activates: those whose value at the chosen position is above the threshold.
 
     The model runs under the hooks of a `SharingRecorder`. If hooks of your own are active (`with model.hooks(...)`),
@@ -104,8 +104,10 @@ def categorise(
             token of the prompt or more; with `all`, it must be active at every token. Both ignore special tokens
             (BOS ...). In an encoder `last` is refused, and there is `mask`, the mask token, of
             which each prompt must have one. In `ablation_hooks`, `all` means something else: every token is edited.
-        threshold: a neuron is activated if its value is above this number. A sequence of numbers gives
-            {threshold: result}, from one pass over the prompts.
+        threshold: a neuron is activated if its value is above this number. A text such as "90%" is a quantile of the
+            layer's values for that prompt: then equally many neurons are activated in every language and layer, here a
+            tenth, whatever the units of the values. A sequence gives {threshold: result}, from one pass over the
+            prompts.
         batch_size: how many prompts share a forward pass; `auto` chooses it by their lengths. Prompts of similar
             lengths share a batch. Apart from rounding, the result does not depend on it.
         prepend_bos: whether prompts begin with the BOS token. None means the model's default.
@@ -174,7 +176,7 @@ class _Categorising:
             whole = len(self.segments) == 1
             yield examples, self.prompts if whole else self.prompts[examples.start : examples.stop]
 
-    def whole(self, loop: Loop) -> NeuronSharing | dict[float, NeuronSharing]:
+    def whole(self, loop: Loop) -> NeuronSharing | dict[Threshold, NeuronSharing]:
         """Run all segments, and return the result, which is in memory."""
         parts = [
             self._run(prompts, self.recorder.of_examples(examples, prompts.examples, apart=False), examples, loop)
@@ -182,7 +184,7 @@ class _Categorising:
         ]
         return self.recorder.result(self.prompts, self._facts(parts))
 
-    def kept(self, loop: Loop, folder: Path) -> NeuronSharing | dict[float, NeuronSharing]:
+    def kept(self, loop: Loop, folder: Path) -> NeuronSharing | dict[Threshold, NeuronSharing]:
         """Run the segments that are not in the folder yet, and return the result, which is opened from there."""
         thresholds = self.recorder.reading.thresholds
         files = [folder / segment_file(number) for number in range(len(self.segments))]
@@ -279,15 +281,15 @@ class _Ran(NamedTuple):
 
 
 @overload
-def categorise_caches(
-    caches: Mapping[str, Any], *, threshold: Number = ..., **options: Unpack[_HowCached]
+def categorise_caches(  # type: ignore[overload-overlap]
+    caches: Mapping[str, Any], *, threshold: Number | str = ..., **options: Unpack[_HowCached]
 ) -> NeuronSharing: ...
 
 
 @overload
 def categorise_caches(
-    caches: Mapping[str, Any], *, threshold: Sequence[Number], **options: Unpack[_HowCached]
-) -> dict[float, NeuronSharing]: ...
+    caches: Mapping[str, Any], *, threshold: Sequence[Number | str], **options: Unpack[_HowCached]
+) -> dict[Threshold, NeuronSharing]: ...
 
 
 def categorise_caches(
@@ -299,8 +301,8 @@ def categorise_caches(
     prompts: ParallelPrompts | None = None,
     site: Site | None = None,
     position: Position = "last",
-    threshold: Number | Sequence[Number] = 0.0,
-) -> NeuronSharing | dict[float, NeuronSharing]:
+    threshold: Number | str | Sequence[Number | str] = 0.0,
+) -> NeuronSharing | dict[Threshold, NeuronSharing]:
     """Find which neurons each prompt activates, as `categorise` does, from what `run_with_cache` has already cached.
 
     Args:

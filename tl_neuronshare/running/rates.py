@@ -9,14 +9,14 @@ from typing import Any, get_args
 from tl_neuronshare import models
 from tl_neuronshare.checks import one_of, texts_by_language
 from tl_neuronshare.launch import warn
-from tl_neuronshare.maths.activation import Number
+from tl_neuronshare.maths.activation import Number, absolute
 from tl_neuronshare.models import LensModel, Site, verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.results.rates import NeuronRates
 from tl_neuronshare.running import provenance
 from tl_neuronshare.running.loop import Keeping, running
 from tl_neuronshare.running.plan import BatchSize, Running
-from tl_neuronshare.running.recording import as_threshold
+from tl_neuronshare.running.recording import as_threshold, refuse_quantiles_of_experts
 from tl_neuronshare.running.tallying import Part, Tally, measured_layers, metadata_of, tallied
 
 
@@ -25,7 +25,7 @@ def activation_rates(
     texts: Mapping[str, Iterable[Any] | Path],
     *,
     site: Site | None = None,
-    threshold: Number = 0.0,
+    threshold: Number | str = 0.0,
     part: Part = "whole",
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
@@ -44,7 +44,8 @@ def activation_rates(
             line, or a Hugging Face data set, also a streamed one, with a column `text`. A text may also be a pair of
             a prompt and an answer. Special tokens (BOS ...) are run but not counted.
         site: as in `categorise`.
-        threshold: a neuron is activated if its value is above this number.
+        threshold: a neuron is activated if its value is above this number; or, such as "90%", above this quantile of
+            its layer's values at that token.
         part: which tokens are counted: those of the whole text or, if texts are pairs, of the prompt or of the answer
             alone. The answer begins where prompt and answer, tokenised together, first differ from the prompt.
         batch_size: as in `categorise`.
@@ -93,8 +94,9 @@ def activation_rates(
             **{"languages": list(texts), "site": site, "threshold": threshold, "counted": part, **how.record},
         }
 
-    absent = min(0.0, threshold)  # what is not computed is not activated
-    counted = Tally(lambda layer, values: (values > threshold).sum(0)[:, None], absent=absent)
+    refuse_quantiles_of_experts(layers, [threshold])
+    absent = 0.0 if isinstance(threshold, str) else min(0.0, threshold)  # what is not computed is not activated
+    counted = Tally(lambda layer, values: (values > absolute(values, threshold)).sum(0)[:, None], absent=absent)
     with running(model, "activation rates", progress=progress, keeping=Keeping(out, shard), about=about) as loop:
         sums = tallied(model, layers, texts, counted, part=part, how=how, loop=loop)
         loop.clear()

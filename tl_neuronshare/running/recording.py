@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
+from math import isnan
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -26,6 +27,8 @@ from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import (
     Number,
     Position,
+    Threshold,
+    absolute,
     as_position,
     count_borderline,
     extreme,
@@ -33,9 +36,10 @@ from tl_neuronshare.maths.activation import (
     pack_above,
     pack_with_torch,
     packed_width,
+    quantile_of,
     tokens_needed,
 )
-from tl_neuronshare.models import Inputs, LensModel, OnDevices, Site, Stack, verification
+from tl_neuronshare.models import Inputs, LensModel, NeuronLayer, OnDevices, Site, Stack, verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.prompts import ParallelPrompts, as_list, hashes_of
 from tl_neuronshare.results.identity import fingerprint
@@ -48,12 +52,37 @@ _CHUNK, _CHUNK_ON_GPU = 1 << 20, 1 << 25
 Mask = Int[Tensor, "prompt position"] | Bool[Tensor, "prompt position"]
 
 
-def as_threshold(name: str, value: Any) -> float:
+def as_threshold(name: str, value: Any) -> Threshold:
     """One threshold, checked."""
+    if isinstance(value, str):
+        if isnan(quantile_of(value)):
+            raise NeuronShareError(
+                f'{name}={value!r}; give a number, or a quantile above 0 and below 100, such as "90%".'
+            )
+        return value
     return finite(name, value, such_as="0.0, which is the paper's, or a list of numbers")
 
 
-def _as_thresholds(name: str, value: Any) -> float | tuple[float, ...]:
+def threshold_argument(text: str) -> Threshold:
+    """Read a threshold from the command line."""
+    return text if text.endswith("%") else float(text)
+
+
+def refuse_quantiles_of_experts(layers: Sequence[NeuronLayer], thresholds: Sequence[Threshold]) -> None:
+    """Refuse quantiles in a mixture of experts, of whose neurons only some have values.
+
+    Raises:
+        NeuronShareError: there is such a threshold, and the model is a mixture.
+    """
+    quantiles = [threshold for threshold in thresholds if isinstance(threshold, str)]
+    if quantiles and any(layer.experts for layer in layers):
+        raise NeuronShareError(
+            f"threshold={quantiles[0]!r}: in a mixture of experts only some neurons of a layer have values, so that "
+            "its quantiles say how many are computed; give a number."
+        )
+
+
+def _as_thresholds(name: str, value: Any) -> Threshold | tuple[Threshold, ...]:
     given = as_list(value)
     if not isinstance(given, Sequence) or isinstance(given, str):
         return as_threshold(name, given)
@@ -84,14 +113,17 @@ class Reading(Options):
         "(default: last)",
         type=_position_argument,
     )
-    threshold: Number | Sequence[Number] = option(
-        0.0, _as_thresholds, help="a neuron is activated above this value (default: 0)", type=float
+    threshold: Number | str | Sequence[Number | str] = option(
+        0.0,
+        _as_thresholds,
+        help="a neuron is activated above this value, or (such as 90%%) above this quantile of its layer (default: 0)",
+        type=threshold_argument,
     )
 
     @property
-    def thresholds(self) -> tuple[float, ...]:
+    def thresholds(self) -> tuple[Threshold, ...]:
         """The thresholds as a tuple, even if only one was given."""
-        return self.threshold if isinstance(self.threshold, tuple) else (float(self.threshold),)  # type: ignore[arg-type]
+        return self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
 
     @property
     def leaves_special_tokens_out(self) -> bool:
@@ -134,7 +166,7 @@ class SharingRecorder:
         *,
         site: Site | None = None,
         position: Position = "last",
-        threshold: Number | Sequence[Number] = 0.0,
+        threshold: Number | str | Sequence[Number | str] = 0.0,
     ) -> None:
         self.languages = _as_languages(languages)
         self.n_examples = count("n_examples", n_examples)
@@ -142,6 +174,7 @@ class SharingRecorder:
         self.site: Site = self.reading.site or "post"
         self.layers = models.neuron_layers(model, self.site)
         models.check_position(model, position)
+        refuse_quantiles_of_experts(self.layers, self.reading.thresholds)
         verification.require(model, "logits", self.site)
         if self.site == "gate" and all(layer.is_editable for layer in self.layers):
             self.site = "post"  # a model without gates has only this site
@@ -222,7 +255,7 @@ class SharingRecorder:
             )
         return models.layer_hooks(self.layers, recorded.read)
 
-    def sharing(self, *, prompts: ParallelPrompts | None = None) -> NeuronSharing | dict[float, NeuronSharing]:
+    def sharing(self, *, prompts: ParallelPrompts | None = None) -> NeuronSharing | dict[Threshold, NeuronSharing]:
         """Return the result of what was recorded; if there is a sequence of thresholds, {threshold: result}.
 
         Args:
@@ -237,7 +270,7 @@ class SharingRecorder:
 
     def result(
         self, prompts: ParallelPrompts | None, facts: Mapping[str, Any]
-    ) -> NeuronSharing | dict[float, NeuronSharing]:
+    ) -> NeuronSharing | dict[Threshold, NeuronSharing]:
         """Return what `sharing` returns, with facts about the run added to the metadata."""
         self.require_all_recorded()
         self._check_prompts(prompts)
@@ -671,7 +704,8 @@ class RecordedPass:
     def _piece(self, layer: int, tensors: Sequence[Tensor], rows: slice) -> _Piece:
         """The values of some rows of a layer, at the token or tokens that are read."""
         where, neurons = self._where_of(layer), self.recorder.layers[layer]
-        absent = min(0.0, *self.recorder.reading.thresholds)  # what is not computed is not activated
+        # What is not computed is not activated.
+        absent = min([0.0, *(each for each in self.recorder.reading.thresholds if not isinstance(each, str))])
         if where.index is None:
             values = neurons.read(tensors, rows, absent=absent)
         else:
@@ -682,7 +716,6 @@ class RecordedPass:
     def _reduce(self) -> None:
         """Reduce the values that wait, those of a kind together."""
         waiting, self._waiting = self._waiting, []
-        thresholds = self.recorder.reading.thresholds
         # At one token the largest value is the value itself.
         quantifier: Literal["any", "all"] = "all" if self.recorder.reading.position == "all" else "any"
         for _, alike in groupby(waiting, key=lambda piece: piece.kind):
@@ -690,6 +723,7 @@ class RecordedPass:
             first = pieces[0]
             values = first.values if len(pieces) == 1 else torch.cat([piece.values for piece in pieces])
             chosen, scale = extreme(values, first.counted, quantifier)
+            thresholds = [absolute(chosen, threshold) for threshold in self.recorder.reading.thresholds]
             bits = torch.stack([pack_above(chosen, threshold) for threshold in thresholds])
             # The root mean square of the neurons that are computed: others have no values.
             computed = scale * (values.shape[-1] / first.n_computed) ** 0.5

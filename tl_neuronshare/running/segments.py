@@ -10,6 +10,7 @@ from typing import Any
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from tl_neuronshare.maths.activation import Threshold
 from tl_neuronshare.results.bits import ranges
 from tl_neuronshare.results.files import Stream, read_tensors, write_tensors
 from tl_neuronshare.results.sharing import FILE, NeuronSharing, write_sharing
@@ -67,7 +68,7 @@ def segment_file(number: int) -> str:
     return f"segment-{number:06}.safetensors"
 
 
-def result_file(thresholds: Sequence[float], threshold: float) -> str:
+def result_file(thresholds: Sequence[Threshold], threshold: Threshold) -> str:
     """Name the file of the result for a threshold, which says so where there are several."""
     return FILE if len(thresholds) == 1 else f"threshold-{threshold}.safetensors"
 
@@ -99,11 +100,11 @@ def _joined(pieces: Sequence[Tensor]) -> Stream:
     return Stream((sum(map(len, pieces)), *pieces[0].shape[1:]), pieces[0].dtype, pieces)
 
 
-def has_results(folder: Path, thresholds: Sequence[float]) -> bool:
+def has_results(folder: Path, thresholds: Sequence[Threshold]) -> bool:
     """Return whether a folder has the results for all thresholds."""
     return all((folder / result_file(thresholds, threshold)).exists() for threshold in thresholds)
 
 
-def results_in(folder: Path, thresholds: Sequence[float]) -> dict[float, NeuronSharing]:
+def results_in(folder: Path, thresholds: Sequence[Threshold]) -> dict[Threshold, NeuronSharing]:
     """Open the results in a folder, by threshold."""
     return {threshold: NeuronSharing.load(folder / result_file(thresholds, threshold)) for threshold in thresholds}
