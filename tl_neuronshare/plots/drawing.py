@@ -90,16 +90,30 @@ def whiskers(middle: pd.Series, rows: pd.DataFrame) -> NDArray[np.float64]:
     return reach
 
 
-def line(axes: Axes, layers: Any, values: pd.Series, index: int, label: str, *, linestyle: str | None = None) -> None:
-    """Draw values by layer; where there are so many lines that colours and markers repeat, dashes differ."""
+def line(
+    axes: Axes,
+    layers: Any,
+    values: pd.Series,
+    index: int,
+    label: str,
+    *,
+    linestyle: str | None = None,
+    is_hollow: bool = False,
+) -> None:
+    """Draw values by layer; where there are so many lines that colours and markers repeat, dashes differ.
+
+    A hollow line has larger empty markers and dashes, so that a line below it shows.
+    """
     repeats, place = divmod(index, len(COLOURS))
     axes.plot(
         layers,
         values,
         color=COLOURS[place],
         marker=MARKERS[place],
-        linestyle=linestyle or ("-", "--", ":")[repeats % 3],
+        linestyle=linestyle or ("--" if is_hollow else ("-", "--", ":")[repeats % 3]),
         linewidth=1.2,
+        markerfacecolor="none" if is_hollow else COLOURS[place],
+        markersize=6 if is_hollow else None,
         label=label,
     )
 
@@ -149,8 +163,9 @@ def heatmap(
     values = table.to_numpy(float)
     low, high = limits or limits_of(table, signed=signed)
     image = axes.imshow(values, cmap="PuOr_r" if signed else "cividis", vmin=low, vmax=max(high, low + 1e-9))
-    axes.set_xticks(range(table.shape[1]), table.columns, rotation=90 if max(map(len, table.columns)) > 3 else 0)
-    axes.set_yticks(range(len(table)), table.index)
+    columns, rows = ([str(name).replace("/", "/\n") for name in names] for names in (table.columns, table.index))
+    axes.set_xticks(range(table.shape[1]), columns, rotation=90 if max(map(len, table.columns)) > 3 else 0)
+    axes.set_yticks(range(len(table)), rows)
     axes.tick_params(labelsize=7, length=0)
     for (row, column), value in np.ndenumerate(values):
         if limits is None and max(table.shape) <= _FEW_CELLS and not np.isnan(value):

@@ -78,9 +78,9 @@ def _by_layer(axes: Axes, table: pd.DataFrame) -> None:
     low, high = of_layers.min()["jaccard"], of_layers.max()["jaccard"]
     axes.fill_between(means.index, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="all pairs")
     axes.set_ylabel(_INDEX)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.02 if high.max() > 0.75 else 1.3 * high.max())  # with room for the legend
     layer_axis(axes)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper right")
 
 
 def relatedness(
@@ -136,7 +136,7 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw how far two inputs have the same neurons of one type: inputs of one task, of two tasks, and at random.
 
     Args:
-        table: the table of `input_overlap`.
+        table: the table of `input_overlap`. Indices are means over pairs of inputs.
         title: above both panels.
 
     Raises:
@@ -145,13 +145,13 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     Example:
         >>> figure = input_overlap(ns.input_overlap({"first": sharing[:1], "others": sharing[1:]}))
         >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
-        ['Jaccard index: all layers, mean over pairs of inputs', 'By layer, mean over tasks']
+        ['Jaccard index, all layers', 'By layer, mean over tasks']
     """
     require(table, "input_overlap", ("layer", "task", "other", "jaccard", "independent"))
     is_all = table["layer"].astype(str) == "all"
     with styled_figure(3.2, title) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
-        heatmap(left, _square(table[is_all], "task"), title=f"{_INDEX}: all layers, mean over pairs of inputs")
+        heatmap(left, _square(table[is_all], "task"), title=f"{_INDEX}, all layers")
         rows = table[~is_all].assign(layer=table[~is_all]["layer"].astype(int))
         same = rows["task"] == rows["other"]
         lines = (
@@ -166,7 +166,7 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
         right.set_ylim(bottom=0)
         layer_axis(right)
         name_panel(right, "By layer, mean over tasks")
-        right.legend(fontsize=7)
+        legend_below(figure, right, columns=3)
     return figure
 
 

@@ -32,7 +32,8 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
 
     Args:
         summary: `NeuronSharing.summary()`; lines are means, bands the standard deviation over examples.
-        by_language: `NeuronSharing.by_language()`; lines are means over examples.
+        by_language: `NeuronSharing.by_language()`; lines are means over examples, as points of difference from the mean
+            of all languages, whose range over the layers is in the panel's name.
         title: above both panels.
 
     Raises:
@@ -41,7 +42,7 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
     Example:
         >>> figure = patterns(sharing.summary(), sharing.by_language())
         >>> [axes.get_ylabel() for axes in figure.axes]
-        ['neurons (% of layer)', 'activated neurons (% of layer)']
+        ['neurons (% of layer)', 'minus the mean of all (points)']
     """
     require(summary, "summary", ("layer", "type", "mean", "std"))
     require(by_language, "by_language", ("layer", "language", "mean"))
@@ -49,23 +50,29 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
         left, right = figure.subplots(1, 2)
         for index, label in enumerate(LABELS):
             rows = summary[summary["type"] == label]
-            line(left, rows["layer"], rows["mean"], index, label)
+            # Two types may be as large as each other: the last one is hollow, so that what is below it shows.
+            line(left, rows["layer"], rows["mean"], index, label, is_hollow=label == LABELS[-1])
             _spread(left, rows, COLOURS[index])
-        languages = list(by_language["language"].unique())
-        for index, language in enumerate(languages):
-            rows = by_language[by_language["language"] == language]
-            line(right, rows["layer"], rows["mean"], index, language)
+        means = by_language.groupby("layer")["mean"].mean()
+        for index, language in enumerate(by_language["language"].unique()):
+            rows = by_language[by_language["language"] == language].set_index("layer")
+            line(right, rows.index, rows["mean"] - means, index, language)
         left.set_ylabel("neurons (% of layer)")
         name_panel(left, "Types: mean ± std over examples")
-        right.set_ylabel("activated neurons (% of layer)")
-        name_panel(right, "Activated, by language")
+        right.axhline(0, color="grey", linewidth=0.5)
+        right.set_ylabel("minus the mean of all (points)")
+        name_panel(right, f"Activated, by language (of all: {means.min():.1f} to {means.max():.1f} %)")
         for axes in (left, right):
             layer_axis(axes)
-            axes.margins(y=0.08)
-            axes.set_ylim(bottom=0)
+        _from_zero(left)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=7)
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=5, fontsize=7)
     return figure
+
+
+def _from_zero(axes: Axes) -> None:
+    """Let an axis begin at 0, with room for markers at its other end."""
+    axes.set_ylim(0, 1.06 * axes.dataLim.ymax)
 
 
 def _spread(axes: Axes, rows: pd.DataFrame, colour: str, *, label: str | None = None) -> None:
@@ -97,7 +104,7 @@ def chance(summary: pd.DataFrame, *, title: str = "") -> Figure:
                 line(axes, rows["layer"], rows[column], index, name, linestyle=dashes)
             _spread(axes, rows, COLOURS[0], label="± std")
             name_panel(axes, label)
-            axes.set_ylim(bottom=0)
+            _from_zero(axes)
         _share_labels(figure, panels)
     return figure
 
