@@ -55,6 +55,7 @@ VALUES = {
     "others": (["a"], ["b", "a"], ["a", "b"]),
     "texts": (["a"], ["b"]),
     "thresholds": (["0"], ["0", "0.1"], ["0.1", "0"]),
+    "wordings": (["pattern=1"], ["pattern=1", "pattern=2"]),
     "paraphrase": (["pattern=1"], ["pattern=2"]),
     "permutations": (["50"], ["99"]),
     "methods": (["lape"], ["lape", "parallel"]),

@@ -74,6 +74,29 @@ def test_patterns_that_end_in_a_word_come_first(mpararel):
     assert sources.counts(subject)["tr", "noted", "P36: pattern '[X] [Y]', which ends in the subject"] == 2
 
 
+def test_patterns_from_a_file(mpararel, tmp_path):
+    """Each language and relation has its own; the others are asked as they are without the file."""
+    lines = [
+        {"language": "en", "relation": "P36", "pattern": "The seat of government of [X] is [Y]"},
+        {"language": "zh-hans", "relation": "P36", "pattern": "[X]的政府在[Y]"},
+        {"language": "en", "relation": "P99", "pattern": "not asked for"},
+    ]
+    file = tmp_path / "own.jsonl"
+    sources.write_lines(file, lines)
+    languages = ["en", "de", "zh"]
+    prompts = ns.tasks.fact_probing(mpararel, languages=languages, pattern=file)
+    plain = ns.tasks.fact_probing(mpararel, languages=languages)
+    assert all(text.startswith("The seat of government of ") for text in prompts.prompts["en"])
+    assert all(text.endswith("的政府在") for text in prompts.prompts["zh"])
+    assert prompts.prompts["de"] == plain.prompts["de"]
+    assert (prompts.examples, prompts.answers) == (plain.examples, plain.answers)
+    sources.write_lines(file, [*lines, lines[0]])
+    with pytest.raises(ns.NeuronShareError, match=r"own.jsonl, line 4: en has a pattern of P36 already"):
+        ns.tasks.fact_probing(mpararel, languages=languages, pattern=str(file))
+    with pytest.raises(ns.NeuronShareError, match="there is no such file of patterns"):
+        ns.tasks.fact_probing(mpararel, languages=languages, pattern="none.jsonl")
+
+
 def test_a_language_without_a_fitting_pattern_is_dropped_or_refused(mpararel):
     with pytest.warns(UserWarning, match="left out tr: no pattern of P37 that ends in"):
         prompts = ns.tasks.fact_probing(mpararel, relations="P37", languages=["en", "de", "tr"])

@@ -102,6 +102,22 @@ def load_also(args: argparse.Namespace) -> dict[str, ns.ParallelPrompts]:
     return others
 
 
+def load_in_other_words(
+    args: argparse.Namespace, prompts: ns.ParallelPrompts, options: list[str]
+) -> ns.ParallelPrompts:
+    """Load the same facts with other options of the task, and say how they are asked."""
+    names = {text.partition("=")[0] for text in options}
+    kept = [text for text in args.options if text.partition("=")[0] not in names]
+    second = load_prompts(argparse.Namespace(**{**vars(args), "options": [*kept, *options]}))
+    print(f"In other words: {report_of(second)}")
+    if (second.examples, second.languages) != (prompts.examples, prompts.languages):
+        raise ns.NeuronShareError(
+            f"{' '.join(options)}: this asks for other facts or languages; give options that change nothing but the "
+            "words."
+        )
+    return second
+
+
 def words(text: str, option: str) -> list[str]:
     """Split an argument that is itself a command line into words."""
     try:

@@ -18,7 +18,7 @@ import pandas as pd
 
 import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
-from tl_neuronshare.cli.inputs import categorise, load_prompts, report_of
+from tl_neuronshare.cli.inputs import categorise, load_in_other_words
 from tl_neuronshare.cli.runs import Run, title_of
 from tl_neuronshare.running.loop import each_of
 
@@ -42,7 +42,10 @@ def main(args: argparse.Namespace) -> None:
     """Categorise, compare facts that have more and more in common, print the table, write it and the figure."""
     with Run(args) as run:
         prompts, model = run.begin()
-        wordings = [prompts] + ([_in_other_words(args, prompts, model.tokenizer)] if args.paraphrase else [])
+        wordings = [prompts]
+        if args.paraphrase:
+            second = load_in_other_words(args, prompts, args.paraphrase)
+            wordings.append(second.with_chat_template(model.tokenizer) if args.chat_template else second)
         facts = ns.facts_of(prompts)
         sharing, *paraphrase = each_of(
             partial(categorise, args, model, wording, **run.keeping(f"wording {number}"))
@@ -58,20 +61,6 @@ def main(args: argparse.Namespace) -> None:
         run.save(ns.plots.overlap_ladder(table, title=title_of(sharing)), "ladder")
         run.timed("table and figure")
         run.control("what of the sharing of one fact belongs to the fact?", _said(overall))
-
-
-def _in_other_words(args: argparse.Namespace, prompts: ns.ParallelPrompts, tokenizer: object) -> ns.ParallelPrompts:
-    """Load the same facts with other options of the task, and say how they are asked."""
-    names = {text.partition("=")[0] for text in args.paraphrase}
-    kept = [text for text in args.options if text.partition("=")[0] not in names]
-    second = load_prompts(argparse.Namespace(**{**vars(args), "options": [*kept, *args.paraphrase]}))
-    print(f"In other words: {report_of(second)}")
-    if (second.examples, second.languages) != (prompts.examples, prompts.languages):
-        raise ns.NeuronShareError(
-            f"--paraphrase {' '.join(args.paraphrase)}: this asks for other facts or languages; give options that "
-            "change nothing but the words."
-        )
-    return second.with_chat_template(tokenizer) if args.chat_template else second
 
 
 def _shown(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,27 +1,32 @@
-"""Patterns by layer: how many neurons of each layer are of each type, and how many each language activates.
+r"""Patterns by layer: how many neurons of each layer are of each type, and how many each language activates.
 
     tl-neuronshare patterns                                    # the built-in model, nine languages
     tl-neuronshare patterns --model bigscience/bloom-560m      # any model that TransformerLens supports
     tl-neuronshare patterns --model DIRECTORY --languages en de --limit 50 --site gate
-    tl-neuronshare patterns --task fact_probing --source mpararel_reviewed --options relations=P36
+    tl-neuronshare patterns --task fact_probing --source mpararel_reviewed --options relations=P36 \
+        --wordings pattern=1 pattern=2                         # the same facts in other words
 
-Writes summary.csv, by_language.csv, run.json, and the figures patterns and chance as PNG and PDF, to the run folder.
+Writes summary.csv, by_language.csv, run.json, and the figures patterns and chance as PNG and PDF, to the run folder;
+with --wordings also wordings.csv: the same summary for each wording of the facts.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
+from tl_neuronshare.cli.inputs import categorise, load_in_other_words
 from tl_neuronshare.cli.runs import BESIDE_CHANCE, Run, excess_of, title_of
 from tl_neuronshare.maths.bootstrap import FEWEST
 from tl_neuronshare.models.layers import is_gated
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.plots.drawing import LABELS
+from tl_neuronshare.running.loop import each_of
 
 BY_SIGN = (
     "WARNING: this MLP is gated, and its values have the sign of the up branch, so that about half of a layer is "
@@ -31,14 +36,23 @@ _HALF = (40, 60)  # percent of a layer
 
 
 def parser() -> argparse.ArgumentParser:
-    """Make a parser for the shared arguments."""
-    return arguments.parser(__name__, __doc__)
+    """Make a parser for the shared arguments and for other wordings."""
+    parser = arguments.parser(__name__, __doc__)
+    parser.add_argument(
+        "--wordings",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the task, each of which asks for the same facts in other words, such as pattern=1",
+    )
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
     """Categorise, print the tables, write them and the figures."""
     with Run(args) as run:
-        _, model, sharing = run.start()
+        prompts, model, sharing = run.start()
+        others = _wordings(args, run, prompts, model)
         summary, by_language = sharing.summary(), sharing.by_language()
         _show(sharing, summary, by_language)
         run.table(summary, "summary")
@@ -48,6 +62,38 @@ def main(args: argparse.Namespace) -> None:
         run.save(ns.plots.chance(summary, title=title), "chance")
         run.timed("tables and figures")
         _compare(run, sharing, summary, by_language, by_sign=_by_sign(model, sharing, by_language))
+        if others:
+            _compare_wordings(run, {"as above": sharing, **others})
+
+
+def _wordings(
+    args: argparse.Namespace, run: Run, prompts: ns.ParallelPrompts, model: LensModel
+) -> dict[str, ns.NeuronSharing]:
+    """Categorise the same facts in other words, by the option that asks for them."""
+    asked = {option: load_in_other_words(args, prompts, [option]) for option in args.wordings}
+    if args.chat_template:
+        asked = {option: wording.with_chat_template(model.tokenizer) for option, wording in asked.items()}
+    found = each_of(
+        partial(categorise, args, model, wording, **run.keeping(f"wording {option}"))
+        for option, wording in asked.items()
+    )
+    return dict(zip(asked, found, strict=True))
+
+
+def _compare_wordings(run: Run, results: dict[str, ns.NeuronSharing]) -> None:
+    """Print and write the patterns by wording, and say how far they differ from wording to wording."""
+    table = ns.side_by_side(results, name="wording")
+    run.table(table, "wordings")
+    means = table.groupby(["wording", "type"], sort=False)[["mean", "excess"]].mean().unstack("type")
+    print(f"\nBy wording, mean of layers: percent, and excess in points\n{means.round(2).to_string()}")
+    shared = means["mean"]["all-shared"]
+    within = table[table["type"] == "all-shared"].groupby("wording", sort=False)["std"].mean()
+    run.control(
+        "how much does the wording matter?",
+        f"all-shared, mean of layers: {shared.min():.2f} to {shared.max():.2f} % in {len(shared)} wordings (standard "
+        f"deviation {shared.std():.2f} between wordings, {within.mean():.2f} between the examples of one); excess "
+        f"{means['excess']['all-shared'].min():+.2f} to {means['excess']['all-shared'].max():+.2f} points",
+    )
 
 
 def _by_sign(model: LensModel, sharing: ns.NeuronSharing, by_language: pd.DataFrame) -> bool:

@@ -71,7 +71,7 @@ def fact_probing(
     *,
     relations: str | Sequence[str] = "P36",
     form: Form = "continuation",
-    pattern: int | Literal["random"] | Mapping[str, str] | None = None,
+    pattern: int | str | Path | Mapping[str, str] | None = None,
     instructions: Mapping[str, str] | None = None,
     without_pattern: WithoutPattern = "drop",
     n_choices: int = 4,
@@ -90,7 +90,8 @@ def fact_probing(
         form: `continuation`: patterns that end in `[Y]`, so that the answer continues the prompt.
             `cloze`: any pattern, with a blank for `[Y]`, and an instruction in the pattern's language.
         pattern: which of a language's patterns that fit the form: a number from 0, `random` (drawn for each example
-            and language), or a mapping from languages to patterns of your own. By default, and for languages without a
+            and language), a mapping from languages to patterns of your own, or a file of them, FILE.jsonl with the
+            fields language, relation and pattern in each line. By default, and for languages without a
             pattern of your own, the first that has a word before `[Y]` and no punctuation, or else the first with a
             word before `[Y]`, so that prompts end alike in all languages; the `report` says which. Patterns that end in
             a comma in some languages and in a word in others make the former share more neurons.
@@ -126,6 +127,7 @@ def fact_probing(
     reading.check_task(limit=limit, seed=seed, one_of=one_of)
     count("n_choices", n_choices, least=2)
     names = _relation_names(relations)
+    own = _own_patterns(pattern, names)
     facts = _source(source)
     for name in names:
         if name not in facts.relations:
@@ -134,8 +136,8 @@ def fact_probing(
             )
     report = Report()
     spoken = reading.languages_of("fact_probing", languages, facts.languages, report)
-    _check_wording(spoken, form, names, pattern, instructions)
-    usable = _usable_patterns(facts, names, spoken, form, pattern)
+    _check_wording(spoken, form, own, instructions)
+    usable = _usable_patterns(facts, names, spoken, form, pattern, own=own)
     tables = {
         language: reading.by_key((row for name in names for row in facts.pairs(name, language)), language, report)
         for language in spoken
@@ -144,7 +146,7 @@ def fact_probing(
     shared = reading.in_all_languages(tables, "fact_probing", report)
     objects = _Objects(tables, _stated(facts, names, tables), seed)
     choices = _with_choices(shared, objects, n_choices, limit=limit, seed=seed, report=report)
-    wording = _Wording(usable, form, pattern, CLOZE | dict(instructions or {}), seed)
+    wording = _Wording(usable, form, own or pattern, CLOZE | dict(instructions or {}), seed)
     for language in tables:
         for relation in names:
             n_examples = sum(pair.relation == relation for pair in choices)
@@ -259,20 +261,39 @@ def _common_name(folder: str) -> str:
     return "zh" if folder == "zh-hans" else folder
 
 
+def _own_patterns(pattern: Any, relations: Sequence[str]) -> dict[tuple[str, str], str]:
+    """The user's own patterns, by language and relation; none where `pattern` is something else."""
+    if isinstance(pattern, Mapping):
+        if len(relations) > 1:
+            raise NeuronShareError(
+                "pattern is a mapping, which would serve every relation alike; ask for one relation only, or give a "
+                "file of patterns."
+            )
+        return {(language, relations[0]): text for language, text in pattern.items()}
+    if not str(pattern).endswith(".jsonl"):
+        return {}
+    own: dict[tuple[str, str], str] = {}
+    if not Path(pattern).is_file():
+        raise NeuronShareError(f"pattern={str(pattern)!r}: there is no such file of patterns.")
+    for where, row in reading.json_lines(Path(pattern), ("language", "relation", "pattern")):
+        place = _common_name(row["language"]), row["relation"]
+        if place in own:
+            raise NeuronShareError(f"{where}: {row['language']} has a pattern of {row['relation']} already; leave one.")
+        if row["relation"] in relations:
+            own[place] = row["pattern"]
+    return own
+
+
 def _check_wording(
-    languages: Sequence[str], form: Form, relations: Sequence[str], pattern: Any, instructions: Any
+    languages: Sequence[str], form: Form, own_patterns: Mapping[tuple[str, str], str], instructions: Any
 ) -> None:
     """Refuse patterns and instructions that would not be used, and a cloze without an instruction."""
-    if isinstance(pattern, Mapping) and len(relations) > 1:
-        raise NeuronShareError(
-            "pattern is a mapping, which would serve every relation alike; ask for one relation only."
-        )
     if instructions is not None and (not isinstance(instructions, Mapping) or form != "cloze"):
         raise NeuronShareError(
             f"instructions={instructions!r}; give a mapping from languages to texts with {{}}, for form='cloze' only."
         )
     own = instructions or {}
-    for what, given in (("pattern", pattern if isinstance(pattern, Mapping) else {}), ("instructions", own)):
+    for what, given in (("pattern", [language for language, _ in own_patterns]), ("instructions", [*own])):
         for language in given:
             if language not in languages:
                 raise NeuronShareError(f"{what} is for {language!r} too; give it only for {', '.join(languages)}.")
@@ -286,27 +307,33 @@ def _check_wording(
 
 
 def _usable_patterns(
-    source: _Folder | _DataSet, relations: Sequence[str], languages: Sequence[str], form: Form, pattern: Any
+    source: _Folder | _DataSet,
+    relations: Sequence[str],
+    languages: Sequence[str],
+    form: Form,
+    pattern: Any,
+    *,
+    own: Mapping[tuple[str, str], str],
 ) -> dict[str, dict[str, list[str]]]:
     """For each language and relation the patterns that fit the form, in their order; the user's own comes first."""
-    own = pattern if isinstance(pattern, Mapping) else {}
     is_number = isinstance(pattern, int) and not isinstance(pattern, bool)
     if not own and pattern not in (None, "random") and not is_number:
-        raise NeuronShareError(f"pattern={pattern!r}; give a number from 0, 'random', or a mapping from languages.")
+        raise NeuronShareError(
+            f"pattern={pattern!r}; give a number from 0, 'random', a mapping from languages, or a file FILE.jsonl."
+        )
     usable: dict[str, dict[str, list[str]]] = {language: {} for language in languages}
     for language in languages:
         for relation in relations:
-            given = [(f"pattern[{language!r}]", own[language])] if language in own else []
+            mine = own.get((language, relation))
+            given = [] if mine is None else [(f"pattern[{language!r}]", mine)]
             fitting = [
                 text
                 for where, text in (*given, *source.patterns(relation, language))
                 if _ending(text, where) is not None or form == "cloze"
             ]
             usable[language][relation] = fitting
-            if given and fitting[:1] != [own[language]]:
-                raise NeuronShareError(
-                    f"pattern[{language!r}] is {own[language]!r}, which does not end in [Y]; end it so."
-                )
+            if given and fitting[:1] != [mine]:
+                raise NeuronShareError(f"pattern[{language!r}] is {mine!r}, which does not end in [Y]; end it so.")
             if fitting and isinstance(pattern, int) and not 0 <= pattern < len(fitting):
                 raise NeuronShareError(
                     f"pattern={pattern}: language {language!r} has {len(fitting)} patterns of {relation} for a {form}, "
@@ -489,7 +516,7 @@ class _Wording:
         """Which of the patterns asks for all pairs of a relation."""
         if isinstance(self._pattern, int):
             return self._pattern
-        if self._form == "cloze" or (isinstance(self._pattern, Mapping) and language in self._pattern):
+        if self._form == "cloze" or (isinstance(self._pattern, Mapping) and (language, relation) in self._pattern):
             return 0
         if (language, relation) not in self._numbers:
             ranks = [
