@@ -87,9 +87,10 @@ def _compare(run: Run, whole: pd.DataFrame, difference: pd.DataFrame) -> None:
     """Compare the results with what the paper found."""
     means = difference[difference["statistic"] == "mean_absolute_share"].set_index("type")
     sums = difference[difference["statistic"] == "sum"].set_index("type")
-    total = sums["value"].sum()
+    total = sums["value"].sum(skipna=False)
     all_shared = whole[whole["type"] == "all-shared"].set_index("statistic")
     values = all_shared["value"]
+    is_unsure = all_shared["low"].isna().any() or pd.isna(total)
     run.found(
         "all-shared neurons make most of the contribution to the right answer (91.6 % for German XNLI; over which "
         "layers, and how averaged, is open)",
@@ -97,7 +98,7 @@ def _compare(run: Run, whole: pd.DataFrame, difference: pd.DataFrame) -> None:
         f"{all_shared['chance'].iloc[0]:.1f} %; for a wrong answer {all_shared['other_answer'].min():.1f} to "
         f"{all_shared['other_answer'].max():.1f} %; of what is pushed to the right answer more than to a wrong one, "
         f"{sums['value'].iloc[0]:.2f} of {total:.2f} logits",
-        None if all_shared["low"].isna().any() else values.min() > 50 and 2 * sums["value"].iloc[0] > total > 0,
+        None if is_unsure else values.min() > 50 and 2 * sums["value"].iloc[0] > total > 0,
         criterion="over half of the impact by every reading, and over half of right minus wrong; at least ten examples",
     )
     run.control(

@@ -2,7 +2,7 @@ r"""Ladder: what languages share by the form, the task, the entity, the answer, 
 
     tl-neuronshare ladder                                                    # the built-in model, nine languages
     tl-neuronshare ladder --model DIRECTORY --task fact_probing --source mpararel_reviewed \
-        --options relations=P30,P36,P37 --paraphrase pattern=1               # and in other words
+        --options relations=P30,P36 --paraphrase pattern=0                   # and in other words
 
 The prompts must be of several relations, about subjects that several of them have in common. With --paraphrase the
 facts are also asked in other words, to compare them in one language. Writes ladder.csv, run.json, and the figure

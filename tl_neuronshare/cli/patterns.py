@@ -74,8 +74,8 @@ def _wordings(
     if args.chat_template:
         asked = {option: wording.with_chat_template(model.tokenizer) for option, wording in asked.items()}
     found = each_of(
-        partial(categorise, args, model, wording, **run.keeping(f"wording {option}"))
-        for option, wording in asked.items()
+        partial(categorise, args, model, wording, **run.keeping(f"wording {number}"))
+        for number, wording in enumerate(asked.values())
     )
     return dict(zip(asked, found, strict=True))
 
