@@ -77,7 +77,7 @@ def test_language_overlap_equals_brute_force(seed, share):
             chance.append(common / either if either else NAN)
         np.testing.assert_allclose(row["independent"], nanmean(chance), atol=1e-12)
         draws = []
-        for draw in range(3):
+        for draw in range(12):
             moved = sharing.mismatched(seed=seed + draw).activated()
             draws.append(nanmean([index(places(e[one], layer), places(e[other], layer)) for e in moved]))
         np.testing.assert_allclose(row["mismatched"], np.mean(draws), atol=1e-12)
@@ -86,6 +86,24 @@ def test_language_overlap_equals_brute_force(seed, share):
 def nanmean(values: list[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else NAN
+
+
+def test_the_excess_of_overlap_is_beside_its_interval():
+    """Two languages share a set of neurons for each example, a third nothing of it; all have a noise of their own."""
+    generator = torch.Generator().manual_seed(0)
+    own = torch.rand(30, 1, 2, 200, generator=generator) < 0.2
+    activated = torch.rand(30, 3, 2, 200, generator=generator) < 0.2
+    activated[:, :2] |= own
+    sharing = ns.NeuronSharing.from_activated(activated, languages=["en", "de", "th"])
+    table = ns.language_overlap(sharing).set_index(["language", "other"])
+    np.testing.assert_allclose(table["excess"], table["jaccard"] - table["mismatched"], atol=1e-12)
+    assert (table.loc[("en", "de"), "excess_low"] > 0.1).all()
+    for pair in (("en", "th"), ("de", "th")):
+        assert (table.loc[pair, "excess"].abs() < 0.02).all()
+        assert (table.loc[pair, "excess_low"] < 0.01).all()
+    assert (table["excess_low"] < table["excess"]).all()
+    assert (table["excess"] < table["excess_high"]).all()
+    assert ns.language_overlap(sharing, mismatches=0)["excess"].isna().all()
 
 
 def test_overlap_has_an_interval_for_ten_examples_and_the_square_table_is_the_same():

@@ -8,6 +8,7 @@ example contributes to all rows that it is in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ _DEVIATIONS = 1.959964  # of a normal distribution's middle 95 %
 
 
 def excess(
-    measured: NDArray[np.integer], draws: Sequence[tuple[NDArray[np.integer], Sequence[int]]]
+    measured: NDArray[Any], draws: Sequence[tuple[NDArray[Any], Sequence[int]]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean of what is measured minus that of mismatched examples, and the ends of its 95 % interval.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import combinations, combinations_with_replacement
 from math import isqrt
 from typing import Any
@@ -13,16 +12,19 @@ import pandas as pd
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
+from tl_neuronshare.checks import count
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.bootstrap import Bootstrap, Collected
 from tl_neuronshare.maths.chance import index_and_chance
+from tl_neuronshare.maths.excess import excess
 from tl_neuronshare.maths.totals import Means
 from tl_neuronshare.results.bits import ranges
 from tl_neuronshare.results.identity import first_difference
 from tl_neuronshare.results.sharing import NeuronSharing
-from tl_neuronshare.results.tables import MISMATCHES, mismatched_level, pieces_of_intersections
+from tl_neuronshare.results.tables import MISMATCHES, pieces_of_intersections, why_not_mismatched
 from tl_neuronshare.results.types import NeuronType
 
 # How much a tensor of pairs of inputs may hold, and one of the neurons of some inputs.
@@ -82,7 +84,7 @@ def side_by_side(
 
 
 def language_overlap(
-    sharing: NeuronSharing, *, mismatches: int = 3, seed: int = 0, n_resamples: int = 5000
+    sharing: NeuronSharing, *, mismatches: int = MISMATCHES, seed: int = 0, n_resamples: int = 5000
 ) -> pd.DataFrame:
     """Measure how far each two languages activate the same neurons, by layer and in all, beside what chance would give.
 
@@ -97,7 +99,9 @@ def language_overlap(
         other, jaccard (the mean over examples of |A and B| / |A or B|; examples where both are empty are left out),
         low, high (its 95 % interval over examples; NaN for fewer than ten), and two chance levels. `independent` is the
         index of as many neurons drawn at random from each layer (`chance.expected_intersection`). `mismatched` is the
-        index when the languages show different examples; it is NaN where there are fewer examples than languages.
+        index when the languages show different examples. `excess` is the index minus that, and `excess_low` and
+        `excess_high` are the ends of its 95 % interval over examples (`maths.excess`). These are NaN where there are
+        fewer examples than languages, or an example in which both languages are empty.
 
     Raises:
         NeuronShareError: n_resamples or mismatches is not such a number, or seed is not a whole number.
@@ -118,9 +122,7 @@ def language_overlap(
         known.add((~of_examples.isnan()).numpy())
     low, high = bootstrap.intervals(values.whole(), known.whole())
     value, independent = indices.means(), independents.means()
-    mismatched = mismatched_level(
-        sharing, partial(_mean_of_pairs, pairs=pairs), mismatches=mismatches, seed=seed, like=value
-    )
+    beside = _beside_mismatched(sharing, pairs, values.whole(), known.whole(), mismatches=mismatches, seed=seed)
     return pd.DataFrame(
         {
             "layer": layer,
@@ -130,7 +132,7 @@ def language_overlap(
             "low": low[pair, place],
             "high": high[pair, place],
             "independent": independent[pair, place].item(),
-            "mismatched": mismatched[pair, place].item(),
+            **{name: numbers[pair, place].item() for name, numbers in beside.items()},
         }
         for place, layer in enumerate(_layers(sharing))
         for pair, (first, second) in enumerate(pairs)
@@ -215,12 +217,38 @@ def _jaccard_of_pairs(
         yield index_and_chance(counts[:, first, second], sizes, other_sizes, sharing.widths)
 
 
-def _mean_of_pairs(sharing: NeuronSharing, *, pairs: Sequence[tuple[int, int]]) -> Float[Tensor, "pair layer_and_all"]:
-    """The mean over examples of the index of each pair of languages."""
-    indices = Means()
-    for of_examples, _ in _jaccard_of_pairs(sharing, pairs):
-        indices.add(of_examples)
-    return indices.means()
+def _beside_mismatched(
+    sharing: NeuronSharing,
+    pairs: Sequence[tuple[int, int]],
+    values: NDArray[np.float64],
+    known: NDArray[np.bool_],
+    *,
+    mismatches: int,
+    seed: int,
+) -> dict[str, NDArray[np.float64]]:
+    """The mean index of mismatched examples, how much larger it is in reality, and its interval: by pair and layer."""
+    found = {name: np.full(values.shape[1:], np.nan) for name in ("mismatched", "excess", "excess_low", "excess_high")}
+    if not count("mismatches", mismatches, least=0) or why_not_mismatched(sharing):
+        return found
+    levels, of_draws, offsets = [], [], []
+    for number in range(mismatches):
+        moved, indices, of_rows = sharing.mismatched(seed=seed + number), Means(), Collected(np.float64)
+        for of_examples, _ in _jaccard_of_pairs(moved, pairs):
+            indices.add(of_examples)
+            of_rows.add(of_examples.numpy())
+        levels.append(indices.means())
+        of_draws.append(of_rows.whole())
+        offsets.append(moved.metadata["mismatched"])
+    found["mismatched"] = torch.stack(levels).mean(0).numpy()
+    is_known: NDArray[np.bool_] = np.logical_and.reduce(known)
+    for pair, (first, second) in enumerate(pairs):
+        draws = [
+            (of_draw[:, pair], (of_languages[first], of_languages[second]))
+            for of_draw, of_languages in zip(of_draws, offsets, strict=True)
+        ]
+        for name, numbers in zip(("excess", "excess_low", "excess_high"), excess(values[:, pair], draws), strict=True):
+            found[name][pair] = np.where(is_known[pair], numbers, np.nan)
+    return found
 
 
 def _means_of_inputs(sharing: NeuronSharing, other: NeuronSharing, type: NeuronType | str) -> tuple[Means, Means]:

@@ -32,11 +32,13 @@ MISMATCHES = 12  # draws of mismatched examples; an interval needs several
 def summary(sharing: NeuronSharing, *, mismatches: int, seed: int) -> pd.DataFrame:
     """Make the table of `NeuronSharing.summary`."""
     at_random, widths = Means(), _widths(sharing)
-    for packed in _pieces(sharing):
+
+    def add(packed: UInt8[Tensor, "example language layer byte"]) -> None:
         independent = independent_types(count_bits(packed).double() / widths)
         at_random.add(rearrange(independent, "type example layer -> example type layer"))
+
     of_examples = Collected(np.int32)
-    counts = _of_types(sharing, of_examples)
+    counts = _of_types(sharing, of_examples, also=add)
     columns = {**counts.statistics(sharing.widths), "independent": 100 * at_random.means()}
     columns |= _beside_mismatched(sharing, of_examples, mismatches=mismatches, seed=seed, like=columns["mean"])
     if sharing.routing is not None:
@@ -122,27 +124,6 @@ def overlap(sharing: NeuronSharing, layer: int | None) -> pd.DataFrame:
     return pd.DataFrame(indices.means().numpy(), index=names, columns=names)
 
 
-def mismatched_level(
-    sharing: NeuronSharing,
-    measure: Callable[[NeuronSharing], Float[Tensor, ...]],
-    *,
-    mismatches: int,
-    seed: int,
-    like: Float[Tensor, ...],
-) -> Float[Tensor, ...]:
-    """Give the mean of a measure over draws of mismatched examples, of the shape of `like`.
-
-    It is NaN where there are fewer examples than languages, so that no draw is possible.
-
-    Raises:
-        NeuronShareError: mismatches is not a number of draws, or seed is not a whole number.
-    """
-    if not count("mismatches", mismatches, least=0) or why_not_mismatched(sharing):
-        return torch.full_like(like, torch.nan)
-    draws = [measure(sharing.mismatched(seed=seed + number)) for number in range(mismatches)]
-    return torch.stack(draws).mean(0)
-
-
 def _pieces(sharing: NeuronSharing) -> Iterator[UInt8[Tensor, "example language layer byte"]]:
     """The packed activations of some examples at a time, without bits beyond a layer's width."""
     is_neuron = sharing.packed_is_neuron
@@ -150,10 +131,16 @@ def _pieces(sharing: NeuronSharing) -> Iterator[UInt8[Tensor, "example language 
         yield packed & is_neuron
 
 
-def _of_types(sharing: NeuronSharing, of_examples: Collected) -> Counts:
-    """Count how many neurons of each layer are of each type, and collect the counts of each example."""
+def _of_types(
+    sharing: NeuronSharing, of_examples: Collected, *, also: Callable[[Tensor], None] = lambda packed: None
+) -> Counts:
+    """Count how many neurons of each layer are of each type, and collect the counts of each example.
+
+    `also` sees the same packed activations, which are read once.
+    """
     counts = Counts()
     for packed in _pieces(sharing):
+        also(packed)
         of_piece = count_bits(packed_types(packed, sharing.packed_is_neuron))
         counts.add(of_piece)
         of_examples.add(of_piece.numpy())
