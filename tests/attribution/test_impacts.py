@@ -138,7 +138,7 @@ def test_through_a_norm_after_the_mlp_the_score_is_what_the_logit_loses(
     hugging_face = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").double().eval()
     prompts = QUIZ.select(["en", "de"])
     with warnings.catch_warnings(action="error"):  # nothing is left out that a user should know
-        sharing = ns.categorise(model, prompts)
+        sharing = ns.categorise(model, prompts, site="post")
         found = scores_of(model, prompts, sharing, norm=norm)
     for example, language, layer in product(range(3), prompts.languages, range(3)):
         text, gold = prompts.prompts[language][example], prompts.answers[language][example]
@@ -305,7 +305,8 @@ def test_processed_weights_and_what_is_not_known_of_the_output_are_warned_of(ani
     monkeypatch.setattr(added, "_MULTIPLIERS", ())
     zoo.save_model("granite", {**zoo._LLAMA, "residual_multiplier": 0.22}, tmp_path)
     granite = ns.load_model(tmp_path, backend="bridge", device="cpu")
+    sharing = ns.categorise(granite, QUIZ, site="post")
     with pytest.warns(UserWarning, match="multiplies what its MLPs write") as warned:
-        table = ns.attribute(granite, QUIZ, ns.categorise(granite, QUIZ), batch_size=1)
+        table = ns.attribute(granite, QUIZ, sharing, batch_size=1)
     assert len(warned) == 1
     assert table.attrs["mlp_output"] == "multiplies what its MLPs write (layer 0: by 0.22)"
