@@ -355,7 +355,7 @@ SAID = {
     "verified",
     "model", "model_class", "weights", "dtype", "device", "versions", "prompts", "languages", "site", "position",
     "threshold", "prepend_bos", "special_tokens_left_out", "fingerprint", "borderline_fraction", "common_prefix_share",
-    "same_last_token", "batch_size", "batches",
+    "same_last_token", "site_chosen", "batch_size", "batches",
 }  # fmt: skip
 
 

@@ -31,8 +31,9 @@ def test_lines_are_the_tables_means(sharing):
     types, languages = ns.plots.patterns(summary, by_language, title="Toy").axes
     for label, rows in summary.groupby("type"):
         assert lines(types)[label] == rows["mean"].tolist()
+    means = by_language.groupby("layer")["mean"].mean()
     for language, rows in by_language.groupby("language"):
-        assert lines(languages)[language] == rows["mean"].tolist()
+        assert lines(languages)[language] == pytest.approx((rows["mean"] - means.to_numpy()).tolist())
     for axes in ns.plots.chance(summary).axes:
         rows = summary[summary["type"] == axes.get_title(loc="left")]
         for column, name in (("mean", "measured"), ("mismatched", "mismatched examples")):

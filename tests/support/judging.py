@@ -523,7 +523,8 @@ def _attribution(row: Row, model: Any, reference: Reference, sharing: Any) -> No
     try:
         wrong = _compare_scores(tables, reference)
         run = lambda: reference.logits(reference.ids(QUIZ.prompts["de"][0]), [])  # noqa: E731
-        if not warned and not literal.writes_unchanged(reference.model, reference.facts.layers, run):
+        is_known = any(formula is not None for formula in _added_through(reference))
+        if not warned and not is_known and not literal.writes_unchanged(reference.model, reference.facts.layers, run):
             wrong = "; ".join([*([wrong] if wrong else []), "no warning, though something follows the MLPs"])
     except Exception as error:
         row.refused("attribution", error if isinstance(error, literal.NoReferenceError) else _no_reference(error))
@@ -531,9 +532,26 @@ def _attribution(row: Row, model: Any, reference: Reference, sharing: Any) -> No
     row.judge("attribution", wrong)
 
 
+def _added_through(reference: Reference) -> list[Any]:
+    """For each layer what follows its MLP, as a function of rows and of the whole output; None where it is unknown."""
+    factor = getattr(reference.model.config, "residual_multiplier", 1.0)
+    layers = getattr(getattr(reference.model, "model", None), "layers", [None] * len(reference.widths))
+
+    def of(layer: Any) -> Any:
+        norm = getattr(layer, "post_feedforward_layernorm", None)
+        if norm is None:
+            return None if factor == 1.0 else lambda rows, output: factor * rows
+        eps = getattr(norm, "eps", None) or norm.variance_epsilon
+        scale = lambda vectors: (vectors.square().mean(-1, keepdim=True) + eps).sqrt()  # noqa: E731
+        return lambda rows, output: norm(rows).detach() * scale(rows) / scale(output)
+
+    return [of(layer) for layer in layers]
+
+
 def _compare_scores(tables: dict[str, Any], reference: Reference) -> str:
     unembedding = reference.model.get_output_embeddings().weight.detach()
     total = {score: [torch.zeros(width) for width in reference.widths] for score in tables}
+    through = _added_through(reference)
     for language, texts in QUIZ.prompts.items():
         for example in range(len(texts)):
             before, answer = reference.answered(language, example, [QUIZ.answers[language][example]])
@@ -543,6 +561,8 @@ def _compare_scores(tables: dict[str, Any], reference: Reference) -> str:
                     one.post[-1] * (one.weight if isinstance(one.weight, float) else one.weight[-1]) for one in parts
                 ]
                 m, rows = torch.cat(values), torch.cat([part.W_out for part in block.parts])
+                if through[layer] is not None:
+                    rows = through[layer](rows, m @ rows)
                 total["generation"][layer] += m.abs() * rows.norm(dim=-1)
                 total["correctness"][layer] += m * (rows @ unembedding[answer[0]])
     n_prompts = len(QUIZ) * len(QUIZ.languages)

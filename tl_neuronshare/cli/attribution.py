@@ -33,6 +33,8 @@ READINGS = [f"{kind}_{sign}_share" for sign in ("positive", "absolute") for kind
 def main(args: argparse.Namespace) -> None:
     """Categorise, attribute, print the tables, write them and the figures."""
     ImpactOptions(**given(args, ImpactOptions))
+    if args.neurons < 1:
+        raise ns.NeuronShareError(f"n={args.neurons}; give a number of neurons.")
     with Run(args) as run:
         prompts, model, sharing = run.start(dealt=False)
         options = given(args, ImpactOptions) | {"batch_size": args.batch_size}

@@ -72,7 +72,7 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
 
 def _from_zero(axes: Axes) -> None:
     """Let an axis begin at 0, with room for markers at its other end."""
-    axes.set_ylim(0, 1.06 * axes.dataLim.ymax)
+    axes.set_ylim(0, 1.06 * axes.dataLim.ymax or 1.0)
 
 
 def _spread(axes: Axes, rows: pd.DataFrame, colour: str, *, label: str | None = None) -> None:

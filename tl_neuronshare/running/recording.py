@@ -57,7 +57,8 @@ def as_threshold(name: str, value: Any) -> Threshold:
     if isinstance(value, str):
         if isnan(quantile_of(value)):
             raise NeuronShareError(
-                f'{name}={value!r}; give a number, or a quantile above 0 and below 100, such as "90%".'
+                f"{name}={value!r} is not a finite number, and not a quantile above 0 and below 100; give one such as "
+                '0.0, or "90%".'
             )
         return value
     return finite(name, value, such_as="0.0, which is the paper's, or a list of numbers")
