@@ -143,12 +143,12 @@ def overlap_ladder(
     weights = np.random.default_rng(whole("seed", seed)).multinomial(
         len(sharing), np.full(len(sharing), 1 / len(sharing)), size=n_resamples
     )
+    kinds: list[tuple[str, NeuronSharing, NDArray[np.integer]]] = [("different", sharing, np.arange(len(sharing)))]
+    if paraphrase is not None:
+        kinds.append(("same", paraphrase, _reworded(sharing, paraphrase)))
     rows = []
-    for languages, other in (("different", sharing), ("same", paraphrase)):
-        if other is None:
-            continue
+    for languages, other, among in kinds:
         found: dict[str, _Found] = {}
-        among = np.flatnonzero(_reworded(sharing, other)) if languages == "same" else np.arange(len(sharing))
         for number, rung in enumerate(RUNGS):
             pairs = _pairs(codes, rung.same, among, partners=partners, seed=(seed, number))
             found[rung.name] = _Found(pairs, *_indices(sharing, other, pairs), weights)
@@ -172,11 +172,6 @@ def _check(sharing: NeuronSharing, facts: pd.DataFrame, paraphrase: NeuronSharin
         raise NeuronShareError(
             f"The paraphrase has {what} {theirs!r}, the result {ours!r}; give results that measured the same."
         )
-    if len(paraphrase) == len(sharing) and not _reworded(sharing, paraphrase).any():
-        raise NeuronShareError(
-            "The paraphrase has the same words as the result, for every example in some language; give prompts that "
-            "ask for the same facts in other words."
-        )
     if len(paraphrase) != len(sharing):
         raise NeuronShareError(
             f"The paraphrase has {len(paraphrase)} examples and the result {len(sharing)}; give the same facts in the "
@@ -184,17 +179,20 @@ def _check(sharing: NeuronSharing, facts: pd.DataFrame, paraphrase: NeuronSharin
         )
 
 
-def _reworded(sharing: NeuronSharing, paraphrase: NeuronSharing) -> NDArray[np.bool_]:
-    """Which examples have other words in the paraphrase, in every language; all where the words are not known."""
+def _reworded(sharing: NeuronSharing, paraphrase: NeuronSharing) -> NDArray[np.integer]:
+    """The examples that have other words in the paraphrase, in every language; all where the words are not known."""
     ours, theirs = sharing.prompt_hashes, paraphrase.prompt_hashes
     if ours is None or theirs is None:
-        return np.ones(len(sharing), bool)
-    return np.array(
-        [
-            set(first.split()).isdisjoint(second.split())  # an example's hashes are in no order of languages
-            for first, second in zip(ours, theirs, strict=True)
-        ]
-    )
+        return np.arange(len(sharing))
+    # An example's hashes are in no order of languages.
+    pairs = zip(ours, theirs, strict=True)
+    reworded = np.flatnonzero([set(first.split()).isdisjoint(second.split()) for first, second in pairs])
+    if not len(reworded):
+        raise NeuronShareError(
+            "The paraphrase has the same words as the result, for every example in some language; give prompts that "
+            "ask for the same facts in other words."
+        )
+    return reworded
 
 
 def _pairs(
