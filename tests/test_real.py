@@ -8,6 +8,7 @@ checkout, and a few of our own.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tl_neuronshare as ns
 from support import reference
+from support.impacts import scores_of
 from tl_neuronshare import models
 from tl_neuronshare.evaluation.answers import continuations
 from tl_neuronshare.models import decoding
@@ -260,17 +262,42 @@ def test_it_goes_on_in_the_language_of_a_text(gemma, hugging_face):
 
 
 def test_neurons_are_described_by_the_plain_models_weights(gemma, hugging_face):
-    """Gemma multiplies by one more than the norm's weight; it normalises what its MLPs write, which gives a warning."""
+    """Gemma's norms, that after the MLP and the final one, multiply by one more than their weights."""
     model, tokenizer = hugging_face
     places = [(17, 3), (12, 2000), (0, 7)]
-    with pytest.warns(UserWarning, match="not of what is added"):
+    with warnings.catch_warnings(action="error"):
         table = ns.describe_neurons(gemma, places, n_tokens=5)
     for (layer, neuron), promotes in zip(places, table["promotes"], strict=True):
-        row = model.get_submodule(DOWN.format(layer)).weight.detach()[:, neuron].double()
-        pushed = model.lm_head.weight.detach().double() @ ((1 + model.model.norm.weight.detach().double()) * row)
+        added = model.get_submodule(DOWN.format(layer)).weight.detach()[:, neuron].double()
+        for norm in (f"model.layers.{layer}.post_feedforward_layernorm", "model.norm"):
+            added = (1 + model.get_submodule(norm).weight.detach().double()) * added
+        pushed = model.lm_head.weight.detach().double() @ added
         assert promotes == [tokenizer.decode([token]) for token in pushed.topk(5).indices.tolist()]
 
 
 def test_transfer_neurons_are_refused(gemma):
     with pytest.raises(ns.NeuronShareError, match="normalises what its MLPs write"):
         ns.methods.transfer_neurons(gemma, TEXTS, direction="from shared")
+
+
+@pytest.mark.parametrize("norm", ["frozen", "full"])
+def test_attribution_is_what_the_logit_of_the_plain_model_loses(gemma, hugging_face, facts, norm):
+    """Through the norm after the MLP and the final one, for every neuron of four layers."""
+    few = facts[:2].select(["en", "de", "zh"])
+    model, tokenizer = hugging_face
+    scores = scores_of(gemma, few, ns.categorise(gemma, few), norm=norm)
+    for layer, language in zip((0, 6, 13, 17), ("en", "de", "zh", "en"), strict=True):
+        start, (tokens,), _ = reference.literal_start(
+            tokenizer, few.prompts[language][1], [few.answers[language][1]], True
+        )
+        lost, _ = reference.direct_losses(
+            model,
+            tokens[:start],
+            tokens[start],
+            down=DOWN.format(layer),
+            norm="model.norm",
+            after=f"model.layers.{layer}.post_feedforward_layernorm",
+            is_frozen=norm == "frozen",
+        )
+        assert lost.abs().max() > 0.01
+        assert (scores[1, language, layer][1] - lost).abs().max() <= 1e-4

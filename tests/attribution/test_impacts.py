@@ -11,28 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tl_neuronshare as ns
 from support import reference, zoo
+from support.impacts import scores_of
 from support.prompts import PROMPTS, QUIZ, quiz_for
 from tl_neuronshare import models
 from tl_neuronshare.attribution import impacts as impacts_module
 from tl_neuronshare.models import added, dense
 from tl_neuronshare.running.plan import Running
-
-
-def scores_of(model, prompts, sharing, **options):
-    """(example, language, layer) -> both scores, as the library has them."""
-    how = impacts_module.ImpactOptions(top_k=1, **options)
-    impacts = impacts_module.Impacts(model, prompts, sharing, how, Running())
-    found = {}
-
-    def both(scores):
-        return {"generation": scores.generation, "correctness": scores.correctness}
-
-    def keep(language, layer, examples, record):
-        for row, example in enumerate(examples):
-            found[example, language, layer] = record["generation"][row], record["correctness"][row]
-
-    impacts.each(both, keep, task="scores", progress=False)
-    return found
 
 
 @pytest.mark.parametrize(("answer", "norm"), [("first", "none"), ("all", "full")])
