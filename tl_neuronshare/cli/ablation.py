@@ -31,7 +31,7 @@ from tl_neuronshare.ablation.replacing import Replacement
 from tl_neuronshare.ablation.targets import Choice
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.arguments import add_options, given
-from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.cli.runs import Run, title_of, with_interval
 from tl_neuronshare.evaluation.evaluating import Scoring
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.plots.ablating import Metric
@@ -40,6 +40,7 @@ from tl_neuronshare.running.loop import each_of
 
 LEGEND = """difference: from the unablated model. type - control: how much more the type loses than its control.
 overlap: the share of the control's neurons that are of the type."""
+AGAINST = ("vs_control", "vs_low", "vs_high")  # the columns that compare a type with a control
 OF_VERDICT = ("random-active", "other-example")  # the controls that are nearest to the all-shared neurons
 TITLES = {
     "accuracy": "All facts",
@@ -172,9 +173,7 @@ def _compare(run: Run, table: pd.DataFrame, of_equal_size: pd.DataFrame, metric:
     controls = overall[(overall["type"] == "all-shared") & ~overall["ablated"].isin(["none", "type"])]
     known = controls.dropna(subset=["vs_control"])
     if len(known):
-        texts = [
-            f"{row['ablated']} {_interval(row, 'vs_control', 'vs_low', 'vs_high')}" for row in known.to_dict("records")
-        ]
+        texts = [f"{row['ablated']} {with_interval(row, *AGAINST, sign=True)}" for row in known.to_dict("records")]
         run.control(
             "do the all-shared neurons hurt more than as many others?", f"accuracy minus that of: {'; '.join(texts)}"
         )
@@ -252,8 +251,8 @@ def _printed(table: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, list[str]]
                 "type": type,
                 "ablated": ablated,
                 "accuracy": _number(accuracy["value"]),
-                "difference [95 %]": _interval(accuracy, "difference", "low", "high"),
-                "type - control [95 %]": _interval(accuracy, "vs_control", "vs_low", "vs_high"),
+                "difference [95 %]": "" if type == "none" else with_interval(accuracy, "difference", sign=True),
+                "type - control [95 %]": with_interval(accuracy, *AGAINST, sign=True),
                 "log_prob": _number(log_prob["value"]),
                 "neurons/layer": _number(accuracy["neurons"], digits=0),
                 "examples": accuracy["examples"],
@@ -266,8 +265,3 @@ def _printed(table: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, list[str]]
 
 def _number(value: float, *, digits: int = 2) -> str:
     return "" if pd.isna(value) else f"{value:.{digits}f}"
-
-
-def _interval(row: Any, value: str, low: str, high: str) -> str:
-    interval = "" if pd.isna(row[low]) else f" [{row[low]:+.2f}, {row[high]:+.2f}]"
-    return "" if pd.isna(row[value]) or row["type"] == "none" else f"{row[value]:+.2f}{interval}"

@@ -18,7 +18,7 @@ import tl_neuronshare as ns
 from tl_neuronshare.attribution.impacts import ImpactOptions
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.arguments import add_options, given
-from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.cli.runs import Run, title_of, with_interval
 from tl_neuronshare.plots.drawing import LABELS
 from tl_neuronshare.running.loop import each_of
 
@@ -127,13 +127,7 @@ def _of_all(table: pd.DataFrame, score: str, *statistics: str) -> pd.DataFrame:
 
 def _texts(rows: pd.DataFrame) -> pd.Series:
     """Return values with their intervals as text: logits with two digits, and percent with one."""
-
-    def text(row: pd.Series) -> str:
-        digits = 2 if row["statistic"] == "sum" else 1
-        numbers = [f"{row[name]:.{digits}f}" for name in ("value", "low", "high")]
-        return numbers[0] + ("" if pd.isna(row["low"]) else f" [{numbers[1]}, {numbers[2]}]")
-
-    return rows.apply(text, axis=1)
+    return rows.apply(lambda row: with_interval(row, digits=2 if row["statistic"] == "sum" else 1), axis=1)
 
 
 def _shown(rows: pd.DataFrame) -> pd.DataFrame:

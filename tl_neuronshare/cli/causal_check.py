@@ -19,7 +19,7 @@ import pandas as pd
 import tl_neuronshare as ns
 from tl_neuronshare.attribution import causal
 from tl_neuronshare.cli import arguments
-from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.cli.runs import Run, title_of, with_interval
 
 HEADING = "Spearman's correlation of score and loss over the neurons of a layer, mean over prompts [95 %]"
 MEANING = {
@@ -63,9 +63,5 @@ def main(args: argparse.Namespace) -> None:
 
 def _shown(rows: pd.DataFrame) -> str:
     """Return the correlations by layer and score, with intervals, as text."""
-    texts = rows.assign(text=rows.apply(_with_interval, axis=1)).pivot(index="layer", columns="score", values="text")
+    texts = rows.assign(text=rows.apply(with_interval, axis=1)).pivot(index="layer", columns="score", values="text")
     return str(texts[rows["score"].unique()].to_string())
-
-
-def _with_interval(row: pd.Series) -> str:
-    return f"{row['value']:.2f}" + ("" if pd.isna(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]")

@@ -19,7 +19,7 @@ from tl_neuronshare.ablation.controls import CONTROLS
 from tl_neuronshare.ablation.dose import SHARES
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.arguments import add_options, given
-from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.cli.runs import Run, title_of, with_interval
 from tl_neuronshare.evaluation.evaluating import Scoring
 from tl_neuronshare.plots.drawing import LABELS
 
@@ -84,9 +84,8 @@ def _shown(overall: pd.DataFrame) -> pd.DataFrame:
         row = {"share": share, "ablated": ablated, "neurons/layer": f"{of_metric['neurons'].iloc[0]:.0f}"}
         for metric in ("accuracy", "log_prob"):
             each = of_metric.loc[metric]
-            interval: str = "" if pd.isna(each["low"]) else f" [{each['low']:+.2f}, {each['high']:+.2f}]"
             row[metric] = f"{each['value']:.2f}"
-            row[f"{metric} difference"] = "" if ablated == "none" else f"{each['difference']:+.2f}{interval}"
+            row[f"{metric} difference"] = "" if ablated == "none" else with_interval(each, "difference", sign=True)
         rows.append(row)
     return pd.DataFrame(rows)
 

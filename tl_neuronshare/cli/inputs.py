@@ -103,9 +103,9 @@ def load_also(args: argparse.Namespace) -> dict[str, ns.ParallelPrompts]:
 
 
 def load_in_other_words(
-    args: argparse.Namespace, prompts: ns.ParallelPrompts, options: list[str]
+    args: argparse.Namespace, prompts: ns.ParallelPrompts, options: list[str], model: LensModel
 ) -> ns.ParallelPrompts:
-    """Load the same facts with other options of the task, and say how they are asked."""
+    """Load the same facts with other options of the task, as the model is asked them, and say how they are asked."""
     names = {text.partition("=")[0] for text in options}
     kept = [text for text in args.options if text.partition("=")[0] not in names]
     second = load_prompts(argparse.Namespace(**{**vars(args), "options": [*kept, *options]}))
@@ -115,7 +115,7 @@ def load_in_other_words(
             f"{' '.join(options)}: this asks for other facts or languages; give options that change nothing but the "
             "words."
         )
-    return second
+    return second.with_chat_template(model.tokenizer) if args.chat_template else second
 
 
 def words(text: str, option: str) -> list[str]:

@@ -19,7 +19,7 @@ import pandas as pd
 import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.inputs import categorise, load_in_other_words
-from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.cli.runs import Run, title_of, with_interval
 from tl_neuronshare.running.loop import each_of
 
 HEADING = "Jaccard index of the neurons that two prompts activate, all layers, and what each part adds [95 %]"
@@ -44,8 +44,7 @@ def main(args: argparse.Namespace) -> None:
         prompts, model = run.begin()
         wordings = [prompts]
         if args.paraphrase:
-            second = load_in_other_words(args, prompts, args.paraphrase)
-            wordings.append(second.with_chat_template(model.tokenizer) if args.chat_template else second)
+            wordings.append(load_in_other_words(args, prompts, args.paraphrase, model))
         facts = ns.facts_of(prompts)
         sharing, *paraphrase = each_of(
             partial(categorise, args, model, wording, **run.keeping(f"wording {number}"))
@@ -69,28 +68,25 @@ def _shown(rows: pd.DataFrame) -> pd.DataFrame:
         {
             "languages": rows["languages"],
             "two prompts of": rows["rung"],
-            "index": _with_interval(rows, "jaccard", "low", "high"),
+            "index": rows.apply(with_interval, value="jaccard", digits=3, axis=1),
             "random neurons": rows["independent"].map("{:.3f}".format),
             "part": rows["part"],
             "minus": rows["above"],
-            "difference": _with_interval(rows, "difference", "difference_low", "difference_high"),
+            "difference": _differences(rows),
             "examples": rows["examples"],
         }
     )
 
 
-def _with_interval(rows: pd.DataFrame, value: str, low: str, high: str) -> pd.Series:
-    def text(row: pd.Series) -> str:
-        interval = "" if pd.isna(row[low]) else f" [{row[low]:.3f}, {row[high]:.3f}]"
-        return "none" if pd.isna(row[value]) else f"{row[value]:.3f}{interval}"
-
-    return rows.apply(text, axis=1)
+def _differences(rows: pd.DataFrame) -> pd.Series:
+    """Return what each part adds, with its interval, as text."""
+    columns = ("difference", "difference_low", "difference_high")
+    return rows.apply(lambda row: with_interval(row, *columns, digits=3), axis=1)
 
 
 def _said(overall: pd.DataFrame) -> str:
     """Say in a line what the rungs are, for two languages."""
     rows = overall[overall["languages"] == "different"]
     indices = "; ".join(f"{row.rung} {row.jaccard:.3f}" for row in rows.itertuples() if row.pairs)
-    differences = _with_interval(rows, "difference", "difference_low", "difference_high")
-    parts = "; ".join(f"{part} {text}" for part, text in zip(rows["part"], differences, strict=True) if text != "none")
+    parts = "; ".join(f"{part} {text}" for part, text in zip(rows["part"], _differences(rows), strict=True) if text)
     return f"Jaccard index in two languages of {indices}. What each part adds: {parts}"

@@ -70,9 +70,7 @@ def _wordings(
     args: argparse.Namespace, run: Run, prompts: ns.ParallelPrompts, model: LensModel
 ) -> dict[str, ns.NeuronSharing]:
     """Categorise the same facts in other words, by the option that asks for them."""
-    asked = {option: load_in_other_words(args, prompts, [option]) for option in args.wordings}
-    if args.chat_template:
-        asked = {option: wording.with_chat_template(model.tokenizer) for option, wording in asked.items()}
+    asked = {option: load_in_other_words(args, prompts, [option], model) for option in args.wordings}
     found = each_of(
         partial(categorise, args, model, wording, **run.keeping(f"wording {number}"))
         for number, wording in enumerate(asked.values())

@@ -264,6 +264,16 @@ def _version(package: str) -> str:
         return "none"
 
 
+def with_interval(
+    row: Any, value: str = "value", low: str = "low", high: str = "high", *, digits: int = 2, sign: bool = False
+) -> str:
+    """Return a value of a table's row with its interval as text; an empty text if there is not a value."""
+    if pd.isna(row[value]):
+        return ""
+    texts = [f"{row[name]:{'+' if sign else ''}.{digits}f}" for name in (value, low, high)]
+    return texts[0] if pd.isna(row[low]) else f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
 def excess_of(sharing: ns.NeuronSharing, rows: pd.DataFrame) -> str:
     """Say how much more neurons are of a type than with mismatched examples, from a type's rows of `summary`."""
     if why_not := why_not_mismatched(sharing):

@@ -73,18 +73,27 @@ def added_through(model: LensModel) -> Added:
     """
     layers = neuron_layers(model, "post")
     tokens = torch.arange(1, _N_TOKENS + 1, device="cpu").remainder(vocabulary_size(model))
-    found: list[tuple[NormFormula, str | None, bool]] = []
+    found: list[_Explained] = []
     with left_as_found(model), without_hooks(model):
         for start in range(0, len(layers), _ROWS):
             part = layers[start : start + _ROWS]
             for layer, changed in zip(part, _changed(model, part, tokens), strict=True):
                 found.append(_explained(model, block_of(model, layer.hooks[0].name), changed))
-    changes = [(number, change, is_known) for number, (_, change, is_known) in enumerate(found) if change is not None]
+    changes = [(each.is_known, number) for number, each in enumerate(found) if each.change is not None]
     change = None
     if changes:
-        number, change, _ = min(changes, key=lambda each: each[2])  # one that is not known, if there is one
-        change = change.format(layer=f"layer {number}")
-    return Added(tuple(formula for formula, _, _ in found), change, all(is_known for _, _, is_known in found))
+        _, number = min(changes)  # the first that is not known, if there is one
+        change = (found[number].change or "").format(layer=f"layer {number}")
+    return Added(tuple(each.formula for each in found), change, all(each.is_known for each in found))
+
+
+@dataclass(frozen=True)
+class _Explained:
+    """The formula of one layer, what it does to the output (None if nothing), and whether the formula is known."""
+
+    formula: NormFormula
+    change: str | None = None
+    is_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -147,26 +156,28 @@ def _changed(model: LensModel, layers: Sequence[NeuronLayer], tokens: Int[Tensor
     return [_Changed(before, after, changes[row]) for row, (before, after) in enumerate(pairs)]
 
 
-def _explained(model: LensModel, block: nn.Module, changed: _Changed) -> tuple[NormFormula, str | None, bool]:
-    """Find the formula of one layer, what it does to the output (None if nothing), and whether the formula is known."""
+def _explained(model: LensModel, block: nn.Module, changed: _Changed) -> _Explained:
+    """Find the formula that explains how the residual stream changes after one layer."""
     as_it_is = NormFormula.times(1.0)
     factor, left = changed.by(as_it_is)
     if not (isfinite(factor) and isfinite(left)):
-        return as_it_is, "may change what its MLPs write: {layer} overflows in this dtype, which hides it", False
+        change = "may change what its MLPs write: {layer} overflows in this dtype, which hides it"
+        return _Explained(as_it_is, change, is_known=False)
     most = _LEFT if dtype_of(model) == torch.float32 else _LEFT_IN_HALF
     if left <= most and abs(factor) >= _NEAR:
         if abs(factor - 1) <= _NEAR:
-            return as_it_is, None, True
+            return _Explained(as_it_is)
         multiplier = _multiplier(model, factor)
         change = f"multiplies what its MLPs write ({{layer}}: by {factor:.3g})"
-        return (as_it_is, change, False) if multiplier is None else (NormFormula.times(multiplier), change, True)
+        formula = as_it_is if multiplier is None else NormFormula.times(multiplier)
+        return _Explained(formula, change, is_known=multiplier is not None)
     change = "normalises what its MLPs write ({layer}), before or after it is added to the residual stream"
     norms = [norm for module in _norms_in(block) if (norm := formula_of(model, module)) is not None]
     fits = [(left, norm) for norm in norms for factor, left in [changed.by(norm)] if abs(factor - 1) <= _NEAR]
     left, norm = min(fits, key=lambda fit: fit[0], default=(1.0, as_it_is))
     if left > most:
-        return as_it_is, change, False
-    return norm, "normalises what its MLPs write ({layer}) before it adds it to the residual stream", True
+        return _Explained(as_it_is, change, is_known=False)
+    return _Explained(norm, "normalises what its MLPs write ({layer}) before it adds it to the residual stream")
 
 
 def _norms_in(block: nn.Module) -> list[nn.Module]:
