@@ -250,7 +250,7 @@ PUBLIC = {
     "language_overlap": "sharing, *, mismatches, seed, n_resamples",
     "input_overlap": "results, *, type",
     "facts_of": "prompts",
-    "overlap_ladder": "sharing, facts, *, paraphrase, partners, seed, n_resamples",
+    "overlap_ladder": "sharing, facts, *, paraphrase, partners, seed",
     "typological_similarity": "languages, *, features",
     "same_family": "languages",
     "same_script": "languages",

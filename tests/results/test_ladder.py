@@ -114,6 +114,84 @@ def test_a_difference_is_of_examples_that_have_both():
     assert np.isnan(table.loc["the same answer", "jaccard"])
 
 
+N_NEURONS, N_RELATIONS, N_SUBJECTS, OF_ANSWER = 150, 4, 90, 3  # three subjects have the same answer
+
+
+class World:
+    """Facts of which each part has neurons of its own; examples are drawn from them, and some prompts are noisier."""
+
+    def __init__(self, rng):
+        n_answers, entity = N_SUBJECTS // OF_ANSWER, rng.beta(1, 6, size=(N_SUBJECTS, 1))
+        self.form = rng.random(N_NEURONS) < 0.05
+        self.task = rng.random((N_RELATIONS, N_NEURONS)) < 0.1
+        self.entity = rng.random((N_SUBJECTS, N_NEURONS)) < entity
+        self.answer = rng.random((N_RELATIONS, n_answers, N_NEURONS)) < 0.08
+        self.fact = rng.random((N_RELATIONS, N_SUBJECTS, N_NEURONS)) < 0.05
+
+    def activated(self, relation, subject, rng, n_languages=1):
+        """What each example's prompts activate: example, language and neuron."""
+        own = self.form | self.task[relation] | self.entity[subject]
+        own |= self.answer[relation, subject // OF_ANSWER] | self.fact[relation, subject]
+        noise = 0.03 + 0.14 * rng.random((len(relation), 1, 1))
+        return own[:, None] | (rng.random((len(relation), n_languages, N_NEURONS)) < noise)
+
+    def ladder(self, n_examples, rng):
+        """The library's table, of examples drawn at random."""
+        relation, subject = rng.integers(N_RELATIONS, size=n_examples), rng.integers(N_SUBJECTS, size=n_examples)
+        answer = relation + N_RELATIONS * (subject // OF_ANSWER)
+        facts = pd.DataFrame({"relation": relation, "subject": subject, "answer": answer})
+        activated = torch.from_numpy(self.activated(relation, subject, rng, len(LANGUAGES))[:, :, None])
+        sharing = ns.NeuronSharing.from_activated(activated, languages=LANGUAGES)
+        return ns.overlap_ladder(sharing, facts).query("layer == 'all'").set_index("rung")
+
+    def truth(self, rng, n_pairs=30_000):
+        """The index of many pairs of each rung, and that of random neurons."""
+        found = {}
+        for rung in RUNGS:
+            relation, other_relation = rng.integers(N_RELATIONS, size=(2, 60 * n_pairs))
+            subject, other_subject = rng.integers(N_SUBJECTS, size=(2, 60 * n_pairs))
+            if rung.same[0]:
+                other_relation = relation
+            if rung.same[1]:
+                other_subject = subject
+            elif rung.same[2]:
+                other_subject = subject - subject % OF_ANSWER + other_subject % OF_ANSWER
+            same = relation == other_relation, subject == other_subject
+            same += (same[0] & (subject // OF_ANSWER == other_subject // OF_ANSWER),)
+            fits = np.flatnonzero(np.all(np.stack(same) == np.array(rung.same)[:, None], axis=0))[:n_pairs]
+            if all(rung.same):  # one prompt's two languages are as noisy as each other
+                ours, theirs = np.moveaxis(self.activated(relation[fits], subject[fits], rng, 2), 1, 0)
+            else:
+                ours = self.activated(relation[fits], subject[fits], rng)[:, 0]
+                theirs = self.activated(other_relation[fits], other_subject[fits], rng)[:, 0]
+            sizes = ours.sum(1), theirs.sum(1)
+            shared, by_chance = (ours & theirs).sum(1), sizes[0] * sizes[1] / N_NEURONS
+            found[rung.name] = np.mean(shared / (sum(sizes) - shared))
+            found.setdefault("random neurons", np.mean(by_chance / (sum(sizes) - by_chance)))
+        return found
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth():
+    """Over draws of a hundred examples from two worlds; few have a partner with the same subject or answer."""
+    rng = np.random.default_rng(0)
+    covered, n_runs = {rung.name: np.zeros(2) for rung in RUNGS}, 100
+    for world in (World(rng), World(rng)):
+        truth = world.truth(rng)
+        for _ in range(n_runs):
+            table = world.ladder(100, rng)
+            for rung in RUNGS:
+                row, value = table.loc[rung.name], truth[rung.name]
+                difference = value - truth[rung.above]
+                covered[rung.name] += (
+                    row["low"] <= value <= row["high"],
+                    row["difference_low"] <= difference <= row["difference_high"],
+                )
+    for name, times in covered.items():
+        few = name in ("the same subject", "the same answer")
+        assert (((0.86 if few else 0.91) <= times / (2 * n_runs)) & (times / (2 * n_runs) <= 0.99)).all(), covered
+
+
 def test_it_depends_on_the_seed_alone():
     facts = facts_in_a_square()
     sharing = planted("entity", facts, n_neurons=50)

@@ -74,8 +74,19 @@ def excess(
         of_rows = (sums["yy"] - sums["y"] ** 2 / n_rows) / n_rows
         left = np.maximum(of_rows - of_h / n_languages, 0)
         deviation = np.sqrt(np.maximum(of_x - 2 * of_both + of_h + left / n_draws, 0) / n)
-        # Student's distribution, by the first term of its expansion, since the deviation is estimated.
-        times = _DEVIATIONS + (_DEVIATIONS**3 + _DEVIATIONS) / (4 * (n - 1))
-        low, high = difference - times * deviation, difference + times * deviation
+        wide = deviations(n) * deviation
+        low, high = difference - wide, difference + wide
     kept = measured.shape[1:]
     return difference.reshape(kept), low.reshape(kept), high.reshape(kept)
+
+
+def deviations(n: int) -> float:
+    """How many standard deviations a 95 % interval reaches to each side, if the deviation is estimated of n examples.
+
+    This is Student's distribution, by the first term of its expansion.
+
+    Example:
+        >>> round(deviations(60), 2), round(deviations(10**6), 2)
+        (2.0, 1.96)
+    """
+    return _DEVIATIONS + (_DEVIATIONS**3 + _DEVIATIONS) / (4 * (n - 1))

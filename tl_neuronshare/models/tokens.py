@@ -37,12 +37,12 @@ def tokenise(
     if bos is None:
         _check_special_tokens(model)
         with _speaking(model, language):
-            rows = [list(row) for row in model.tokenizer(list(texts)).input_ids]
+            rows = [list(row) for row in model.tokenizer(_copies(texts)).input_ids]
         return _known(model, rows, "Use the tokenizer that the model was trained with.")
     if bos and model.tokenizer.bos_token_id is None:
         raise NeuronShareError(f"The tokenizer of {name_of(model)} has no BOS token; use prepend_bos=False.")
     # BOS is put there by hand: which special tokens a tokenizer adds by itself differs between classes and versions.
-    ids: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False).input_ids
+    ids: list[list[int]] = model.tokenizer(_copies(texts), add_special_tokens=False).input_ids
     start = [model.tokenizer.bos_token_id]
     rows = [row if row[:1] == start else start + row for row in ids] if bos else ids
     is_new = bos and start[0] >= vocabulary_size(model)
@@ -53,6 +53,11 @@ def tokenise(
         if is_new
         else "Use the tokenizer that the model was trained with.",
     )
+
+
+def _copies(texts: Sequence[str]) -> list[str]:
+    """Return equal strings: one that a tokenizer reads keeps a UTF-8 copy of itself, so that prompts would grow."""
+    return [text[:1] + text[1:] for text in texts]
 
 
 def _check_special_tokens(model: LensModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from textwrap import fill
 from typing import Any
 
@@ -50,9 +51,10 @@ def name_panel(axes: Axes, name: str) -> None:
     axes.set_title(name, loc="left", fontsize=8)
 
 
-def legend_below(figure: Figure, axes: Axes, *, columns: int, title: str | None = None) -> None:
-    """Put the legend of one panel below the whole figure."""
-    handles, labels = axes.get_legend_handles_labels()
+def legend_below(figure: Figure, *panels: Axes, columns: int, title: str | None = None) -> None:
+    """Put the legend of some panels below the whole figure."""
+    each = [axes.get_legend_handles_labels() for axes in panels]
+    handles, labels = (list(chain.from_iterable(parts)) for parts in zip(*each, strict=True))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, title=title, title_fontsize=7)
 
 

@@ -215,8 +215,7 @@ def overlap_ladder(table: pd.DataFrame, *, title: str = "") -> Figure:
         right.set_ylabel(f"difference of the {_INDEX}")
         layer_axis(right)
         name_panel(right, "What it adds, by layer")
-        legend_below(figure, left, columns=3)
-        right.legend(fontsize=7)
+        legend_below(figure, left, right, columns=3)
     return figure
 
 

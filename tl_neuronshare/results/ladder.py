@@ -8,6 +8,7 @@ pairs facts that have one more thing in common, so that the difference of two ru
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import NamedTuple
 
@@ -21,15 +22,14 @@ from torch import Tensor
 from tl_neuronshare.checks import count, whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import count_bits
-from tl_neuronshare.maths.bootstrap import FEWEST
 from tl_neuronshare.maths.chance import index_and_chance
+from tl_neuronshare.maths.pairs import Pairs, interval_of_pairs
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.identity import first_difference
 from tl_neuronshare.results.sharing import NeuronSharing
 
 _COLUMNS = ("relation", "subject", "answer")
 _PAIRS = 32  # of examples whose bits are in memory at a time
-_CHUNK = 1 << 23  # numbers of resamples that are in memory at a time
 
 
 class Rung(NamedTuple):
@@ -95,7 +95,6 @@ def overlap_ladder(
     paraphrase: NeuronSharing | None = None,
     partners: int = 8,
     seed: int = 0,
-    n_resamples: int = 2000,
 ) -> pd.DataFrame:
     """Measure how far prompts activate the same neurons if they have form, task, entity or answer in common.
 
@@ -111,7 +110,6 @@ def overlap_ladder(
             that have the same words in both, in any language, are left out of these rows.
         partners: how many partners an example has at most.
         seed: the seed of their draw.
-        n_resamples: the number of resamples of the bootstrap.
 
     Returns:
         A table with a row for each kind of pair (`languages`: different or same), rung and layer ("all" for all
@@ -124,8 +122,9 @@ def overlap_ladder(
         task, entity, answer or fact (the last is all that belongs to the fact: entity, answer and whatever else).
         `difference` is the index minus that of the rung above, both for the examples that have a partner at this rung;
         `difference_low` and `difference_high` are its 95 % interval. For `form` it is the index minus `independent`.
-        `examples` and `pairs` say how many there are. The intervals are of a bootstrap that redraws examples, each with
-        all its pairs; they are NaN for fewer than ten examples. A rung without pairs has NaN.
+        `examples` and `pairs` say how many there are. The intervals say how far other examples of the same kind would
+        give different means (see `maths.pairs`); they are NaN for fewer than ten examples. A rung without pairs has
+        NaN.
 
     Raises:
         NeuronShareError: facts do not fit the examples, or lack a column; the paraphrase measured something else, or
@@ -137,12 +136,9 @@ def overlap_ladder(
         ['another relation', 'another fact']
     """
     count("partners", partners)
-    count("n_resamples", n_resamples, such_as=2000)
     _check(sharing, facts, paraphrase)
     codes = np.stack([pd.factorize(facts[name])[0] for name in _COLUMNS])
-    weights = np.random.default_rng(whole("seed", seed)).multinomial(
-        len(sharing), np.full(len(sharing), 1 / len(sharing)), size=n_resamples
-    )
+    whole("seed", seed)
     kinds: list[tuple[str, NeuronSharing, NDArray[np.integer]]] = [("different", sharing, np.arange(len(sharing)))]
     if paraphrase is not None:
         kinds.append(("same", paraphrase, _reworded(sharing, paraphrase)))
@@ -150,8 +146,10 @@ def overlap_ladder(
     for languages, other, among in kinds:
         found: dict[str, _Found] = {}
         for number, rung in enumerate(RUNGS):
-            pairs = _pairs(codes, rung.same, among, partners=partners, seed=(seed, number))
-            found[rung.name] = _Found(pairs, *_indices(sharing, other, pairs), weights)
+            pairs, is_drawn = _pairs(codes, rung.same, among, partners=partners, seed=(seed, number))
+            first, second = pairs.numpy()
+            index, independent = (each.numpy() for each in _indices(sharing, other, pairs))
+            found[rung.name] = _Found(*(Pairs(first, second, is_drawn, each) for each in (index, independent)))
             rows += [{"languages": languages, **row} for row in _rows(rung, found, sharing.n_layers)]
     return pd.DataFrame(rows)
 
@@ -202,19 +200,21 @@ def _pairs(
     *,
     partners: int,
     seed: tuple[int, int],
-) -> Int[Tensor, "2 pair"]:
-    """Draw partners, of those with the given things in common, for each of some examples among these."""
+) -> tuple[Int[Tensor, "2 pair"], NDArray[np.bool_]]:
+    """Find partners, with the given things in common, for each of some examples among these; draw them if many fit."""
     if all(same):
-        return torch.from_numpy(among).repeat(2, 1)
-    firsts, seconds = [], []
+        return torch.from_numpy(among).repeat(2, 1), np.zeros(len(among), bool)
+    firsts, seconds, is_drawn = [], [], []
     for example in among.tolist():
         fits = np.all((codes[:, among] == codes[:, [example]]) == np.array(same)[:, None], axis=0)
         others = among[fits]
+        n_fit = len(others)
         if len(others) > partners:
             others = np.random.default_rng((*seed, example)).choice(others, partners, replace=False)
         firsts += [example] * len(others)
+        is_drawn += [n_fit > partners] * len(others)
         seconds += others.tolist()
-    return torch.tensor([firsts, seconds], dtype=torch.long, device="cpu")
+    return torch.tensor([firsts, seconds], dtype=torch.long, device="cpu"), np.array(is_drawn, bool)
 
 
 def _indices(
@@ -248,58 +248,22 @@ def _language_pairs(sharing: NeuronSharing, other: NeuronSharing, *, is_same_fac
     return combinations(numbers, 2) if is_same_fact else permutations(numbers, 2)
 
 
+@dataclass(frozen=True)
 class _Found:
-    """The indices of a rung's pairs, and their means over the pairs of some examples, also of resamples.
+    """The indices of a rung's pairs, and what they would be at random: by layer, and over all layers."""
 
-    A pair weighs as often as both of its examples are drawn.
-    """
-
-    def __init__(
-        self,
-        pairs: Int[Tensor, "2 pair"],
-        index: Float[Tensor, "pair layer_and_all"],
-        independent: Float[Tensor, "pair layer_and_all"],
-        weights: NDArray[np.integer],
-    ) -> None:
-        self.first, self.second = pairs.numpy()
-        self.index, self.independent = index.numpy(), independent.numpy()
-        self._weights = weights
-
-    def examples(self) -> NDArray[np.integer]:
-        """The examples that have a partner."""
-        return np.unique(self.first)
-
-    def mean(
-        self, values: NDArray[np.float64], of: NDArray[np.integer] | None = None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The mean over the pairs of some examples, and those of all resamples: by layer, and over all layers."""
-        chosen = np.ones(len(self.first), bool) if of is None else np.isin(self.first, of)
-        first, second, values = self.first[chosen], self.second[chosen], values[chosen]
-        known = ~np.isnan(values)
-        values = np.where(known, values, 0)
-        with np.errstate(invalid="ignore"):  # no pair, or no neuron that is activated
-            mean = values.sum(0) / known.sum(0)
-            resampled = []
-            step = max(1, _CHUNK // max(1, len(first)))
-            for start in range(0, len(self._weights), step):
-                drawn = self._weights[start : start + step]
-                times = drawn[:, first] * np.where(first == second, 1, drawn[:, second]).astype(float)
-                resampled.append((times @ values) / (times @ known))
-        return mean, np.concatenate(resampled)
+    index: Pairs
+    independent: Pairs
 
 
 def _rows(rung: Rung, found: dict[str, _Found], n_layers: int) -> Iterator[dict[str, object]]:
     """The rows of a rung, by layer and over all layers."""
-    here = found[rung.name]
-    examples = here.examples()
-    value, resampled = here.mean(here.index)
-    independent, at_random = here.mean(here.independent)
-    if rung.above in found:
-        base, base_resampled = found[rung.above].mean(found[rung.above].index, of=examples)
-    else:
-        base, base_resampled = independent, at_random
-    low, high = _ends(resampled, len(examples))
-    difference_low, difference_high = _ends(resampled - base_resampled, len(examples))
+    index, independent = found[rung.name].index, found[rung.name].independent
+    examples = np.unique(index.first)
+    value, low, high = interval_of_pairs(index)
+    base = found[rung.above].index.of(examples) if rung.above in found else independent
+    difference, difference_low, difference_high = interval_of_pairs(index, base)
+    at_random = independent.mean()
     for place, layer in enumerate([*range(n_layers), "all"]):
         yield {
             "rung": rung.name,
@@ -307,22 +271,12 @@ def _rows(rung: Rung, found: dict[str, _Found], n_layers: int) -> Iterator[dict[
             "jaccard": value[place],
             "low": low[place],
             "high": high[place],
-            "independent": independent[place],
+            "independent": at_random[place],
             "part": rung.part,
             "above": rung.above,
-            "difference": value[place] - base[place],
+            "difference": difference[place],
             "difference_low": difference_low[place],
             "difference_high": difference_high[place],
             "examples": len(examples),
-            "pairs": len(here.first),
+            "pairs": len(index.first),
         }
-
-
-def _ends(resampled: NDArray[np.float64], n_examples: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The ends of the 95 % interval, from what each resample gives."""
-    if n_examples < FEWEST:
-        return (np.full(resampled.shape[1], np.nan),) * 2
-    is_known = ~np.isnan(resampled).all(0)
-    ends = np.full((2, resampled.shape[1]), np.nan)
-    ends[:, is_known] = np.nanquantile(resampled[:, is_known], [0.025, 0.975], axis=0)
-    return ends[0], ends[1]
