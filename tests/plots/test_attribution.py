@@ -49,4 +49,5 @@ def test_a_causal_check_has_a_panel_for_each_target():
     named = [("logit", "none", 0.25), ("logit", "full", 0.75), ("log_prob", "full", 0.5)]
     table = pd.DataFrame([row | {"target": target, "score": score, "value": value} for target, score, value in named])
     panels = ns.plots.causal_check(table).axes
-    assert [[bar.get_height() for bar in axes.patches] for axes in panels] == [[0.25, 0.75], [0.5]]
+    lines = [dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True)) for axes in panels]
+    assert [[line.get_ydata().tolist() for line in each.values()] for each in lines] == [[[0.25], [0.75]], [[0.5]]]

@@ -109,9 +109,8 @@ def dose_response(table: pd.DataFrame, *, title: str = "") -> Figure:
                 of_kind = pd.concat([unablated, rows[rows["ablated"] == kind].sort_values("share")])
                 label = kind if kind in _ORDERS else f"control: {kind}"
                 shares, base = 100 * of_kind["share"], of_kind["value"] - of_kind["difference"].fillna(0)
-                line(axes, shares, of_kind["value"], index, label, linestyle="-" if kind in _ORDERS else "--")
-                ends = (base + of_kind[end] for end in ("low", "high"))
-                axes.fill_between(shares, *ends, color=COLOURS[index], alpha=0.2, linewidth=0)
+                ends, dashes = (base + of_kind["low"], base + of_kind["high"]), "-" if kind in _ORDERS else "--"
+                line(axes, shares, of_kind["value"], index, label, band=ends, linestyle=dashes)
             axes.set_xlabel("share of the type's neurons that is ablated (%)")
             axes.set_ylabel(_LABELS[metric])
             if metric == "accuracy":

@@ -223,7 +223,7 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
 
     Args:
         table: the table of `attribution.causal.causal_check`, with the columns target (logit, log_prob, abs_logit),
-            layer, score, language, value, low and high. Bars are means over all prompts, whiskers 95 % intervals
+            layer, score, language, value, low and high. Lines are means over all prompts, bands 95 % intervals
             over examples.
         title: above both panels.
 
@@ -246,9 +246,14 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
             present = [score for score in scores if score in set(of_target["score"])]
             for index, score in enumerate(present):
                 rows = of_target[of_target["score"] == score]
-                series, spread = (index, len(present)), whiskers(rows["value"], rows)
-                places, label = places_of(rows["layer"], series), _CHECKED.get(score, score)
-                bars(axes, places, rows["value"], spread, series, label=label)
+                line(
+                    axes,
+                    rows["layer"],
+                    rows["value"],
+                    index,
+                    _CHECKED.get(score, score),
+                    band=(rows["low"], rows["high"]),
+                )
             axes.axhline(0, color="grey", linewidth=0.5)
             name_panel(axes, _TARGETS.get(target, target))
             layer_axis(axes)
@@ -279,7 +284,6 @@ def _by_layer(axes: Axes, rows: pd.DataFrame) -> None:
         of_type = rows[rows["type"] == label]
         layers = of_type["layer"].astype(int)
         shown = of_type.mask(of_type["examples"] < enough)
-        line(axes, layers, shown["value"], index, label)
-        axes.fill_between(layers, shown["low"], shown["high"], color=COLOURS[index], alpha=0.2, linewidth=0)
+        line(axes, layers, shown["value"], index, label, band=(shown["low"], shown["high"]))
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -99,10 +99,11 @@ def line(
     index: int,
     label: str,
     *,
+    band: tuple[Any, Any] | None = None,
     linestyle: str | None = None,
     is_hollow: bool = False,
 ) -> None:
-    """Draw values by layer; where there are so many lines that colours and markers repeat, dashes differ.
+    """Draw values by layer, with a band between two ends; where there are more lines than colours, dashes differ.
 
     A hollow line has larger empty markers and dashes, so that a line below it shows.
     """
@@ -118,6 +119,8 @@ def line(
         markersize=6 if is_hollow else None,
         label=label,
     )
+    if band is not None:
+        axes.fill_between(layers, *band, color=COLOURS[place], alpha=0.2, linewidth=0)
 
 
 def require(table: pd.DataFrame, name: str, columns: tuple[str, ...]) -> None:

@@ -208,9 +208,8 @@ def overlap_ladder(table: pd.DataFrame, *, title: str = "") -> Figure:
         rows = table[~is_all & (table["languages"] == "different") & (table["part"] != "form")]
         for index, (part, of_part) in enumerate(rows.groupby("part", sort=False)):
             layers = of_part["layer"].astype(int)
-            line(right, layers, of_part["difference"], index, _PARTS[str(part)])
             ends = of_part["difference_low"], of_part["difference_high"]
-            right.fill_between(layers, *ends, color=COLOURS[index], alpha=0.2, linewidth=0)
+            line(right, layers, of_part["difference"], index, _PARTS[str(part)], band=ends)
         right.axhline(0, color="grey", linewidth=0.5)
         right.set_ylabel(f"difference of the {_INDEX}")
         layer_axis(right)
