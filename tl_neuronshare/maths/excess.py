@@ -80,8 +80,8 @@ def excess(
     return difference.reshape(kept), low.reshape(kept), high.reshape(kept)
 
 
-def deviations(n: int) -> float:
-    """How many standard deviations a 95 % interval reaches to each side, if the deviation is estimated of n examples.
+def deviations(n: Any) -> Any:
+    """How many standard deviations a 95 % interval reaches to each side, if the deviation is estimated from n examples.
 
     This is Student's distribution, by the first term of its expansion.
 

@@ -24,7 +24,7 @@ from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import count_bits
 from tl_neuronshare.maths.chance import index_and_chance
 from tl_neuronshare.maths.pairs import Pairs, interval_of_pairs
-from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.identity import first_difference
 from tl_neuronshare.results.sharing import NeuronSharing
 
@@ -75,6 +75,7 @@ def facts_of(prompts: ParallelPrompts) -> pd.DataFrame:
         0  language_code      ar     ar
         1   country_code      CA     CA
     """
+    require_prompts(prompts)
     rows = []
     for number, example in enumerate(prompts.examples):
         relation, *rest = str(example).split("/")
@@ -117,18 +118,19 @@ def overlap_ladder(
         same relation, `the same subject` in another relation, `the same answer` for another subject of the relation,
         and `the same fact` (in the same language: its paraphrase). Where one thing is in common, the others differ.
 
-        `jaccard` is the mean over pairs, from 0 to 1, `low` and `high` its 95 % interval, and `independent` the index
-        of as many neurons drawn at random. `part` names what the rung has in common beyond the rung `above`: form,
-        task, entity, answer or fact (the last is all that belongs to the fact: entity, answer and whatever else).
-        `difference` is the index minus that of the rung above, both for the examples that have a partner at this rung;
+        `jaccard` is the mean over examples of each one's mean over its partners, from 0 to 1, `low` and `high` its 95 %
+        interval, and `independent` the index of as many neurons drawn at random. `part` names what the rung has in
+        common beyond the rung `above`: form, task, entity, answer or fact (the last is all that belongs to the fact:
+        entity, answer and whatever else). `difference` is the index minus that of the rung above, the mean over the
+        examples that have partners at both (so it is not the difference of two means of all examples);
         `difference_low` and `difference_high` are its 95 % interval. For `form` it is the index minus `independent`.
         `examples` and `pairs` say how many there are. The intervals say how far other examples of the same kind would
         give different means (see `maths.pairs`); they are NaN for fewer than ten examples. A rung without pairs has
         NaN.
 
     Raises:
-        NeuronShareError: facts do not fit the examples, or lack a column; the paraphrase measured something else, or
-            has the same words for every example; a number is not one.
+        NeuronShareError: facts do not fit the examples, lack a column, or do not know something; the paraphrase
+            measured something else, or has the same words for every example; a number is not one.
 
     Example:
         >>> table = overlap_ladder(sharing, facts_of(ns.demo.prompts()[: len(sharing)]))
@@ -146,21 +148,34 @@ def overlap_ladder(
     for languages, other, among in kinds:
         found: dict[str, _Found] = {}
         for number, rung in enumerate(RUNGS):
-            pairs, is_drawn = _pairs(codes, rung.same, among, partners=partners, seed=(seed, number))
+            pairs = _pairs(codes, rung.same, among, partners=partners, seed=(seed, number))
             first, second = pairs.numpy()
             index, independent = (each.numpy() for each in _indices(sharing, other, pairs))
-            found[rung.name] = _Found(*(Pairs(first, second, is_drawn, each) for each in (index, independent)))
+            found[rung.name] = _Found(Pairs(first, second, index), Pairs(first, second, independent))
             rows += [{"languages": languages, **row} for row in _rows(rung, found, sharing.n_layers)]
     return pd.DataFrame(rows)
 
 
 def _check(sharing: NeuronSharing, facts: pd.DataFrame, paraphrase: NeuronSharing | None) -> None:
     """Refuse facts and a paraphrase that do not fit the result."""
-    missing = [name for name in _COLUMNS if name not in getattr(facts, "columns", ())]
+    for name, each in {"sharing": sharing, "paraphrase": sharing if paraphrase is None else paraphrase}.items():
+        if not isinstance(each, NeuronSharing):
+            raise NeuronShareError(f"{name} is a {type(each).__name__}; give the NeuronSharing that categorise found.")
+    wanted = f"give a table with a row for each example and the columns {', '.join(_COLUMNS)}."
+    if not isinstance(facts, pd.DataFrame):
+        raise NeuronShareError(f"facts is a {type(facts).__name__}; {wanted}")
+    missing = [name for name in _COLUMNS if name not in facts.columns]
     if missing or len(facts) != len(sharing):
         raise NeuronShareError(
             f"facts has {len(facts)} rows for {len(sharing)} examples, and lacks {', '.join(missing) or 'no column'}; "
-            f"give a table with a row for each example and the columns {', '.join(_COLUMNS)}."
+            f"{wanted}"
+        )
+    unknown = facts[list(_COLUMNS)].isna().to_numpy()
+    if unknown.any():
+        row, column = (int(each[0]) for each in unknown.nonzero())
+        raise NeuronShareError(
+            f"facts has no {_COLUMNS[column]} in row {row}; an unknown one would count as the same as others, so leave "
+            "such examples out."
         )
     if paraphrase is None:
         return
@@ -200,21 +215,19 @@ def _pairs(
     *,
     partners: int,
     seed: tuple[int, int],
-) -> tuple[Int[Tensor, "2 pair"], NDArray[np.bool_]]:
+) -> Int[Tensor, "2 pair"]:
     """Find partners, with the given things in common, for each of some examples among these; draw them if many fit."""
     if all(same):
-        return torch.from_numpy(among).repeat(2, 1), np.zeros(len(among), bool)
-    firsts, seconds, is_drawn = [], [], []
+        return torch.from_numpy(among).repeat(2, 1)
+    firsts, seconds = [], []
     for example in among.tolist():
         fits = np.all((codes[:, among] == codes[:, [example]]) == np.array(same)[:, None], axis=0)
         others = among[fits]
-        n_fit = len(others)
         if len(others) > partners:
             others = np.random.default_rng((*seed, example)).choice(others, partners, replace=False)
         firsts += [example] * len(others)
-        is_drawn += [n_fit > partners] * len(others)
         seconds += others.tolist()
-    return torch.tensor([firsts, seconds], dtype=torch.long, device="cpu"), np.array(is_drawn, bool)
+    return torch.tensor([firsts, seconds], dtype=torch.long, device="cpu")
 
 
 def _indices(
@@ -259,11 +272,10 @@ class _Found:
 def _rows(rung: Rung, found: dict[str, _Found], n_layers: int) -> Iterator[dict[str, object]]:
     """The rows of a rung, by layer and over all layers."""
     index, independent = found[rung.name].index, found[rung.name].independent
-    examples = np.unique(index.first)
-    value, low, high = interval_of_pairs(index)
-    base = found[rung.above].index.of(examples) if rung.above in found else independent
-    difference, difference_low, difference_high = interval_of_pairs(index, base)
-    at_random = independent.mean()
+    value, low, high, examples = interval_of_pairs(index)
+    base = found[rung.above].index if rung.above in found else independent
+    difference, difference_low, difference_high, _ = interval_of_pairs(index, base)
+    at_random, *_ = interval_of_pairs(independent)
     for place, layer in enumerate([*range(n_layers), "all"]):
         yield {
             "rung": rung.name,
@@ -277,6 +289,6 @@ def _rows(rung: Rung, found: dict[str, _Found], n_layers: int) -> Iterator[dict[
             "difference": difference[place],
             "difference_low": difference_low[place],
             "difference_high": difference_high[place],
-            "examples": len(examples),
+            "examples": examples[place],
             "pairs": len(index.first),
         }
