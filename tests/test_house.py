@@ -268,9 +268,9 @@ PUBLIC = {
     "evaluate": "model, prompts, *, scoring, fwd_hooks, length_normalised, max_new_tokens, stop, batch_size, "
     "prepend_bos, out, shard, progress",
     "perplexity": "model, texts, *, fwd_hooks, batch_size, prepend_bos, progress",
-    "ablation_study": "model, prompts, sharing_or_masks, *, types, controls, active, mode, values, seeds, scoring, "
-    "length_normalised, max_new_tokens, stop, position, skip_special_tokens, site, layers, equal_size, consistent, "
-    "one_mask, n_resamples, batch_size, prepend_bos, on_run, out, shard, progress",
+    "ablation_study": "model, prompts, sharing_or_masks, *, types, controls, active, spared, mode, values, seeds, "
+    "scoring, length_normalised, max_new_tokens, stop, position, skip_special_tokens, site, layers, equal_size, "
+    "consistent, one_mask, n_resamples, batch_size, prepend_bos, on_run, out, shard, progress",
     "dose_response": "model, prompts, sharing, *, type, shares, controls, seeds, scoring, length_normalised, "
     "max_new_tokens, stop, n_resamples, batch_size, prepend_bos, out, shard, progress",
     "answer_languages": "model, prompts, *, candidates, fwd_hooks, max_new_tokens, stop, batch_size, prepend_bos, "

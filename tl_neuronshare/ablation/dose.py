@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,12 @@ from tl_neuronshare.ablation.reference import values_at
 from tl_neuronshare.ablation.study import ablation_study
 from tl_neuronshare.ablation.targets import generator_of
 from tl_neuronshare.checks import distinct, share, whole
+from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.evaluating import ScoringName
 from tl_neuronshare.maths.activation import count_true
 from tl_neuronshare.maths.draws import drawn
 from tl_neuronshare.models import LensModel
-from tl_neuronshare.prompts import ParallelPrompts
+from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.types import NeuronType
 from tl_neuronshare.running import provenance
@@ -62,7 +64,8 @@ def dose_response(
         sharing: the types, from `categorise`.
         type: which type's neurons are zeroed.
         shares: the shares, above 0 and up to 1.
-        controls: as in `ablation_study`; each is as large as the share of the type.
+        controls: as in `ablation_study`; each is as large as the share of the type. None of the type's neurons is a
+            match of `magnitude`.
         seeds: each control is drawn once for each seed. The order at random is that of the first seed.
         scoring: as in `evaluate`.
         length_normalised: as in `evaluate`.
@@ -94,6 +97,10 @@ def dose_response(
         >>> sorted(table["ablated"].unique())
         ['at random', 'by impact', 'magnitude', 'none', 'random-active']
     """
+    if not isinstance(sharing, NeuronSharing):
+        kind = builtins.type(sharing).__name__
+        raise NeuronShareError(f"sharing is a {kind}; give the NeuronSharing that categorise found for these prompts.")
+    require_prompts(prompts)
     how, keeping = Running(batch_size, prepend_bos).on(model), Keeping(out, shard)
     shares = [share("shares", each) for each in distinct("shares", shares, what="shares, above 0 and up to 1")]
     seeds = [whole("seeds", seed) for seed in distinct("seeds", seeds, what="whole numbers")]
@@ -112,6 +119,7 @@ def dose_response(
             {f"{order} {each}": drawn(ranks[order], _count(mask, each), mask) for each in shares},
             controls=controls if order == "impact" else (),
             active=sharing if order == "impact" else None,
+            spared=mask if order == "impact" else None,
             seeds=seeds,
             scoring=scoring,
             length_normalised=length_normalised,

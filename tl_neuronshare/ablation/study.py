@@ -9,6 +9,7 @@ many, so their number alone may do the damage.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ def ablation_study(
     types: Sequence[NeuronType | str] | None = None,
     controls: Sequence[str] = tuple(CONTROLS),
     active: NeuronSharing | None = None,
+    spared: Bool[Tensor, "*example layer neuron"] | None = None,
     mode: Mode | Edit = "zero",
     values: Number | Mapping[str, Float[Tensor, "layer neuron"]] | None = None,
     seeds: Sequence[int] = range(5),
@@ -91,6 +93,7 @@ def ablation_study(
             `other-example`: the neurons of the same type for a different example; their number differs.
             `tl_neuronshare.ablation.controls.register` adds controls of your own.
         active: only for masks: the NeuronSharing of these prompts, which `random-active` needs.
+        spared: only for masks: neurons that `magnitude` does not take in a mask's place, beside the mask's own.
         mode: as in `ablation_hooks`.
         values: for `scale`, a number. For `mean`, a tensor for each language; by default these are the means over
             these prompts. `resample` takes no values: for each example it uses those of a different example, at the
@@ -156,7 +159,9 @@ def ablation_study(
     seeds = [whole("seeds", seed) for seed in distinct("seeds", seeds, what="whole numbers")]
     if not (on_run is None or callable(on_run)):
         raise NeuronShareError(f"on_run={on_run!r} is not a function; give one, or None.")
-    targets = _targets(model, prompts, sharing_or_masks, types=types, active=active, choice=choice, how=how)
+    targets = _targets(
+        model, prompts, sharing_or_masks, types=types, active=active, spared=spared, choice=choice, how=how
+    )
     evaluation = Evaluation(model, prompts, Scoring(scoring, length_normalised, max_new_tokens, stop), how)
     record = provenance.of_run(model, prompts, _source(sharing_or_masks, targets))
     record |= {} if active is None else {"active": dict(active.metadata)}
@@ -173,6 +178,7 @@ def ablation_study(
             **record,
             "neurons": provenance.hash_of_bits(sharing_or_masks),
             "active neurons": None if active is None else provenance.hash_of_bits(active),
+            "spared": None if spared is None else provenance.hash_of_bits({"spared": spared}),
             "values": provenance.hash_of_values(values),
         }
 
@@ -217,6 +223,7 @@ def _targets(
     *,
     types: Any,
     active: NeuronSharing | None,
+    spared: Any,
     choice: Choice,
     how: Running,
 ) -> Targets:
@@ -224,8 +231,9 @@ def _targets(
     require_prompts(prompts)
     widths = [layer.width for layer in models.neuron_layers(model, "post")]
     if isinstance(sharing_or_masks, NeuronSharing):
-        if active is not None:
-            raise NeuronShareError("active= is for masks; types know which neurons are active. Leave it out.")
+        if active is not None or spared is not None:
+            name = "spared" if active is None else "active"
+            raise NeuronShareError(f"{name}= is for masks; types know which neurons these are. Leave it out.")
         sharing = sharing_or_masks
         chosen = TYPES if types is None else [types] if isinstance(types, str | NeuronType) else types
         labels = [as_type(type).label for type in chosen]
@@ -256,7 +264,9 @@ def _targets(
         )
     chosen = list(sharing_or_masks) if types is None else [types] if isinstance(types, str) else types
     names = distinct("types", chosen, known=sharing_or_masks, least=0)
-    masks = given_masks({name: sharing_or_masks[name] for name in names}, n_examples=len(prompts), widths=widths)
+    checked = partial(given_masks, n_examples=len(prompts), widths=widths)
+    masks = checked({name: sharing_or_masks[name] for name in names})
+    others = None if spared is None else checked({"spared": spared})["spared"]
     if not (active is None or isinstance(active, NeuronSharing)):
         raise NeuronShareError(
             f"active is a {type(active).__name__}; give the NeuronSharing of these prompts, or None."
@@ -266,7 +276,7 @@ def _targets(
             provenance.require_match(model, prompts, active, prepend_bos=how.prepend_bos)
         except NeuronShareError as error:
             raise NeuronShareError(f"active does not fit: {error}") from error
-    return Targets(masks, prompts.examples, widths, choice, active=active, languages=prompts.languages)
+    return Targets(masks, prompts.examples, widths, choice, active=active, spared=others, languages=prompts.languages)
 
 
 def _of_types(model: LensModel, measured: Any) -> list[str]:

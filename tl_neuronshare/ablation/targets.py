@@ -121,6 +121,7 @@ class Targets:
         widths: how many neurons each layer has.
         choice: which of the masks' neurons are ablated.
         active: the activations that `random-active` draws from; None if they are not known.
+        spared: neurons that are not matches of `magnitude`, beside the masks' own.
         languages: the languages that are evaluated; all of `active` by default.
         are_of_prompts: whether the masks for each example belong to exactly these examples. With `one_mask` they may
             belong to others.
@@ -140,12 +141,14 @@ class Targets:
         choice: Choice,
         *,
         active: NeuronSharing | None = None,
+        spared: Masks | None = None,
         languages: Sequence[str] | None = None,
         are_of_prompts: bool = True,
         unknown: str = "give active=, the NeuronSharing of these prompts",
     ) -> None:
         self.masks, self.examples, self.widths, self.choice, self.active = masks, examples, widths, choice, active
         self.languages, self.are_of_prompts, self.unknown = languages, are_of_prompts, unknown
+        self._spared = spared
         self.is_neuron = neurons_of(widths)
         self.layers = list(range(len(widths))) if choice.layers is None else list(choice.layers)
         if max(self.layers) >= len(widths):
@@ -182,9 +185,14 @@ class Targets:
         return self.masks[name].rows(examples) & self._allowed[name]
 
     def whole(self, name: str, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
-        """All neurons of the mask, ablated or not. If the masks are of other prompts, only the ablated are known."""
-        ablated = self._before_equal_size(name, examples)
-        return ablated | self.masks[name].rows(examples) if self.are_of_prompts else ablated
+        """All neurons of the mask, ablated or not, and those that are spared.
+
+        If the masks are of other prompts, only the ablated are known.
+        """
+        whole = self._before_equal_size(name, examples)
+        if self.are_of_prompts:
+            whole = whole | self.masks[name].rows(examples)
+        return whole if self._spared is None else whole | self._spared.rows(examples)
 
     def ablated(self, name: str, seed: int, examples: Sequence[int]) -> Bool[Tensor, "row layer neuron"]:
         """The neurons that are ablated for these examples; with equal sizes, as many as the smallest mask has."""

@@ -25,7 +25,7 @@ from tl_neuronshare.checks import is_count, one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import Number
-from tl_neuronshare.maths.bootstrap import Bootstrap
+from tl_neuronshare.maths.bootstrap import FEWEST, Bootstrap
 from tl_neuronshare.maths.impact import largest
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.prompts import ParallelPrompts
@@ -182,9 +182,9 @@ def top_neurons(
         neuron; prompts (percent of the prompts for which it is among the top); score (mean over all prompts); languages
         (those in which it is among the top for at least half of the examples); for each type, the number of examples
         for which the neuron is of that type; and always, the type that it is of for every example, or an empty text
-        where its type varies. A neuron that is always of one type is active, or silent, whatever the prompt says.
-        `table[table["always"] == ""]`, with n=None, leaves those out, and `mask_from_frame(table, n_layers=...,
-        d_mlp=...)` turns a table into a mask.
+        where its type varies or there are fewer than ten examples. A neuron that is always all-shared is active
+        whatever the prompt says, and one that is always non-activated is silent. `table[table["always"] == ""]`, with
+        n=None, leaves those out, and `mask_from_frame(table, n_layers=..., d_mlp=...)` turns a table into a mask.
 
     Raises:
         NeuronShareError: whatever `attribute` raises; `score` is unknown; or `n` is not a number of neurons.
@@ -246,7 +246,8 @@ def _table_of_neurons(
         }
     )
     labels = [type.label for type in TYPES]
-    is_always = table[labels] == len(impacts.sharing)
+    n_examples = len(impacts.sharing)
+    is_always = (table[labels] == n_examples) & (n_examples >= FEWEST)
     table["always"] = np.where(is_always.any(axis=1), is_always.idxmax(axis=1), "")
     order = ["prompts", "score", "layer", "neuron"]
     return table.sort_values(order, ascending=[False, False, True, True], ignore_index=True)

@@ -85,6 +85,8 @@ def _show(run: Run, table: pd.DataFrame, name: str, metric: Metric, *, title: st
     """Print a study's tables of all and of known facts; write its table and its figure."""
     for each, heading in TITLES.items():
         shown, notes = _printed(table, each)
+        if each == "known_accuracy":
+            shown = shown.drop(columns="log_prob")  # of all facts
         print(f"\n{heading}\n{shown.to_string(index=False)}", *notes, sep="\n")
     run.table(table, name)
     run.save(ns.plots.ablation(table, metric=metric, title=title), name)
@@ -107,10 +109,12 @@ def _studies(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Run the study, and again at equal sizes; return both tables, and the answers of the first."""
     study = partial(_study, args, run, model, prompts, sharing)
-    works = [partial(study, controls=args.controls, equal_size=args.equal_size)]
-    if not args.equal_size and len(args.types) > 1:
+    works = [partial(study, controls=args.controls, equal_size=args.equal_size, types=args.types)]
+    found = dict(zip(LABELS, sharing.times_of_types().sum((1, 2)).tolist(), strict=True))
+    types = [type for type in args.types if found[type]]  # no type can be as large as one that has no neuron
+    if not args.equal_size and len(types) > 1:
         nearest = [name for name in OF_VERDICT if name in args.controls]
-        works.append(partial(study, controls=nearest, equal_size=True))
+        works.append(partial(study, controls=nearest, equal_size=True, types=types))
     (table, answers), *others = each_of(works)
     return table, others[0][0] if others else table, answers
 
@@ -124,6 +128,7 @@ def _study(
     *,
     controls: list[str],
     equal_size: bool,
+    types: list[str],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Run a study; return its table, and each prompt's answers before and without each type."""
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
@@ -138,7 +143,7 @@ def _study(
         model,
         prompts,
         sharing,
-        types=args.types,
+        types=types,
         controls=controls,
         batch_size=args.batch_size,
         **options | {"equal_size": equal_size},

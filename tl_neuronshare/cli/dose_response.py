@@ -11,10 +11,12 @@ the run folder.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import pandas as pd
 
 import tl_neuronshare as ns
+from tl_neuronshare import checks
 from tl_neuronshare.ablation.controls import CONTROLS
 from tl_neuronshare.ablation.dose import SHARES
 from tl_neuronshare.cli import arguments
@@ -50,6 +52,8 @@ def main(args: argparse.Namespace) -> None:
     """Categorise, ablate growing shares, print the table, write it and the figure."""
     if args.seeds < 1:
         raise ns.NeuronShareError(f"--seeds {args.seeds}: at least one draw is needed.")
+    for each in args.shares:
+        checks.share("--shares", each)
     with Run(args) as run:
         prompts, model, sharing = run.start(dealt=False)
         args.scoring = args.scoring or arguments.scoring_of(args, has_choices=prompts.choices is not None)
@@ -68,7 +72,8 @@ def main(args: argparse.Namespace) -> None:
         run.record["study"] = table.attrs
         run.timed("study")
         overall = table[table["language"] == "all"]
-        print(f"{sharing}\n\n{args.type}: {HEADING}\n{_shown(overall).to_string(index=False)}")
+        shown, notes = _shown(overall)
+        print(f"{sharing}\n\n{args.type}: {HEADING}\n{shown.to_string(index=False)}", *notes, sep="\n")
         run.table(table, "dose_response")
         how = f"{args.type} zeroed, scoring {args.scoring}, {args.seeds} seeds"
         run.save(ns.plots.dose_response(table, title=title_of(sharing, how=how)), "dose_response")
@@ -76,23 +81,29 @@ def main(args: argparse.Namespace) -> None:
         run.control(f"does it matter which of the {args.type} neurons are switched off first?", _said(overall))
 
 
-def _shown(overall: pd.DataFrame) -> pd.DataFrame:
-    """Return what is printed: a row for each share and what was ablated."""
-    rows = []
+def _shown(overall: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return what is printed: a row for each share and what was ablated, and the numbered notes."""
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
     for (share, ablated), of_dose in overall.groupby(["share", "ablated"], sort=False):
         of_metric = of_dose.set_index("metric")
         row = {"share": share, "ablated": ablated, "neurons/layer": f"{of_metric['neurons'].iloc[0]:.0f}"}
         for metric in ("accuracy", "log_prob"):
             each = of_metric.loc[metric]
-            row[metric] = f"{each['value']:.2f}"
+            row[metric] = "" if pd.isna(each["value"]) else f"{each['value']:.2f}"
             row[f"{metric} difference"] = "" if ablated == "none" else with_interval(each, "difference", sign=True)
-        rows.append(row)
-    return pd.DataFrame(rows)
+        note = of_metric["note"].iloc[0]
+        notes += [f"[{len(notes) + 1}] {note}"] if note else []
+        rows.append(row | {"examples": of_metric["examples"].iloc[0], "note": f"[{len(notes)}]" if note else ""})
+    return pd.DataFrame(rows), notes
 
 
 def _said(overall: pd.DataFrame) -> str:
     """Say what the smallest share does."""
     rows = overall[(overall["metric"] == "log_prob") & (overall["ablated"] != "none")]
+    rows = rows.dropna(subset=["difference"])
+    if rows.empty:
+        return "cannot be said, since no neuron was switched off"
     first = rows[rows["share"] == rows["share"].min()]
-    each = ", ".join(f"{row.ablated} {row.difference:+.2f}" for row in first.dropna(subset=["difference"]).itertuples())
+    each = ", ".join(f"{row.ablated} {row.difference:+.2f}" for row in first.itertuples())
     return f"{100 * first['share'].iloc[0]:.0f} % of them change the answer's log-probability (nats): {each}"

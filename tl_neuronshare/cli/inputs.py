@@ -110,6 +110,8 @@ def load_in_other_words(
     kept = [text for text in args.options if text.partition("=")[0] not in names]
     second = load_prompts(argparse.Namespace(**{**vars(args), "options": [*kept, *options]}))
     print(f"In other words: {report_of(second)}")
+    if second.prompts == prompts.prompts:
+        raise ns.NeuronShareError(f"{' '.join(options)}: the words are the same; give options that change them.")
     if (second.examples, second.languages) != (prompts.examples, prompts.languages):
         raise ns.NeuronShareError(
             f"{' '.join(options)}: this asks for other facts or languages; give options that change nothing but the "

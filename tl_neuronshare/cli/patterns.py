@@ -17,21 +17,25 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import torch
 
 import tl_neuronshare as ns
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.inputs import categorise, load_in_other_words
 from tl_neuronshare.cli.runs import BESIDE_CHANCE, Run, excess_of, title_of
+from tl_neuronshare.maths.activation import count_true
 from tl_neuronshare.maths.bootstrap import FEWEST
 from tl_neuronshare.models.layers import is_gated
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.plots.drawing import LABELS
+from tl_neuronshare.results.bits import ranges
 from tl_neuronshare.running.loop import each_of
 
 BY_SIGN = (
     "WARNING: this MLP is gated, and its values have the sign of the up branch, so that about half of a layer is "
     "active in any text; types at this site are mostly about signs. Read them at --site gate"
 )
+_SOME = 32  # examples at a time
 _HALF = (40, 60)  # percent of a layer
 
 
@@ -85,13 +89,21 @@ def _compare_wordings(run: Run, results: dict[str, ns.NeuronSharing]) -> None:
     means = table.groupby(["wording", "type"], sort=False)[["mean", "excess"]].mean().unstack("type")
     print(f"\nBy wording, mean of layers: percent, and excess in points\n{means.round(2).to_string()}")
     shared = means["mean"]["all-shared"]
-    within = table[table["type"] == "all-shared"].groupby("wording", sort=False)["std"].mean()
+    errors = [_standard_error(sharing) for sharing in results.values()]
     run.control(
         "how much does the wording matter?",
         f"all-shared, mean of layers: {shared.min():.2f} to {shared.max():.2f} % in {len(shared)} wordings (standard "
-        f"deviation {shared.std():.2f} between wordings, {within.mean():.2f} between the examples of one); excess "
+        f"deviation {shared.std():.2f} between wordings; the standard error of one, over its examples, is "
+        f"{max(errors):.2f} at most); excess "
         f"{means['excess']['all-shared'].min():+.2f} to {means['excess']['all-shared'].max():+.2f} points",
     )
+
+
+def _standard_error(sharing: ns.NeuronSharing) -> float:
+    """How far the mean over layers and examples, in percent, would differ with other examples."""
+    widths = torch.tensor(sharing.widths, dtype=torch.float64, device="cpu")
+    parts = [count_true(sharing.mask("all-shared", examples=some)) for some in ranges(len(sharing), _SOME)]
+    return float((100 * torch.cat(parts) / widths).mean(1).std() / len(sharing) ** 0.5)
 
 
 def _by_sign(model: LensModel, sharing: ns.NeuronSharing, by_language: pd.DataFrame) -> bool:

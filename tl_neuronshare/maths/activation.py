@@ -114,7 +114,7 @@ def quantile_of(threshold: str) -> float:
         (0.9, nan)
     """
     number = threshold.removesuffix("%")
-    is_number = number != threshold and number.replace(".", "", 1).isdigit()
+    is_number = number != threshold and number.replace(".", "", 1).isdecimal()
     quantile = float(number) / 100 if is_number else 0.0
     return quantile if 0 < quantile < 1 else float("nan")
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tl_neuronshare.maths.bootstrap import FEWEST
 
 _EXAMPLES = 1 << 12  # used at a time
+_EXAMPLES_PER_LANGUAGE = 5
 _DEVIATIONS = 1.959964  # of a normal distribution's middle 95 %
 
 
@@ -35,7 +36,8 @@ def excess(
             is moved: row j shows example j + offset.
 
     Returns:
-        Three arrays without the first axis. The interval is NaN for fewer than ten examples or two draws.
+        Three arrays without the first axis. The interval is NaN for fewer than two draws, ten examples, or five for
+        each language: rows of so few have more than one example in common.
 
     Source: Hoeffding (1948), on U-statistics; the estimate from several draws is ours.
 
@@ -66,7 +68,7 @@ def excess(
     n_rows = n * n_draws
     difference = sums["x"] / n - sums["y"] / max(1, n_rows)
     low = high = np.full(size, np.nan)
-    if n >= FEWEST and n_draws > 1:
+    if n >= max(FEWEST, _EXAMPLES_PER_LANGUAGE * n_languages) and n_draws > 1:
         of_x = (sums["xx"] - sums["x"] ** 2 / n) / (n - 1)
         of_both = (sums["xm"] - sums["x"] * sums["m"] / n) / (n - 1) / n_draws
         of_pairs = sums["mm"] - sums["cc"] - (of_draws.sum(0) ** 2 - (of_draws**2).sum(0)) / n

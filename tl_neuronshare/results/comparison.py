@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tl_neuronshare.checks import count
+from tl_neuronshare.checks import count, whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.bootstrap import Bootstrap, Collected
 from tl_neuronshare.maths.chance import index_and_chance
@@ -112,7 +112,7 @@ def language_overlap(
              jaccard  independent
         159      0.5         0.08
     """
-    bootstrap = Bootstrap(n_resamples)
+    bootstrap, seed = Bootstrap(n_resamples), whole("seed", seed)
     pairs = list(combinations(range(len(sharing.languages)), 2))
     indices, independents, values, known = Means(), Means(), Collected(np.float64), Collected(np.bool_)
     for of_examples, at_random in _jaccard_of_pairs(sharing, pairs):

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tl_neuronshare.checks import count, whole
+from tl_neuronshare.checks import count
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import count_bits
 from tl_neuronshare.maths.chance import index_and_chance
@@ -140,7 +140,7 @@ def overlap_ladder(
     count("partners", partners)
     _check(sharing, facts, paraphrase)
     codes = np.stack([pd.factorize(facts[name])[0] for name in _COLUMNS])
-    whole("seed", seed)
+    count("seed", seed, least=0)
     kinds: list[tuple[str, NeuronSharing, NDArray[np.integer]]] = [("different", sharing, np.arange(len(sharing)))]
     if paraphrase is not None:
         kinds.append(("same", paraphrase, _reworded(sharing, paraphrase)))

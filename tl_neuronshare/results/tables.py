@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from tl_neuronshare.checks import count, is_count
+from tl_neuronshare.checks import count, is_count, whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import count_bits, pack
 from tl_neuronshare.maths.bootstrap import Collected
@@ -151,7 +151,7 @@ def _beside_mismatched(
     sharing: NeuronSharing, of_examples: Collected, *, mismatches: int, seed: int, like: Float[Tensor, "type layer"]
 ) -> dict[str, Float[Tensor, "type layer"]]:
     """The mean percent of each type in mismatched examples, how much more there is in reality, and its interval."""
-    names = ("mismatched", "excess", "excess_low", "excess_high")
+    seed, names = whole("seed", seed), ("mismatched", "excess", "excess_low", "excess_high")
     if not count("mismatches", mismatches, least=0) or why_not_mismatched(sharing):
         return dict.fromkeys(names, torch.full_like(like, torch.nan))
     levels, offsets, rows = [], [], Collected(np.int32)

@@ -146,9 +146,11 @@ def permutation_test(
     """
     if not isinstance(covariates, Mapping | None):
         raise NeuronShareError("covariates is not a mapping from names to tables; give one such as {'script': table}.")
-    n_permutations = count("n_permutations", n_permutations, such_as=9999)
+    n_permutations, seed = count("n_permutations", n_permutations, such_as=9999), count("seed", seed, least=0)
     tables = {"sharing": sharing, "similarity": similarity, **(covariates or {})}
     languages = list(getattr(sharing, "index", ()))
+    if len(set(languages)) < len(languages):
+        raise NeuronShareError(f"A language appears twice in {languages}; give each once.")
     for name, table in tables.items():
         _check(name, table, languages)
     ranks, similar, *held = (_ranks(table.loc[languages, languages]) for table in tables.values())
@@ -278,8 +280,15 @@ def _script(language: str) -> str:
     """The code of the script in which a language is mostly written."""
     from babel.core import get_global
 
-    likely: str | None = get_global("likely_subtags").get(language.replace("-", "_"), None)
-    likely = likely or get_global("likely_subtags").get(language.split("-", maxsplit=1)[0])
+    if not isinstance(language, str):
+        raise NeuronShareError(f"A language is {language!r}; give texts, ISO 639-1 codes such as en.")
+    of_language, *others = language.replace("_", "-").split("-")
+    named = [part.title() for part in others if len(part) == 4 and part.isalpha()]
+    if named:
+        return named[0]
+    likely_subtags = get_global("likely_subtags")
+    code = "_".join([of_language.lower(), *(part.upper() for part in others)])
+    likely: str | None = likely_subtags.get(code) or likely_subtags.get(of_language.lower())
     if likely is None:
         raise NeuronShareError(f"The script of language {language!r} is not known; use an ISO 639-1 code such as en.")
     return next(part for part in likely.split("_") if len(part) == 4)
