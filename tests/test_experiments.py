@@ -138,6 +138,10 @@ MISTAKEN_TASKS = {
         ("--task", "xnli", "--source", "./x.tsv"),
         "error: xnli: there is no file or folder './x.tsv'",
     ),
+    "the same words": (
+        ("--task", "world_facts", "--limit", 2, "--wordings", "n_choices=3"),
+        "error: n_choices=3: the words are the same; give options that change them",
+    ),
     "no template": (("--chat-template", "--limit", 1), "error: The tokenizer has no chat template"),
 }
 
@@ -212,6 +216,20 @@ def test_ablation_on_a_directory_with_other_options(tmp_path, animals):
     assert set(pd.read_csv(tmp_path / "here" / "ablation.csv")["type"]) == {"none", "specific"}
 
 
+def test_of_two_languages_nothing_is_partial_shared_and_equal_sizes_leave_that_type_out(tmp_path):
+    result = run(
+        *("--limit", 3, "--languages", "en", "de", "--seeds", 1, "--controls", "random", "--out", tmp_path / "here"),
+        folder=tmp_path,
+        experiment="ablation",
+    )
+    assert result.returncode == 0, result.stderr
+    tables = [pd.read_csv(tmp_path / "here" / f"ablation{name}.csv") for name in ("", "_equal_size")]
+    assert [("partial-shared" in set(table["type"])) for table in tables] == [True, False]
+    assert tables[1].query("ablated == 'type' and metric == 'accuracy'")["value"].notna().all()
+    of_all, of_known = (part.partition("\n\n")[0] for part in re.split("All facts|Known facts", result.stdout)[1:3])
+    assert ("log_prob" in of_all, "log_prob" in of_known) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -232,6 +250,7 @@ def test_mistakes_of_ablation(mistake, given, message):
     [
         ("attribution", ("--top-k", 600, "--limit", 2), "error: top_k=600: layer 0 has only 512 neurons"),
         ("attribution", ("--neurons", 0, "--limit", 2), "error: n=0; give a number of neurons"),
+        ("dose-response", ("--shares", 0.5, 2), r"error: --shares=2.0; give a share, above 0 and at most 1"),
         ("causal-check", ("--neurons", 1, "--limit", 2), "error: n_neurons=1; give a whole number, at least 2"),
     ],
 )

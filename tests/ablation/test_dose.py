@@ -10,6 +10,7 @@ import torch
 import tl_neuronshare as ns
 from support import reference
 from tl_neuronshare.ablation import dose
+from tl_neuronshare.ablation.controls import Magnitude
 
 SHARES = [0.25, 0.5, 1.0]
 
@@ -71,6 +72,23 @@ def test_the_whole_dose_is_the_study_of_the_type(ready):
     assert set(table["ablated"]) == {"none", "by impact", "at random", "random"}
 
 
+def test_matches_are_of_a_different_type(ready, monkeypatch):
+    """Also those of a small dose, whose mask leaves most of the type out."""
+    model, prompts, sharing = ready
+    drawn, draw = [], Magnitude.draw
+
+    def seen(self, request):
+        drawn.append((request.examples, draw(self, request)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(Magnitude, "draw", seen)
+    ns.dose_response(model, prompts, sharing, shares=[0.1, 0.5], controls=["magnitude"], seeds=[0])
+    of_type = sharing.mask("all-shared")
+    assert sum(int(each.mask.sum()) for _, each in drawn) > 100
+    for examples, each in drawn:
+        assert not (each.mask & of_type[examples]).any()
+
+
 def test_a_run_that_is_kept_goes_on(ready, tmp_path):
     model, prompts, sharing = ready
     options = {"shares": [0.5], "controls": ["random"], "seeds": [0]}
@@ -88,3 +106,9 @@ def test_bad_input(ready, as_users_run_it):
             ns.dose_response(model, prompts, sharing, shares=shares)
     with pytest.raises(ns.NeuronShareError):
         ns.dose_response(model, prompts, sharing, type="shared")
+    with pytest.raises(ns.NeuronShareError, match="sharing is a dict; give the NeuronSharing"):
+        ns.dose_response(model, prompts, {"a": sharing.mask("specific")})
+    with pytest.raises(ns.NeuronShareError, match="prompts"):
+        ns.dose_response(model, None, sharing)
+    with pytest.raises(ns.NeuronShareError, match="spared= is for masks"):
+        ns.ablation_study(model, prompts, sharing, spared=sharing.mask("specific"))

@@ -131,6 +131,15 @@ def test_families_and_scripts():
         assert script.loc[one, other] == (one == other or {one, other} <= latin)
 
 
+def test_a_script_is_read_from_the_code_whatever_its_case():
+    script = typology.same_script(["zh-Hans", "zh-hans", "zh-hant", "ms-arab", "ms", "ar", "sr-latn", "zh-TW"])
+    alike = [{"zh-Hans", "zh-hans"}, {"zh-hant", "zh-TW"}, {"ms-arab", "ar"}, {"ms", "sr-latn"}]
+    for one, other in itertools.product(script.index, script.index):
+        assert script.loc[one, other] == any({one, other} <= same for same in alike)
+    with pytest.raises(ns.NeuronShareError, match="A language is 1; give texts"):
+        typology.same_script([1, 2])
+
+
 @pytest.mark.slow
 def test_vectors_are_those_of_lang2vec(tmp_path):
     """Its own function, in a process of its own, with a stand-in for what setuptools no longer has."""

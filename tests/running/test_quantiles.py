@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,10 @@ def test_what_is_not_a_quantile_is_refused(animals, threshold, as_users_run_it):
         ns.categorise(animals.lens("bloom", "bridge"), QUIZ, threshold=threshold)
     if isinstance(threshold, str):
         assert np.isnan(quantile_of(threshold))
+
+
+def test_other_digits_are_not_numbers():
+    assert all(math.isnan(quantile_of(text)) for text in ("²%", "1²%", "%", ".%"))
 
 
 def test_a_mixture_of_experts_has_no_quantiles(tmp_path):
