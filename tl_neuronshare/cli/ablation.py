@@ -36,6 +36,7 @@ from tl_neuronshare.evaluation.evaluating import Scoring
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.plots.ablating import Metric
 from tl_neuronshare.plots.drawing import LABELS
+from tl_neuronshare.results.types import as_type
 from tl_neuronshare.running.loop import each_of
 
 LEGEND = """difference: from the unablated model. type - control: how much more the type loses than its control.
@@ -110,8 +111,8 @@ def _studies(
     """Run the study, and again at equal sizes; return both tables, and the answers of the first."""
     study = partial(_study, args, run, model, prompts, sharing)
     works = [partial(study, controls=args.controls, equal_size=args.equal_size, types=args.types)]
-    found = dict(zip(LABELS, sharing.times_of_types().sum((1, 2)).tolist(), strict=True))
-    types = [type for type in args.types if found[type]]  # no type can be as large as one that has no neuron
+    found = sharing.times_of_types().sum((1, 2))
+    types = [type for type in args.types if found[as_type(type)]]  # no type can be as large as one that has no neuron
     if not args.equal_size and len(types) > 1:
         nearest = [name for name in OF_VERDICT if name in args.controls]
         works.append(partial(study, controls=nearest, equal_size=True, types=types))
