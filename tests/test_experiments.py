@@ -142,6 +142,10 @@ MISTAKEN_TASKS = {
         ("--task", "world_facts", "--limit", 2, "--wordings", "n_choices=3"),
         "error: n_choices=3: the words are the same; give options that change them",
     ),
+    "the demo's words": (
+        ("--wordings", "pattern=1", "--limit", 2),
+        "error: pattern=1: --task demo asks its facts in one",
+    ),
     "no template": (("--chat-template", "--limit", 1), "error: The tokenizer has no chat template"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.testing import benjamini_hochberg
 
 
@@ -37,3 +38,9 @@ def test_missing_values_are_not_tests():
     found = benjamini_hochberg([np.nan, 0.02, np.nan, 0.5])
     assert np.isnan(found[[0, 2]]).all()
     assert found[[1, 3]].tolist() == [0.04, 0.5]
+
+
+def test_what_is_not_a_row_of_p_values_is_refused():
+    for values in ([[0.1], [0.2]], [-0.1], [0.5, 2.0], 0.5):
+        with pytest.raises(NeuronShareError, match="give numbers from 0 to 1"):
+            benjamini_hochberg(np.array(values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,3 +55,9 @@ def test_inputs_of_one_task_and_of_two(sharing):
     of_one = rows["task"] == rows["other"]
     for line, chosen in ((same, of_one), (other, ~of_one)):
         assert line.get_ydata() == pytest.approx(rows[chosen].groupby("layer")["jaccard"].mean().to_list())
+
+
+def test_languages_that_activate_nothing_have_a_figure():
+    silent = ns.NeuronSharing.from_activated(torch.zeros(3, 2, 2, 8, dtype=torch.bool), languages=["en", "de"])
+    figure = ns.plots.language_overlap(ns.language_overlap(silent, n_resamples=10))
+    assert np.isnan(figure.axes[1].lines[0].get_ydata()).all()

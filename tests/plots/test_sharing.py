@@ -14,6 +14,15 @@ def test_tables_that_do_not_fit_a_figure(bloom, prompts):
     sharing = ns.categorise(bloom, prompts)
     with pytest.raises(ns.NeuronShareError, match=r"summary lacks the column.*type"):
         ns.plots.patterns(sharing.by_language(), sharing.by_language())
+    with pytest.raises(ns.NeuronShareError, match="summary is a NoneType; give the table that summary makes"):
+        ns.plots.chance(None)
+    with pytest.raises(ns.NeuronShareError, match="summary has no rows"):
+        ns.plots.chance(sharing.summary()[:0])
+    several = ns.side_by_side({"a": sharing[:1], "b": sharing[1:]}, name="task")
+    with pytest.raises(ns.NeuronShareError, match="several rows for one layer and type; .* of one result"):
+        ns.plots.chance(several)
+    with pytest.raises(ns.NeuronShareError, match="several rows for one layer and type; .* of one result"):
+        ns.plots.patterns(several, sharing.by_language())
 
 
 @pytest.fixture

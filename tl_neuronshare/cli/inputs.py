@@ -53,7 +53,7 @@ def load_prompts(args: argparse.Namespace) -> ns.ParallelPrompts:
     limit, name, options = args.limit or None, task_name(args), _options_of(args)
     if name == DEMO:
         if options:
-            raise ns.NeuronShareError(f"--task {DEMO} takes no --source and no --options; name another --task.")
+            raise ns.NeuronShareError(f"--task {DEMO} takes no --source and no --options; name a different --task.")
         prompts: ns.ParallelPrompts = ns.demo.prompts()[:limit]
         return prompts if args.languages in (None, ["all"]) else prompts.select(args.languages)
     known = inspect.signature(TASKS[name]).parameters
@@ -106,6 +106,9 @@ def load_in_other_words(
     args: argparse.Namespace, prompts: ns.ParallelPrompts, options: list[str], model: LensModel
 ) -> ns.ParallelPrompts:
     """Load the same facts with other options of the task, as the model is asked them, and say how they are asked."""
+    if task_name(args) == DEMO:
+        asked = " ".join(options)
+        raise ns.NeuronShareError(f"{asked}: --task {DEMO} asks its facts in one way only; name a different --task.")
     names = {text.partition("=")[0] for text in options}
     kept = [text for text in args.options if text.partition("=")[0] not in names]
     second = load_prompts(argparse.Namespace(**{**vars(args), "options": [*kept, *options]}))

@@ -123,11 +123,18 @@ def line(
         axes.fill_between(layers, *band, color=COLOURS[place], alpha=0.2, linewidth=0)
 
 
-def require(table: pd.DataFrame, name: str, columns: tuple[str, ...]) -> None:
-    """Refuse a table without these columns."""
+def require(table: pd.DataFrame, name: str, columns: tuple[str, ...], *, one_row_for: tuple[str, ...] = ()) -> None:
+    """Refuse a table without these columns or without rows, or with several rows for one value of some of them."""
+    wanted = f"give the table that {name} makes"
+    if not isinstance(table, pd.DataFrame):
+        raise NeuronShareError(f"{name} is a {type(table).__name__}; {wanted}.")
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise NeuronShareError(f"{name} lacks the column(s) {', '.join(missing)}; give the table that {name} makes.")
+        raise NeuronShareError(f"{name} lacks the column(s) {', '.join(missing)}; {wanted}.")
+    if table.empty:
+        raise NeuronShareError(f"{name} has no rows; {wanted}.")
+    if one_row_for and table.duplicated(list(one_row_for)).any():
+        raise NeuronShareError(f"{name} has several rows for one {' and '.join(one_row_for)}; {wanted} of one result.")
 
 
 def of_language(rows: pd.DataFrame, language: str) -> pd.DataFrame:

@@ -78,7 +78,8 @@ def _by_layer(axes: Axes, table: pd.DataFrame) -> None:
     low, high = of_layers.min()["jaccard"], of_layers.max()["jaccard"]
     axes.fill_between(means.index, low, high, color=COLOURS[0], alpha=0.2, linewidth=0, label="all pairs")
     axes.set_ylabel(_INDEX)
-    axes.set_ylim(0, 1.02 if high.max() > 0.75 else 1.3 * high.max())  # with room for the legend
+    if high.max() > 0:  # neither nothing nor unknown
+        axes.set_ylim(0, 1.02 if high.max() > 0.75 else 1.3 * high.max())  # with room for the legend
     layer_axis(axes)
     axes.legend(fontsize=7, loc="upper right")
 

@@ -44,8 +44,8 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['neurons (% of layer)', 'minus the mean of all (points)']
     """
-    require(summary, "summary", ("layer", "type", "mean", "std"))
-    require(by_language, "by_language", ("layer", "language", "mean"))
+    require(summary, "summary", ("layer", "type", "mean", "std"), one_row_for=("layer", "type"))
+    require(by_language, "by_language", ("layer", "language", "mean"), one_row_for=("layer", "language"))
     with styled_figure(2.9, title) as figure:
         left, right = figure.subplots(1, 2)
         for index, label in enumerate(LABELS):
@@ -95,7 +95,9 @@ def chance(summary: pd.DataFrame, *, title: str = "") -> Figure:
         >>> [axes.get_title(loc="left") for axes in chance(sharing.summary()).axes]
         ['all-shared', 'partial-shared', 'specific', 'non-activated']
     """
-    require(summary, "summary", ("layer", "type", "mean", "std", "independent", "mismatched"))
+    require(
+        summary, "summary", ("layer", "type", "mean", "std", "independent", "mismatched"), one_row_for=("layer", "type")
+    )
     with styled_figure(4.2, title) as figure:
         panels = figure.subplots(2, 2, sharex=True)
         for axes, label in zip(panels.flat, LABELS, strict=True):

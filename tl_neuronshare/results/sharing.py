@@ -590,6 +590,8 @@ def _check_sizes(
     hashes: PromptHashes | None,
 ) -> None:
     """Refuse bits, languages, widths, hooks and hashes that do not fit each other."""
+    if isinstance(languages, str) or not all(isinstance(language, str) and language for language in languages):
+        raise NeuronShareError(f"languages={languages!r}; give a list of names, such as ['en', 'de'].")
     expected = (len(packed), len(languages), len(widths), packed_width(max(widths, default=0)))
     if tuple(packed.shape) != expected or packed.dtype != torch.uint8 or len(hooks) != len(widths):
         raise NeuronShareError(
