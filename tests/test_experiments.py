@@ -239,6 +239,7 @@ def test_of_two_languages_nothing_is_partial_shared_and_equal_sizes_leave_that_t
     [
         (("--generate", "--scoring", "choice"), "error: --generate .* --scoring exact or number"),
         (("--seeds", 0), "error: --seeds 0"),
+        (("--known-by", "pattern=1"), "error: --known-by pattern=1: give --known all too"),
         (("--ablate", "last", "--skip-special-tokens", "--limit", 2), "error: Special tokens can be skipped only"),
         (("--layers", 9, "--limit", 2), r"error: layers=\[9\]; give some of 0 to 3"),
     ],

@@ -66,6 +66,7 @@ VALUES = {
     "measure": (["5"], ["10"]),
     "answers": (["5"], ["10"]),
     "known": (["all"], ["language"]),
+    "known_by": (["pattern=1"], ["pattern=2"]),
     "top_k": (["30"], ["0.1"]),
     "answer": (["all"],),
     "norm": (["full"], ["frozen"]),

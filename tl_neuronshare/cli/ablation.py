@@ -31,6 +31,7 @@ from tl_neuronshare.ablation.replacing import Replacement
 from tl_neuronshare.ablation.targets import Choice
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.arguments import add_options, given
+from tl_neuronshare.cli.inputs import load_in_other_words
 from tl_neuronshare.cli.runs import Run, title_of, with_interval
 from tl_neuronshare.evaluation.evaluating import Scoring
 from tl_neuronshare.models.lens import LensModel
@@ -56,6 +57,8 @@ def main(args: argparse.Namespace) -> None:
         raise ns.NeuronShareError("--generate shows answers that are decoded greedily: --scoring exact or number.")
     if args.seeds < 1:
         raise ns.NeuronShareError(f"--seeds {args.seeds}: at least one draw is needed.")
+    if args.known_by and args.known != "all":
+        raise ns.NeuronShareError(f"--known-by {' '.join(args.known_by)}: give --known all too.")
     for kind in (Replacement, Choice):
         kind(**given(args, kind))
     metric: Metric = "known_accuracy" if args.known == "language" else "accuracy"
@@ -96,12 +99,12 @@ def _show(run: Run, table: pd.DataFrame, name: str, metric: Metric, *, title: st
 def _known(
     args: argparse.Namespace, run: Run, model: LensModel, prompts: ns.ParallelPrompts, sharing: ns.NeuronSharing
 ) -> tuple[ns.ParallelPrompts, ns.NeuronSharing]:
-    """Keep the examples that the model answers rightly in every language."""
-    table = ns.evaluate(
-        model, prompts, **given(args, Scoring), batch_size=args.batch_size, **run.keeping("known", dealt=False)
-    )
-    known = prompts.where(table)
-    print(f"The model knows {len(known)} of {len(prompts)} examples in every language; these are studied.\n")
+    """Keep the examples that the model answers rightly in every language, maybe in other words."""
+    asked = load_in_other_words(args, prompts, args.known_by, model) if args.known_by else prompts
+    options = given(args, Scoring) | run.keeping("known", dealt=False)
+    known = prompts.where(ns.evaluate(model, asked, batch_size=args.batch_size, **options))
+    how = f" asked with {' '.join(args.known_by)}" if args.known_by else ""
+    print(f"The model knows {len(known)} of {len(prompts)} examples in every language{how}; these are studied.\n")
     return known, sharing[[prompts.examples.index(label) for label in known.examples]]
 
 
@@ -233,6 +236,14 @@ def parser() -> argparse.ArgumentParser:
         default="none",
         help="which facts are judged and drawn: those known in all languages, those known in each, or no matter "
         "(default)",
+    )
+    parser.add_argument(
+        "--known-by",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="options of the task that ask for the same facts in other words, such as pattern=1, by which --known all "
+        "decides what is known (default: the words that are studied, so that nothing can be gained)",
     )
     parser.add_argument("--generate", action="store_true", help="show answers before and after, side by side")
     return parser
