@@ -75,7 +75,8 @@ def main(args: argparse.Namespace) -> None:
         shown, notes = _shown(overall)
         print(f"{sharing}\n\n{args.type}: {HEADING}\n{shown.to_string(index=False)}", *notes, sep="\n")
         run.table(table, "dose_response")
-        how = f"{args.type} zeroed, scoring {args.scoring}, {args.seeds} seeds"
+        seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
+        how = f"{args.type} zeroed, scoring {args.scoring}, {seeds}"
         run.save(ns.plots.dose_response(table, title=title_of(sharing, how=how)), "dose_response")
         run.timed("table and figure")
         run.control(f"does it matter which of the {args.type} neurons are switched off first?", _said(overall))
