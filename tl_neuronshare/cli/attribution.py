@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
         print(_beside_controls(correctness).to_string())
         print(f"\nNeurons that are among the top for the most prompts; examples (of {len(sharing)}) by type")
         _print_neurons(neurons.drop(columns="always"))
-        print("\nThe same of neurons that are of one type for every example: on, or off, whatever the prompt says")
+        print("\nThe same of neurons that are of one type for every example: always on, if all-shared")
         _print_neurons(of_one_type)
         run.table(table, "attribution")
         run.table(pd.concat([neurons, of_one_type]), "top_neurons")
@@ -115,7 +115,9 @@ def parser() -> argparse.ArgumentParser:
     """Make a parser for the shared arguments and those of attribution."""
     parser = arguments.parser(__name__, __doc__)
     add_options(parser, ImpactOptions)
-    parser.add_argument("--neurons", type=int, default=100, metavar="N", help="top neurons to write (default: 100)")
+    parser.add_argument(
+        "--neurons", type=int, default=100, metavar="N", help="top neurons to write, of each kind (default: 100)"
+    )
     return parser
 
 
