@@ -32,7 +32,7 @@ from tl_neuronshare.ablation.targets import Choice
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.arguments import add_options, given
 from tl_neuronshare.cli.inputs import load_in_other_words
-from tl_neuronshare.cli.runs import Run, title_of, with_interval
+from tl_neuronshare.cli.runs import Run, count_of_seeds, title_of, with_interval
 from tl_neuronshare.evaluation.evaluating import Scoring
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.plots.ablating import Metric
@@ -250,9 +250,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _how(args: argparse.Namespace) -> str:
-    seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
     tokens = "all tokens" if args.ablate == "all" else f"the prompt's token {args.ablate}"
-    return f"{args.mode} at {tokens}, scoring {args.scoring}, {seeds}"
+    return f"{args.mode} at {tokens}, scoring {args.scoring}, {count_of_seeds(args.seeds)}"
 
 
 def _printed(table: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, list[str]]:

@@ -21,7 +21,7 @@ from tl_neuronshare.ablation.controls import CONTROLS
 from tl_neuronshare.ablation.dose import SHARES
 from tl_neuronshare.cli import arguments
 from tl_neuronshare.cli.arguments import add_options, given
-from tl_neuronshare.cli.runs import Run, title_of, with_interval
+from tl_neuronshare.cli.runs import Run, count_of_seeds, title_of, with_interval
 from tl_neuronshare.evaluation.evaluating import Scoring
 from tl_neuronshare.plots.drawing import LABELS
 
@@ -75,8 +75,7 @@ def main(args: argparse.Namespace) -> None:
         shown, notes = _shown(overall)
         print(f"{sharing}\n\n{args.type}: {HEADING}\n{shown.to_string(index=False)}", *notes, sep="\n")
         run.table(table, "dose_response")
-        seeds = "1 seed" if args.seeds == 1 else f"{args.seeds} seeds"
-        how = f"{args.type} zeroed, scoring {args.scoring}, {seeds}"
+        how = f"{args.type} zeroed, scoring {args.scoring}, {count_of_seeds(args.seeds)}"
         run.save(ns.plots.dose_response(table, title=title_of(sharing, how=how)), "dose_response")
         run.timed("table and figure")
         run.control(f"does it matter which of the {args.type} neurons are switched off first?", _said(overall))

@@ -37,7 +37,7 @@ from torch import Tensor
 import tl_neuronshare as ns
 from tl_neuronshare import checks, models
 from tl_neuronshare.cli import arguments
-from tl_neuronshare.cli.runs import Run, title_of
+from tl_neuronshare.cli.runs import Run, count_of_seeds, title_of
 from tl_neuronshare.errors import UnfinishedError
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.running.loop import each_of
@@ -276,7 +276,7 @@ def _say_answers(run: Run, answers: pd.DataFrame) -> None:
 
 def _how(args: argparse.Namespace, texts: Texts) -> str:
     n_texts = max(map(len, texts.values()))
-    return f"{n_texts} texts a language, {args.seeds} seed{'s' if args.seeds > 1 else ''}"
+    return f"{n_texts} texts a language, {count_of_seeds(args.seeds)}"
 
 
 def _show(sharing: ns.NeuronSharing, tables: Mapping[str, pd.DataFrame]) -> None:

@@ -274,6 +274,11 @@ def with_interval(
     return texts[0] if pd.isna(row[low]) else f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
+def count_of_seeds(n_seeds: int) -> str:
+    """Say in words how many draws there are."""
+    return "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
+
+
 def excess_of(sharing: ns.NeuronSharing, rows: pd.DataFrame) -> str:
     """Say how much more neurons are of a type than with mismatched examples, from a type's rows of `summary`."""
     if why_not := why_not_mismatched(sharing):

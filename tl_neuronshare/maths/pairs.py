@@ -66,18 +66,18 @@ def interval_of_pairs(
     """
     sides = [(1, pairs)] if minus is None else [(1, pairs), (-1, minus)]
     n = 1 + max(int(ends.max(initial=0)) for _, side in sides for ends in (side.first, side.second))
-    own = sum(sign * side.means(n) for sign, side in sides)
+    partners, means = [side.partners(n) for _, side in sides], [side.means(n) for _, side in sides]
+    own = means[0] if minus is None else means[0] - means[1]
     is_known = ~np.isnan(own)
     n_examples = is_known.sum(0)
     with np.errstate(invalid="ignore"):
         mean = np.nansum(own, 0) / n_examples
         alone = np.nan_to_num((own - mean) / n_examples)
     together, of_pairs = alone.copy(), []
-    for sign, side in sides:
-        partners, means = side.partners(n)[side.first], side.means(n)[side.first]
+    for (sign, side), n_partners, mean_of in zip(sides, partners, means, strict=True):
         with np.errstate(invalid="ignore", divide="ignore"):
-            by_one_less = sign * (side.values - means) / (partners - 1) / n_examples
-        adds = np.where(partners > 1, np.nan_to_num(by_one_less), alone[side.first])
+            by_one_less = sign * (side.values - mean_of[side.first]) / (n_partners[side.first] - 1) / n_examples
+        adds = np.where(n_partners[side.first] > 1, np.nan_to_num(by_one_less), alone[side.first])
         adds[~is_known[side.first] | np.isnan(side.values) | (side.first == side.second)[:, None]] = 0
         together += _sums(side.second, adds, n)
         of_pairs.append(adds)
