@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -234,9 +235,44 @@ def test_of_two_languages_nothing_is_partial_shared_and_equal_sizes_leave_that_t
     assert ("log_prob" in of_all, "log_prob" in of_known) == (True, False)
 
 
+def test_ablation_of_masks_in_place_of_types(tmp_path):
+    """The table is that of the study, without a mask that is empty, and a language is compared with others."""
+    model, prompts = ns.demo.load_model(device="cpu"), ns.demo.prompts()[:10].select(["en", "de", "th"])
+    masks = {name: torch.zeros(4, 512, dtype=torch.bool) for name in prompts.languages}
+    masks["en"][1, :200] = masks["de"][2, 100:300] = True
+    ns.save_masks(masks, tmp_path / "masks.safetensors")
+    result = run(
+        *("--limit", 10, "--languages", *prompts.languages, "--masks", tmp_path / "masks.safetensors", "--seeds", 2),
+        *("--controls", "random", "--scoring", "choice", "--out", tmp_path / "here"),
+        folder=tmp_path,
+        experiment="ablation",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Left out, since these masks have no neurons: th." in result.stdout
+    assert not (tmp_path / "here" / "ablation_equal_size.csv").exists()
+    del masks["th"]
+    runs = {}
+
+    def keep(type, ablated, seed, table):
+        runs[type, ablated, seed] = table.pivot(index="example", columns="language", values="correct").astype(float)
+
+    expected = ns.ablation_study(model, prompts, masks, controls=["random"], seeds=[0, 1], on_run=keep)
+    table = pd.read_csv(tmp_path / "here" / "ablation.csv", keep_default_na=False, na_values=[""])
+    pd.testing.assert_frame_equal(table.drop(columns="note"), expected.drop(columns="note"), check_dtype=False)
+    changes = {name: (runs[name, "type", 0] - runs["none", "none", None]).mean() for name in masks}
+    own = pd.read_csv(tmp_path / "here" / "own_language.csv").set_index("ablated")
+    assert own.index.to_list() == ["type", "random"]
+    assert own.loc["type", "own"] == pytest.approx(np.mean([change[name] for name, change in changes.items()]))
+    others = [change.drop(name).mean() for name, change in changes.items()]
+    assert own.loc["type", "others"] == pytest.approx(np.mean(others))
+    assert "does a language lose more than others without its own neurons" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (("--masks", "x.safetensors", "--types", "specific"), "error: --masks x.safetensors: masks take the place of"),
+        (("--masks", "x.safetensors"), "error: .*x.safetensors"),
         (("--generate", "--scoring", "choice"), "error: --generate .* --scoring exact or number"),
         (("--seeds", 0), "error: --seeds 0"),
         (("--known-by", "pattern=1"), "error: --known-by pattern=1: give --known all too"),

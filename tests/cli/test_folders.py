@@ -67,6 +67,7 @@ VALUES = {
     "answers": (["5"], ["10"]),
     "known": (["all"], ["language"]),
     "known_by": (["pattern=1"], ["pattern=2"]),
+    "masks": (["a.safetensors"], ["b.safetensors"]),
     "top_k": (["30"], ["0.1"]),
     "answer": (["all"],),
     "norm": (["full"], ["frozen"]),

@@ -5,6 +5,7 @@
     tl-neuronshare ablation --generate                                 # also answers before and after
     tl-neuronshare ablation --model bigscience/bloom-560m --limit 100  # any model that TransformerLens supports
     tl-neuronshare ablation --task mgsm --source mgsm --languages en de th  # any other task
+    tl-neuronshare ablation --masks runs/methods/demo-demo/masks_lape.safetensors  # neurons of each language
 
 Without --scoring, facts of the built-in model are decoded (exact), since it ends its answers; mgsm is scored by
 numbers; other prompts by their choices where they have some.
@@ -13,20 +14,27 @@ Types differ much in size, so that the study runs a second time with equally man
 smallest has in each layer) and with the controls random-active and other-example; --equal-size does only this, with all
 controls.
 
-Writes ablation.csv, ablation_equal_size.csv, run.json (with --generate also answers.csv), and the figures ablation and
-ablation_equal_size as PNG and PDF, to the run folder.
+--masks ablates masks that were found in a different way, such as those of the command methods, in place of the types.
+If they have the names of languages, the run also says whether a language loses more than others without its own
+neurons.
+
+Writes ablation.csv, ablation_equal_size.csv, run.json (with --generate also answers.csv, with --masks
+own_language.csv), and the figures ablation and ablation_equal_size as PNG and PDF, to the run folder.
 """
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 import tl_neuronshare as ns
 from tl_neuronshare.ablation.controls import CONTROLS
+from tl_neuronshare.ablation.own_language import OwnLanguage
 from tl_neuronshare.ablation.replacing import Replacement
 from tl_neuronshare.ablation.targets import Choice
 from tl_neuronshare.cli import arguments
@@ -59,16 +67,26 @@ def main(args: argparse.Namespace) -> None:
         raise ns.NeuronShareError(f"--seeds {args.seeds}: at least one draw is needed.")
     if args.known_by and args.known != "all":
         raise ns.NeuronShareError(f"--known-by {' '.join(args.known_by)}: give --known all too.")
+    if args.masks and args.types != list(LABELS):
+        raise ns.NeuronShareError(f"--masks {args.masks}: masks take the place of --types; give one of the two.")
     for kind in (Replacement, Choice):
         kind(**given(args, kind))
     metric: Metric = "known_accuracy" if args.known == "language" else "accuracy"
+    masks = _masks(args.masks) if args.masks else None
     with Run(args) as run:
         prompts, model, sharing = run.start(dealt=False)
         has_choices = prompts.choices is not None and not args.generate
         args.scoring = args.scoring or arguments.scoring_of(args, has_choices=has_choices)
         if args.known == "all":
             prompts, sharing = _known(args, run, model, prompts, sharing)
-        table, of_equal_size, answers = _studies(args, run, model, prompts, sharing)
+        own = OwnLanguage(prompts.languages)
+        if masks:
+            names = [*prompts.languages, *(name for name in masks if name not in prompts.languages)]
+            masks = {name: masks[name] for name in names if name in masks}  # a file has them by the alphabet
+            table, answers = _study(args, run, model, prompts, masks, active=sharing, own=own)
+            of_equal_size = table
+        else:
+            table, of_equal_size, answers = _studies(args, run, model, prompts, sharing)
         run.record["study"] = table.attrs
         run.timed("study")
         print(f"{sharing}\n\n{_how(args)}\n{LEGEND}")
@@ -82,7 +100,10 @@ def main(args: argparse.Namespace) -> None:
             run.table(answers, "answers", index=True)
             print(f"\nAnswers of the first {SHOWN} examples, decoded greedily")
             print(answers.loc[list(prompts.examples[:SHOWN])].reset_index().to_string(index=False))
-        _compare(run, table, of_equal_size, metric)
+        if masks:
+            _compare_own(run, table, own)
+        else:
+            _compare(run, table, of_equal_size, metric)
 
 
 def _show(run: Run, table: pd.DataFrame, name: str, metric: Metric, *, title: str) -> None:
@@ -108,12 +129,22 @@ def _known(
     return known, sharing[[prompts.examples.index(label) for label in known.examples]]
 
 
+def _masks(file: Path) -> dict[str, Tensor]:
+    """Load the masks that are ablated in place of types; those without neurons are left out."""
+    masks = ns.load_masks(file)
+    if none := [name for name, mask in masks.items() if not mask.any()]:
+        print(f"Left out, since these masks have no neurons: {', '.join(none)}.\n")
+    if len(none) == len(masks):
+        raise ns.NeuronShareError(f"--masks {file}: no mask has any neuron; give others.")
+    return {name: mask for name, mask in masks.items() if name not in none}
+
+
 def _studies(
     args: argparse.Namespace, run: Run, model: LensModel, prompts: ns.ParallelPrompts, sharing: ns.NeuronSharing
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Run the study, and again at equal sizes; return both tables, and the answers of the first."""
     study = partial(_study, args, run, model, prompts, sharing)
-    works = [partial(study, controls=args.controls, equal_size=args.equal_size, types=args.types)]
+    works = [partial(study, types=args.types)]
     found = sharing.times_of_types().sum((1, 2))
     types = [type for type in args.types if found[as_type(type)]]  # no type can be as large as one that has no neuron
     if not args.equal_size and len(types) > 1:
@@ -128,27 +159,36 @@ def _study(
     run: Run,
     model: LensModel,
     prompts: ns.ParallelPrompts,
-    sharing: ns.NeuronSharing,
+    sharing_or_masks: ns.NeuronSharing | dict[str, Tensor],
     *,
-    controls: list[str],
-    equal_size: bool,
-    types: list[str],
+    types: list[str] | None = None,
+    controls: list[str] | None = None,
+    equal_size: bool | None = None,
+    active: ns.NeuronSharing | None = None,
+    own: OwnLanguage | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Run a study; return its table, and each prompt's answers before and without each type."""
+    """Run a study; return its table, and each prompt's answers before and without each type.
+
+    The controls and whether sizes are equal are those of the command, if they are not given.
+    """
+    equal_size = args.equal_size if equal_size is None else equal_size
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
 
     def keep_answers(type: str, ablated: str, seed: int | None, table: pd.DataFrame) -> None:
         if ablated == "none" or (ablated == "type" and seed == args.seed):
             name = "before" if type == "none" else f"without {type}"
             answers[name] = table.set_index(["example", "language"])["prediction"]
+        if own is not None:
+            own.keep(type, ablated, seed, table)
 
     options = {name: value for kind in (Replacement, Scoring, Choice) for name, value in given(args, kind).items()}
     table = ns.ablation_study(
         model,
         prompts,
-        sharing,
+        sharing_or_masks,
         types=types,
-        controls=controls,
+        controls=args.controls if controls is None else controls,
+        active=active,
         batch_size=args.batch_size,
         **options | {"equal_size": equal_size},
         values=args.factor if args.mode == "scale" else None,
@@ -188,6 +228,31 @@ def _compare(run: Run, table: pd.DataFrame, of_equal_size: pd.DataFrame, metric:
         )
 
 
+def _compare_own(run: Run, table: pd.DataFrame, own: OwnLanguage) -> None:
+    """Say whether a language loses more than others without its own neurons, if the masks have names of languages."""
+    question = "does a language lose more than others without its own neurons, and more than without as many others?"
+    if len(own.languages) < 2 or not set(own.languages) & set(table["type"]):
+        run.control(question, "needs masks with names of languages, of which at least two are measured")
+        return
+    of_languages = own.table()
+    # For some examples a control may have too few neurons to draw from: these are not ablated, and would count as kept.
+    partly = table.loc[table["examples"] < table["examples"].max(), "ablated"].unique()
+    of_languages = of_languages[~of_languages["ablated"].isin(partly)]
+    print(f"\nChange of accuracy in the language whose neurons are ablated, and in others\n{_rounded(of_languages)}")
+    run.table(of_languages, "own_language")
+    rows = of_languages.to_dict("records")
+    texts = (
+        f"{'its own neurons' if row['ablated'] == 'type' else row['ablated']}: {row['own']:+.3f} there and "
+        f"{row['others']:+.3f} in others, difference {with_interval(row, 'difference', digits=3, sign=True)}"
+        for row in rows
+    )
+    run.control(question, "; ".join(texts))
+
+
+def _rounded(table: pd.DataFrame) -> str:
+    return str(table.round(3).to_string(index=False))
+
+
 def _changes(drops: pd.Series) -> str:
     return ", ".join(f"{drop:+.2f} without the {type}" for type, drop in drops.items())
 
@@ -215,6 +280,9 @@ def parser() -> argparse.ArgumentParser:
     parser = arguments.parser(__name__, __doc__)
     parser.add_argument(
         "--types", nargs="+", choices=LABELS, default=list(LABELS), help="which to ablate (default: all)"
+    )
+    parser.add_argument(
+        "--masks", type=Path, metavar="FILE", help="masks of save_masks, which are ablated in place of the types"
     )
     parser.add_argument("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS), help="default: all")
     add_options(parser, Replacement)

@@ -145,10 +145,10 @@ def report_of(prompts: ns.ParallelPrompts) -> str:
 
 
 def inputs_hash(args: argparse.Namespace, prompts: ns.ParallelPrompts) -> str:
-    """Identify all that a command reads except models: prompts, answers, choices, and files of text."""
+    """Identify all that a command reads except models: prompts, answers, choices, and files."""
     texts = [each.to_frame().to_json() for each in (prompts, *load_also(args).values())]
-    folder = getattr(args, "texts", None)
-    files = sorted(Path(folder).glob("*.txt")) if folder else []
+    folder, masks = getattr(args, "texts", None), getattr(args, "masks", None)
+    files = [*(sorted(Path(folder).glob("*.txt")) if folder else []), *([masks] if masks else [])]
     return short_hash("".join([*texts, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)]))
 
 
