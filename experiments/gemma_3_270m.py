@@ -163,8 +163,7 @@ def run(names: Iterable[str]) -> None:
     """Make the runs that are not complete; one that was stopped goes on."""
     for name in names:
         words = command_of(name)
-        record = RUNS / name / "run.json"
-        if record.exists() and json.loads(record.read_text("utf-8"))["command"] == words[1:]:
+        if _is_done(RUNS / name, name):
             print(f"{name}: done already", flush=True)
             continue
         RUNS.mkdir(parents=True, exist_ok=True)
@@ -193,21 +192,30 @@ FIGURES = {
 }
 
 
-def keep(source: Path, target: Path) -> None:
-    """Copy from the folders of the runs what the page needs: each record, and the rows of tables that it uses."""
-    shutil.rmtree(target, ignore_errors=True)
+def keep(source: Path, target: Path) -> list[str]:
+    """Copy from complete runs what the page needs: each record, and the rows of tables that it uses.
+
+    Returns the names of the runs that are neither complete nor kept already.
+    """
     for name in _runs():
-        record = json.loads((source / name / "run.json").read_text("utf-8"))
-        if record["command"] != command_of(name)[1:]:
-            raise SystemExit(f"{source / name} was made by a different command; make it again.")
+        if not _is_done(source / name, name):
+            continue
+        record = _record(source, name)
+        shutil.rmtree(target / name, ignore_errors=True)
         (target / name).mkdir(parents=True)
-        text = json.dumps({key: record[key] for key in RECORDED}, indent=1, ensure_ascii=False)
-        (target / name / "run.json").write_text(text + "\n", "utf-8")
+        kept = {key: record[key] for key in RECORDED} | {"chance": record.get("study", {}).get("chance")}
+        (target / name / "run.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
         for file in sorted((source / name).glob("*.csv")):
             if file.stem not in LEFT_OUT:
                 _used(pd.read_csv(file), file.stem).to_csv(target / name / file.name, index=False, float_format="%.6g")
-    for name, figure in FIGURES.items():
-        shutil.copy(source / name / figure, target / f"{name}.png")
+        if name in FIGURES:
+            shutil.copy(source / name / FIGURES[name], target / f"{name}.png")
+    return [name for name in _runs() if not _is_done(target / name, name)]
+
+
+def _is_done(folder: Path, name: str) -> bool:
+    """Whether a folder holds the complete run of this name, made by the same command."""
+    return (folder / "run.json").exists() and _record(folder.parent, name)["command"] == command_of(name)[1:]
 
 
 def _used(table: pd.DataFrame, kind: str) -> pd.DataFrame:
@@ -220,8 +228,17 @@ def _used(table: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 
 def read(folder: Path) -> dict[str, Tables]:
-    """Read the tables of each run."""
-    return {name: {file.stem: pd.read_csv(file) for file in (folder / name).glob("*.csv")} for name in _runs()}
+    """Read the tables of each run, and its record as a table of one row."""
+    runs = {name: {file.stem: pd.read_csv(file) for file in (folder / name).glob("*.csv")} for name in _runs()}
+    for name, tables in runs.items():
+        record = _record(folder, name)
+        minutes = sum(record["seconds"].values()) / 60
+        tables["run"] = pd.DataFrame([{"chance": record["chance"], "minutes": minutes, **record["versions"]}])
+    return runs
+
+
+def _record(folder: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads((folder / name / "run.json").read_text("utf-8")))
 
 
 # The answers to the questions that were fixed before
@@ -263,14 +280,15 @@ def h3(runs: dict[str, Tables], of: str) -> Answer:
     own, others = changes["all-shared"], changes.drop("all-shared")
     control = _of(rows, "all-shared", "random-active")
     beyond = control["vs_control"] <= -0.05 and control["vs_high"] < 0
-    said = f"{own:+.2f}, others {others.min():+.2f} at most, {_interval(control, 'vs_control', 'vs_low', 'vs_high')}"
-    return f"{said} beyond random-active", bool(own < 0 and own <= 1.5 * others.min() and beyond)
+    said = f"{own:+.2f}, the worst other type {others.min():+.2f}; beyond random-active"
+    is_so = own < 0 and own <= 1.5 * others.min() and beyond
+    return f"{said} {_interval(control, 'vs_control', 'vs_low', 'vs_high')}", bool(is_so)
 
 
 def h4(runs: dict[str, Tables], of: str) -> Answer:
     """They are neurons of the fact."""
     row = _of(_study(runs[f"ablation-{of}"]), "all-shared", "other-example")
-    said = f"{_interval(row, 'vs_control', 'vs_low', 'vs_high')} beyond other-example"
+    said = f"beyond other-example {_interval(row, 'vs_control', 'vs_low', 'vs_high')}"
     if row["vs_control"] <= -0.05 and row["vs_high"] < 0:
         return said, True
     return said, False if row["vs_low"] > -0.05 and row["vs_high"] < 0.05 else None
@@ -387,8 +405,9 @@ def accuracy(runs: dict[str, Tables]) -> str:
     for title, name in names.items():
         table = runs[name]["ablation"].query("type == 'none' and metric == 'accuracy'").set_index("language")
         cells = [f"{table.loc[each, 'value']:.2f}" if each in table.index else "" for each in languages]
-        rows.append([title, table["examples"].max(), *cells])
-    return _markdown(rows, ("facts", "how many", "mean", *languages[1:]))
+        chance = runs[name]["run"]["chance"].item()
+        rows.append([title, table["examples"].max(), "" if pd.isna(chance) else f"{chance:.2f}", *cells])
+    return _markdown(rows, ("facts", "how many", "chance", "mean", *languages[1:]))
 
 
 def types(runs: dict[str, Tables]) -> str:
@@ -546,46 +565,44 @@ def own(runs: dict[str, Tables]) -> str:
     return _markdown(rows, head)
 
 
-BLOCKS: dict[str, Callable[[dict[str, Tables]], str]] = {
-    **{"answers": answers, "accuracy": accuracy, "types": types, "persistence": persistence, "languages": languages},
-    **{"ladder": ladder, "wordings": wordings, "attribution": attribution, "ablation": ablation, "varied": varied},
-    **{"known": known, "own": own},
-}
-
-
-def made(folder: Path) -> str:
+def made(runs: dict[str, Tables]) -> str:
     """Say with what the runs were made, and how long all of them took."""
-    records = [json.loads((folder / name / "run.json").read_text("utf-8")) for name in _runs()]
-    minutes = sum(sum(record["seconds"].values()) for record in records) / 60
-    longest = max(sum(record["seconds"].values()) for record in records) / 60
-    versions = {json.dumps(record["versions"], sort_keys=True) for record in records}
-    one = json.loads(versions.pop())
-    if versions:
-        raise SystemExit(f"The runs in {folder} were made with different versions; make them again.")
-    names = ("python", "torch", "transformers", "transformer_lens")
+    table = pd.concat([tables["run"] for tables in runs.values()])
+    differing = [name for name in table.columns.drop(["chance", "minutes"]) if table[name].nunique() > 1]
+    if differing:
+        raise SystemExit(f"The runs were made with different versions of {', '.join(differing)}; make them again.")
+    versions = ", ".join(
+        f"{name} {table[name].iloc[0]}" for name in ("python", "torch", "transformers", "transformer_lens", "code")
+    )
+    minutes = table["minutes"]
     return (
-        f"{len(records)} runs, {minutes:.0f} minutes on two cores, the longest {longest:.0f} minutes; "
-        f"{', '.join(f'{name} {one[name]}' for name in names)}; code {one['code']}."
+        f"{len(table)} runs took {minutes.sum():.0f} minutes on two cores, the longest {minutes.max():.0f} minutes. "
+        f"Versions: {versions} (a hash of the library's)."
     )
 
 
-def commands(folder: Path) -> str:
+def commands(runs: dict[str, Tables]) -> str:
     """The command of each run, and how long it took."""
-    rows = []
-    for name in _runs():
-        record = json.loads((folder / name / "run.json").read_text("utf-8"))
-        seconds = sum(record["seconds"].values())
-        rows.append([name, f"{seconds / 60:.1f}", f"`tl-neuronshare {shlex.join(command_of(name))}`"])
+    rows = [
+        [name, f"{tables['run']['minutes'].item():.1f}", f"`tl-neuronshare {shlex.join(command_of(name))}`"]
+        for name, tables in runs.items()
+    ]
     return _markdown(rows, ("run", "minutes", "command"))
+
+
+BLOCKS: dict[str, Callable[[dict[str, Tables]], str]] = {
+    **{"answers": answers, "accuracy": accuracy, "types": types, "persistence": persistence, "languages": languages},
+    **{"ladder": ladder, "wordings": wordings, "attribution": attribution, "ablation": ablation, "varied": varied},
+    **{"known": known, "own": own, "made": made, "commands": commands},
+}
 
 
 def filled(page: str, folder: Path) -> str:
     """Return the page with its tables made again, between the lines `<!-- NAME -->` and `<!-- end -->`."""
     runs = read(folder)
-    texts = {name: make(runs) for name, make in BLOCKS.items()} | {"made": made(folder), "commands": commands(folder)}
 
     def fill(match: re.Match[str]) -> str:
-        return f"<!-- {match[1]} -->\n{texts[match[1]]}\n<!-- end -->"
+        return f"<!-- {match[1]} -->\n{BLOCKS[match[1]](runs)}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
 
@@ -603,7 +620,8 @@ def main() -> None:
             raise SystemExit(f"There is no run {sorted(unknown)[0]!r}; there are {', '.join(_runs())}.")
         run(args.names or _runs())
     else:
-        keep(RUNS, KEPT)
+        if missing := keep(RUNS, KEPT):
+            raise SystemExit(f"The page is not made yet, since these runs are missing: {', '.join(missing)}.")
         page = KEPT.with_suffix(".md")
         page.write_text(filled(page.read_text("utf-8"), KEPT), "utf-8")
 

@@ -62,12 +62,14 @@ def _anonymous() -> int:
 
 
 @contextmanager
-def _watched() -> Iterator[list[int]]:
-    """Collect how much memory is held, again and again."""
+def watched(every: float = _EVERY, *, gives_back: bool = False) -> Iterator[list[int]]:
+    """Collect how much memory is held, again and again, maybe after giving back what was freed."""
     seen, is_over = [_anonymous()], threading.Event()
 
     def look() -> None:
-        while not is_over.wait(_EVERY):
+        while not is_over.wait(every):
+            if gives_back:
+                give_back()
             seen.append(_anonymous())
 
     thread = threading.Thread(target=look)
@@ -86,13 +88,13 @@ def _most(job: Job, device: torch.device) -> int:
         before = torch.cuda.memory_allocated()
         job()
         return torch.cuda.max_memory_allocated() - before
-    _give_back()
-    with _watched() as seen:
+    give_back()
+    with watched() as seen:
         job()
     return max(seen) - seen[0]
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Give what was freed back to the system, where the C library can: otherwise a job would use it unseen."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
