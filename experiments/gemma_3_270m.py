@@ -92,7 +92,7 @@ STUDY = "--scoring choice --seeds 1"
 NEAREST = "--controls random-active other-example"
 
 
-def _runs() -> dict[str, str]:
+def runs_by_name() -> dict[str, str]:
     """Return the words of each run's command, without model and folder, by the name of its folder."""
     runs: dict[str, str] = {}
     # What it knows, with the all-shared neurons switched off beside it.
@@ -154,7 +154,7 @@ def _runs() -> dict[str, str]:
 
 def command_of(name: str) -> list[str]:
     """Return the words of a run's command after `tl-neuronshare`."""
-    words = shlex.split(_runs()[name])
+    words = shlex.split(runs_by_name()[name])
     model = SHUFFLED if name.endswith("-shuffled") else GEMMA
     return [words[0], "--model", model, *words[1:], "--out", str(RUNS / name)]
 
@@ -197,7 +197,7 @@ def keep(source: Path, target: Path) -> list[str]:
 
     Returns the names of the runs that are neither complete nor kept already.
     """
-    for name in _runs():
+    for name in runs_by_name():
         if not _is_done(source / name, name):
             continue
         record = _record(source, name)
@@ -210,7 +210,7 @@ def keep(source: Path, target: Path) -> list[str]:
                 _used(pd.read_csv(file), file.stem).to_csv(target / name / file.name, index=False, float_format="%.6g")
         if name in FIGURES:
             shutil.copy(source / name / FIGURES[name], target / f"{name}.png")
-    return [name for name in _runs() if not _is_done(target / name, name)]
+    return [name for name in runs_by_name() if not _is_done(target / name, name)]
 
 
 def _is_done(folder: Path, name: str) -> bool:
@@ -229,7 +229,7 @@ def _used(table: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 def read(folder: Path) -> dict[str, Tables]:
     """Read the tables of each run, and its record as a table of one row."""
-    runs = {name: {file.stem: pd.read_csv(file) for file in (folder / name).glob("*.csv")} for name in _runs()}
+    runs = {name: {file.stem: pd.read_csv(file) for file in (folder / name).glob("*.csv")} for name in runs_by_name()}
     for name, tables in runs.items():
         record = _record(folder, name)
         minutes = sum(record["seconds"].values()) / 60
@@ -616,9 +616,9 @@ def main() -> None:
     if args.what == "models":
         shuffled(gemma(Path(GEMMA)), Path(SHUFFLED))
     elif args.what == "run":
-        if unknown := set(args.names) - set(_runs()):
-            raise SystemExit(f"There is no run {sorted(unknown)[0]!r}; there are {', '.join(_runs())}.")
-        run(args.names or _runs())
+        if unknown := set(args.names) - set(runs_by_name()):
+            raise SystemExit(f"There is no run {sorted(unknown)[0]!r}; there are {', '.join(runs_by_name())}.")
+        run(args.names or runs_by_name())
     else:
         if missing := keep(RUNS, KEPT):
             raise SystemExit(f"The page is not made yet, since these runs are missing: {', '.join(missing)}.")
