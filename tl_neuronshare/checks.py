@@ -26,7 +26,7 @@ _LARGEST = float(torch.finfo(torch.float32).max)
 def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:
     """Check that a value is one of the known strings.
 
-    Example:
+    Examples:
         >>> one_of("site", "post", ("post", "gate"))
         'post'
     """
@@ -51,7 +51,7 @@ def is_count(value: Any, least: int = 1) -> bool:
 def count(name: str, value: Any, *, least: int = 1, such_as: int | None = None) -> int:
     """Check that a value is a whole number of at least `least`.
 
-    Example:
+    Examples:
         >>> count("n_resamples", 100)
         100
     """
@@ -79,7 +79,7 @@ def finite(name: str, value: Any, *, such_as: str = "0.0") -> float:
 def instance(name: str, value: Any, kind: type[_Kind]) -> _Kind:
     """Check that a value is of a class.
 
-    Example:
+    Examples:
         >>> instance("n", 3, int)
         3
     """
@@ -100,7 +100,7 @@ def distinct(
 ) -> list[Any]:
     """Check that values are all different and, where `known` is given, all known; return them as a list.
 
-    Example:
+    Examples:
         >>> distinct("seeds", range(3))
         [0, 1, 2]
     """
@@ -117,7 +117,7 @@ def distinct(
 def layer_numbers(name: str, value: Any, *, n_layers: int | None = None) -> list[int]:
     """Check that values are the numbers of layers, each once; return them as a list.
 
-    Example:
+    Examples:
         >>> layer_numbers("layers", range(1, 3), n_layers=4)
         [1, 2]
     """
@@ -154,7 +154,7 @@ def selected(name: str, n: int, examples: Any) -> Sequence[int]:
         NeuronShareError: the value is a bare number or does not select examples, an example does not exist or is
             selected twice, the number of booleans differs from that of the examples, or nothing is selected.
 
-    Example:
+    Examples:
         >>> selected("prompts", 3, slice(1, None)), selected("prompts", 3, [True, False, True])
         (range(1, 3), [0, 2])
     """
@@ -244,7 +244,7 @@ def option(default: Any, check: Checker, *, help: str = "", **argument: Any) -> 
 class Options:
     """Options that belong together: the base of frozen dataclasses of `option` fields, which are checked when made.
 
-    Example:
+    Examples:
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
         ... class Drawing(Options):

@@ -49,7 +49,7 @@ class ParallelPrompts:
         NeuronShareError: fewer than two languages, a language called "all", languages of different length, no examples,
             a prompt that is empty or not a string, a string where a list belongs, answers or choices that do not fit.
 
-    Example:
+    Examples:
         >>> prompts = ParallelPrompts({"en": ["Two and two is", "Red and"], "de": ["Zwei und zwei ist", "Rot und"]})
         >>> prompts
         ParallelPrompts(2 examples x 2 languages: en, de)
@@ -172,7 +172,7 @@ class ParallelPrompts:
         Raises:
             NeuronShareError: a language that is not there, or fewer than two.
 
-        Example:
+        Examples:
             >>> ParallelPrompts({"en": ["a"], "de": ["b"], "fr": ["c"]}).select(["fr", "en"]).languages
             ('fr', 'en')
         """
@@ -195,7 +195,7 @@ class ParallelPrompts:
         Raises:
             NeuronShareError: no example fulfils the condition, or a table lacks an example in some language.
 
-        Example:
+        Examples:
             >>> prompts = ParallelPrompts({"en": ["Red and", "Two and two is"], "de": ["Rot und", "Zwei und zwei ist"]})
             >>> prompts.where(lambda row: len(row["prompts"]["en"]) > 10).prompts["de"]
             ('Zwei und zwei ist',)
@@ -249,7 +249,7 @@ class ParallelPrompts:
         Raises:
             NeuronShareError: the tokenizer has no chat template, or it refuses the messages.
 
-        Example:
+        Examples:
             >>> from transformers import AutoTokenizer
             >>> tokenizer = AutoTokenizer.from_pretrained(demo_directory)
             >>> tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} [answer]"
@@ -278,7 +278,7 @@ class ParallelPrompts:
     def to_frame(self) -> pd.DataFrame:
         """Make a long table, one row for each example and language: example, language, prompt[, answer][, choices].
 
-        Example:
+        Examples:
             >>> print(ParallelPrompts({"en": ["Red and"], "de": ["Rot und"]}).to_frame().to_string(index=False))
              example language  prompt
                    0       en Red and
@@ -305,7 +305,7 @@ class ParallelPrompts:
         Raises:
             NeuronShareError: a column is missing, an example lacks a language, or a pair of both appears twice.
 
-        Example:
+        Examples:
             >>> table = pd.DataFrame({"example": [7, 7], "language": ["en", "de"], "prompt": ["Red and", "Rot und"]})
             >>> ParallelPrompts.from_frame(table).prompts
             {'en': ('Red and',), 'de': ('Rot und',)}
@@ -334,7 +334,7 @@ class ParallelPrompts:
         Raises:
             NeuronShareError: as for `from_frame`, or for a DatasetDict (choose a split).
 
-        Example:
+        Examples:
             >>> from datasets import Dataset
             >>> rows = {"example": [0, 0], "language": ["en", "de"], "prompt": ["Red and", "Rot und"]}
             >>> len(ParallelPrompts.from_dataset(Dataset.from_dict(rows)))
@@ -422,7 +422,7 @@ class PromptHashes(Sequence[str]):
     Attributes:
         numbers: the hashes. Those of an example are in the order of their digits, whatever the order of languages.
 
-    Example:
+    Examples:
         >>> hashes = PromptHashes.of(["00000000000000ff 96b6ee1101175c4c"])
         >>> hashes.numbers
         tensor([[                 255, -7586614765458858932]])
@@ -485,7 +485,7 @@ def _sorted(hashes: NDArray[np.uint64]) -> Int[Tensor, "example language"]:
 def hashes_of(prompts: ParallelPrompts) -> PromptHashes:
     """Hash each example's prompts in all languages; hashes are sorted, so that the order of languages does not matter.
 
-    Example:
+    Examples:
         >>> prompts = ParallelPrompts({"en": ["Red and"], "de": ["Rot und"], "fr": ["Rouge et"]})
         >>> hashes_of(prompts) == hashes_of(prompts.select(["fr", "de", "en"]))
         True
@@ -507,7 +507,7 @@ def are_of(hashes: str, others: str) -> bool:
 def short_hash(text: str) -> str:
     """Shorten a text to sixteen hexadecimal digits that stand for it.
 
-    Example:
+    Examples:
         >>> short_hash("Rot und")
         '96b6ee1101175c4c'
     """

@@ -102,7 +102,7 @@ def cross_ablation(
     Warns:
         UserWarning: the weights are folded or centred, and `magnitude` is among the controls.
 
-    Example:
+    Examples:
         >>> texts = {"en": ["Country code of Peru → PE"], "de": ["Ländercode von Peru → PE"]}
         >>> masks = ns.methods.lape(ns.activation_rates(model, texts))
         >>> table = cross_ablation(model, texts, masks, controls=["random"], seeds=[0])

@@ -91,7 +91,7 @@ def dose_response(
 
     Source: ours.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> table = dose_response(model, prompts, ns.categorise(model, prompts), shares=[0.5, 1.0], seeds=[0])
         >>> sorted(table["ablated"].unique())

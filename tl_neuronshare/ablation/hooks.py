@@ -83,7 +83,7 @@ def ablation_hooks(
 
     Source: the paper's deactivation (arXiv 2406.09265v2) is `zero` at all positions.
 
-    Example:
+    Examples:
         >>> mask = ns.categorise(model, ns.demo.prompts()[9:10], progress=False).mask("all-shared")[0]
         >>> prompt = ns.demo.prompts().prompts["en"][9]
         >>> for hooks in ([], ablation_hooks(model, mask), ablation_hooks(model, mask, mode="scale", values=2)):

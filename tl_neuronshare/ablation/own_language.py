@@ -21,7 +21,7 @@ class OwnLanguage:
     Args:
         languages: those that are measured.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:2].select(["en", "de"])
         >>> masks = ns.methods.lape(ns.activation_rates(model, prompts.prompts), share=0.1)
         >>> own = OwnLanguage(prompts.languages)

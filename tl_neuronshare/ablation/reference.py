@@ -53,7 +53,7 @@ def reference_values(
         NeuronShareError: the model or an option is unsuitable, there are no texts, or a prompt is too short or too
             long.
 
-    Example:
+    Examples:
         >>> means = reference_values(model, {"en": ["Country code of Peru →", "Country code of Chad →"]})
         >>> hooks = ablation_hooks(model, means["en"] > 1, mode="mean", values=means["en"])
         >>> means["en"].shape  # layer neuron

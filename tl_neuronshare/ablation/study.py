@@ -146,7 +146,7 @@ def ablation_study(
 
     Source: arXiv 2406.09265v2, deactivation; the controls are ours.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> table = ablation_study(model, prompts, ns.categorise(model, prompts), types=["all-shared"], seeds=[0])
         >>> table.query("language == 'all' and metric == 'accuracy'")[["type", "ablated"]].to_numpy().tolist()[:3]

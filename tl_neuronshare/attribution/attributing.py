@@ -115,7 +115,7 @@ def attribute(
 
     Source: arXiv 2406.09265v1, contribution score and effective score; the intervals and controls are ours.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:3]
         >>> table = attribute(model, prompts, ns.categorise(model, prompts))
         >>> shares = table.query("language == 'en' and layer == 3 and statistic == 'top_share'")
@@ -192,7 +192,7 @@ def top_neurons(
     Warns:
         UserWarning: as in `attribute`.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:3]
         >>> table = top_neurons(model, prompts, ns.categorise(model, prompts), n=5)
         >>> list(table.columns)[:5]

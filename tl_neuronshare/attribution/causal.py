@@ -76,7 +76,7 @@ def causal_check(
     Warns:
         UserWarning: as `attribute`.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:1].select(["en", "de"])
         >>> table = causal_check(model, prompts, ns.categorise(model, prompts), n_neurons=16)
         >>> row = table.query("target == 'logit' and layer == 3 and score == 'full' and language == 'all'").iloc[0]

@@ -78,7 +78,7 @@ def describe_neurons(
             way that is neither a norm nor a multiplier of the configuration, so that the tokens are those that the
             MLP's output promotes, and not what is added.
 
-    Example:
+    Examples:
         >>> table = describe_neurons(model, [(3, 7)], sharing=sharing, prompts={"en": ["Country code of Peru →"]})
         >>> list(table.columns)[:4], len(table["promotes"][0])
         (['layer', 'neuron', 'promotes', 'suppresses'], 10)

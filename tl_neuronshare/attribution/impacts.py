@@ -115,7 +115,7 @@ class Impacts:
         record: how the scores are made, for the metadata of a result.
         warnings: what a user should know about these scores.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> impacts = Impacts(model, prompts, ns.categorise(model, prompts), ImpactOptions(), Running())
         >>> largest = []

@@ -30,7 +30,7 @@ def load_model(*, backend: Backend = "auto", device: str | torch.device | None =
     Raises:
         NeuronShareError: the backend is unknown, or `hooked` is asked for on TransformerLens 4.
 
-    Example:
+    Examples:
         >>> load_model(device="cpu").cfg.n_layers
         4
     """
@@ -44,7 +44,7 @@ def load_model(*, backend: Backend = "auto", device: str | torch.device | None =
 def prompts() -> ParallelPrompts:
     """Return facts that the model gets right in all nine languages, with answers and choices, in a fixed order.
 
-    Example:
+    Examples:
         >>> prompts().languages
         ('en', 'de', 'es', 'fr', 'ru', 'th', 'tr', 'vi', 'zh')
     """

@@ -64,7 +64,7 @@ def answer_languages(
     The detector is lingua, which tells short texts of 75 languages apart by n-grams, without a network, and always
     gives the same answer. It comes with `pip install "tl_neuronshare[detection]"`.
 
-    Example:
+    Examples:
         >>> table = answer_languages(model, {"en": ["Country code of Peru →"]}, candidates=["en", "de"])
         >>> list(table.columns)
         ['language', 'example', 'answered', 'confidence', 'text']
@@ -108,7 +108,7 @@ class Detector:
     Raises:
         NeuronShareError: the detector is not installed, or does not know a language.
 
-    Example:
+    Examples:
         >>> Detector(["en", "de"])("Das ist ein Haus.")[0]
         'de'
     """

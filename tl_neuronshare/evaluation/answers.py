@@ -56,7 +56,7 @@ def continuations(
         NeuronShareError: a text adds no token, is longer than the context together with its prompt, or merges with the
             first token of a prompt without BOS.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[9:10]
         >>> continuation = continuations(model, prompts, "en", [prompts.answers["en"]]).each[0]
         >>> model.tokenizer.decode(continuation.before), model.tokenizer.decode(continuation.scored)

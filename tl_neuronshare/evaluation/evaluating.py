@@ -162,7 +162,7 @@ def evaluate(
             first token of a prompt without BOS; an option or hook is unknown; a hook does not fire; or a
             log-probability is NaN.
 
-    Example:
+    Examples:
         >>> table = evaluate(model, ns.demo.prompts()[9:10].select(["en", "zh"]))
         >>> print(table[["language", "correct", "log_prob", "prediction"]].round(2).to_string(index=False))
         language  correct  log_prob prediction

@@ -49,7 +49,7 @@ def perplexity(
         NeuronShareError: there are no texts, a text has fewer than two tokens or more than the context, or a hook is
             unknown.
 
-    Example:
+    Examples:
         >>> texts = {"en": ["Country code of Peru → PE"], "de": ["Ländercode von Peru → PE"]}
         >>> perplexity(model, texts)[["language", "perplexity", "tokens"]].round(2)
           language  perplexity  tokens

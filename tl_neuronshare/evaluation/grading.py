@@ -12,7 +12,7 @@ _SENTENCE_ENDS = ".,;:!?…。，、；：！？।؟،"
 def is_right(prediction: str, answer: str, *, by_number: bool) -> bool:
     """Whether a prediction is the answer: both have the same last number, or the same text once it is normalised.
 
-    Example:
+    Examples:
         >>> is_right("That makes 1,200.", "1200", by_number=True), is_right("paris.", " Paris", by_number=False)
         (True, True)
     """
@@ -26,7 +26,7 @@ def normalised(text: str) -> str:
 
     Invisible characters (marks of direction, zero-width joiners, soft hyphens ...) are left out.
 
-    Example:
+    Examples:
         >>> normalised(" „Ｐaris“.") == normalised("paris"), normalised("-.5 %"), normalised("C#")
         (True, '-.5 %', 'c#')
     """

@@ -33,7 +33,7 @@ def last_number(text: str) -> Decimal | None:
     currency (EUR20), and a note in brackets (Paris [1]). A fraction that is one character (½) counts as its value. A
     fraction with a stroke (1/2) is two numbers, and the last is the lower one.
 
-    Example:
+    Examples:
         >>> last_number("2 Kisten zu 600, also 1.200"), last_number("It is 1,200.50 $."), last_number("1 200 pommes")
         (Decimal('1200'), Decimal('1200.50'), Decimal('1200'))
         >>> last_number("๑๘ ตัว"), last_number("-3,5 °C"), last_number("1,20,000 रुपये"), last_number("none")

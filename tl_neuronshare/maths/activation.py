@@ -31,7 +31,7 @@ def as_position(position: Any) -> Position:
     Raises:
         NeuronShareError: the position is neither one of the names nor a negative index.
 
-    Example:
+    Examples:
         >>> as_position(-1), as_position(-2), as_position("any")
         ('last', -2, 'any')
     """
@@ -53,7 +53,7 @@ def tokens_needed(position: Position) -> int:
 def nth_from_the_end(counted: Bool[Tensor, "prompt position"], nth: int) -> Int[Tensor, " prompt"]:
     """Return the place of each prompt's nth counted token from the end; each prompt must have at least n of them.
 
-    Example:
+    Examples:
         >>> nth_from_the_end(torch.tensor([[False, True, True, True], [True, True, True, False]]), 2)
         tensor([2, 1])
     """
@@ -76,7 +76,7 @@ def extreme(
         counted: which tokens to look at, at least one in each prompt; None is all.
         position: which of the two values to return.
 
-    Example:
+    Examples:
         >>> values, counted = torch.tensor([[[9.0], [-1.0], [1.0]]]), torch.tensor([[False, True, True]])
         >>> extreme(values, counted, "any"), extreme(values, None, "any")[0]
         ((tensor([[1.]]), tensor([[1.]])), tensor([[9.]]))
@@ -109,7 +109,7 @@ def widened(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def quantile_of(threshold: str) -> float:
     """Return the quantile that a threshold such as "90%" names, above 0 and below 1; NaN if it names none.
 
-    Example:
+    Examples:
         >>> quantile_of("90%"), quantile_of("high")
         (0.9, nan)
     """
@@ -122,7 +122,7 @@ def quantile_of(threshold: str) -> float:
 def absolute(values: Float[Tensor, "*batch neuron"], threshold: Threshold) -> Number | Float[Tensor, "*batch 1"]:
     """Return a threshold as a number or, if it is a quantile, as that quantile of each row's values.
 
-    Example:
+    Examples:
         >>> absolute(torch.tensor([[0.0, 1.0, 4.0], [2.0, 0.0, 8.0]]), "75%")
         tensor([[2.5000],
                 [5.0000]])
@@ -148,7 +148,7 @@ def count_borderline(
     sign in float32 (docs/categorise.md has the measurements). Values equal to the threshold and values of 0 do not
     count.
 
-    Example:
+    Examples:
         >>> values, eps = torch.tensor([[1.0, -1.0, 3e-7, 0.0]]), torch.finfo(torch.float32).eps
         >>> count_borderline(values, [0.0, 1.0, 1.0 + eps], torch.tensor([[0.7]]), torch.float32)
         tensor([[1],
@@ -186,7 +186,7 @@ def neurons_of(widths: Sequence[int], n_measured: int | None = None) -> Bool[Ten
         widths: how many neurons each layer has.
         n_measured: how many of the layers count, from the first; all by default.
 
-    Example:
+    Examples:
         >>> neurons_of([2, 1])
         tensor([[ True,  True],
                 [ True, False]])
@@ -203,7 +203,7 @@ def pack_above(
 
     This is done on the values' device.
 
-    Example:
+    Examples:
         >>> pack_above(torch.tensor([0.5, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.1, 2.0]), 0.0)
         tensor([129, 128], dtype=torch.uint8)
     """
@@ -216,7 +216,7 @@ def pack_above(
 def pack(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "*batch byte"]:
     """Pack booleans on the CPU, eight neurons to a byte.
 
-    Example:
+    Examples:
         >>> pack(torch.tensor([True, False, False, False, False, False, False, True, True]))
         tensor([129, 128], dtype=torch.uint8)
     """
@@ -234,7 +234,7 @@ def pack_with_torch(activated: Bool[Tensor, "*batch neuron"]) -> UInt8[Tensor, "
 def count_true(mask: Bool[Tensor, "*batch neuron"]) -> Int[Tensor, "*batch"]:
     """Count the booleans that are True in each row; on a CPU, many times faster than a sum.
 
-    Example:
+    Examples:
         >>> count_true(torch.tensor([[True, False, True], [False, False, False]]))
         tensor([2, 0])
     """
@@ -249,7 +249,7 @@ def unpack(packed: UInt8[Tensor, "*batch byte"], width: int) -> Bool[Tensor, "*b
 def count_bits(packed: UInt8[Tensor, "*batch byte"]) -> Int[Tensor, "*batch"]:
     """Count the booleans that are True in each row of packed ones, without unpacking them.
 
-    Example:
+    Examples:
         >>> count_bits(pack(torch.tensor([[True, False, True], [False, False, False]])))
         tensor([2, 0])
     """

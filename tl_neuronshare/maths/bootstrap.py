@@ -23,7 +23,7 @@ class Bootstrap:
     Raises:
         NeuronShareError: n_resamples is not a whole number above 0.
 
-    Example:
+    Examples:
         >>> low, high = Bootstrap(1000).intervals(np.arange(20.0))
         >>> bool(low < 9.5 < high)
         True
@@ -80,7 +80,7 @@ class Bootstrap:
 class Collected:
     """Collect values of examples in pieces: few are kept in memory, and many in a temporary file.
 
-    Example:
+    Examples:
         >>> collected = Collected(float)
         >>> collected.add(np.ones((2, 3)))
         >>> collected.add(np.zeros((1, 3)))

@@ -25,7 +25,7 @@ def independent_types(activated: Float[Tensor, "*batch language layer"]) -> Floa
         Shares, 0 to 1, in the order of NeuronType (non-activated first). They depend only on how many neurons are
         activated, not on which.
 
-    Example:
+    Examples:
         >>> independent_types(torch.tensor([[0.5], [0.5]]))[:, 0]  # two languages that each activate half of a layer
         tensor([0.2500, 0.5000, 0.0000, 0.2500])
     """
@@ -42,7 +42,7 @@ def independent_types(activated: Float[Tensor, "*batch language layer"]) -> Floa
 def jaccard(intersection: _Value, first: _Value, second: _Value) -> _Value:
     """Compute the Jaccard index |A and B| / |A or B| of two sets from their sizes; NaN where both are empty.
 
-    Example:
+    Examples:
         >>> jaccard(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(3.0))
         tensor(0.5000)
     """
@@ -57,7 +57,7 @@ def expected_intersection(
     `jaccard` of the result is the index of the expected counts. The expected index is a little larger: for two sets of
     10 out of 100 neurons, it is .055 rather than .053. The more neurons, the smaller the difference.
 
-    Example:
+    Examples:
         >>> expected_intersection(torch.tensor([10.0]), torch.tensor([50.0]), torch.tensor([100.0]))
         tensor([5.])
     """
@@ -72,7 +72,7 @@ def index_and_chance(
 ) -> tuple[Float[Tensor, "*batch layer_and_all"], Float[Tensor, "*batch layer_and_all"]]:
     """Return the Jaccard index from counts, and that of as many random neurons; last from the sums over layers.
 
-    Example:
+    Examples:
         >>> common, sizes = torch.tensor([[2.0, 1.0]]), torch.tensor([[3.0, 1.0]])
         >>> index_and_chance(common, sizes, sizes, [6, 2])[0]
         tensor([[0.5000, 1.0000, 0.6000]])

@@ -22,7 +22,7 @@ def drawn(
 ) -> Bool[Tensor, "*batch layer neuron"]:
     """Draw `count` neurons of each layer: those with the most noise among the neurons in `within`.
 
-    Example:
+    Examples:
         >>> noise, within = torch.tensor([[0.9, 0.5, 0.7]]), torch.tensor([[False, True, True]])
         >>> drawn(noise, torch.tensor([1]), within)
         tensor([[False, False,  True]])
@@ -55,7 +55,7 @@ def matched(
     outside the mask whose impact is nearest to its own; of several, the one that comes first. All layers and examples
     are computed together.
 
-    Example:
+    Examples:
         >>> mask, impact = torch.tensor([[True, False, False]]), torch.tensor([[1.0, 2.0, 4.0]])
         >>> matched(torch.rand(1, 3), mask, impact)
         (tensor([[False,  True, False]]), tensor([[ True, False, False]]))

@@ -41,7 +41,7 @@ def excess(
 
     Source: Hoeffding (1948), on U-statistics; the estimate from several draws is ours.
 
-    Example:
+    Examples:
         >>> same, different = np.tile([[8], [6]], (10, 1)), np.tile([[3], [5]], (10, 1))
         >>> [round(float(each[0]), 2) for each in excess(same, [(different, [0, 2]), (different, [0, 4])])]
         [3.0, 1.57, 4.43]
@@ -87,7 +87,7 @@ def deviations(n: Any) -> Any:
 
     This is Student's distribution, by the first term of its expansion.
 
-    Example:
+    Examples:
         >>> round(deviations(60), 2), round(deviations(10**6), 2)
         (2.0, 1.96)
     """

@@ -29,7 +29,7 @@ def generation_impact(
 
     Source: the paper's contribution score (arXiv 2406.09265v1).
 
-    Example:
+    Examples:
         >>> generation_impact(torch.tensor([-2.0, 1.0]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
         tensor([10.,  1.])
     """
@@ -39,7 +39,7 @@ def generation_impact(
 def lengths(W_out: Float[Tensor, "*layers neuron d_model"]) -> Float[Tensor, "*layers neuron"]:  # noqa: N803
     """Return the length of each neuron's row of W_out, in at least float32.
 
-    Example:
+    Examples:
         >>> lengths(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
         tensor([5., 1.])
     """
@@ -61,7 +61,7 @@ def correctness_impact(
 
     Source: the paper's effective score (arXiv 2406.09265v1).
 
-    Example:
+    Examples:
         >>> W_out = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
         >>> correctness_impact(torch.tensor([-2.0, 1.0]), W_out, torch.tensor([1.0, 0.5]))
         tensor([-10.0000,   0.5000])
@@ -75,7 +75,7 @@ def projected(
 ) -> Float[Tensor, "*result neuron"]:
     """Return the dot product of each neuron's row of W_out with a direction, in at least float32.
 
-    Example:
+    Examples:
         >>> projected(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([1.0, 0.5]))
         tensor([5.0000, 0.5000])
     """
@@ -87,7 +87,7 @@ def projected(
 def largest(scores: Float[Tensor, "*batch neuron"], k: int) -> Bool[Tensor, "*batch neuron"]:
     """Mark the k largest scores of each row; among equal scores, those that come first.
 
-    Example:
+    Examples:
         >>> largest(torch.tensor([1.0, 3.0, 1.0, 1.0]), 2)
         tensor([ True,  True, False, False])
     """
@@ -123,7 +123,7 @@ class NormFormula:
     def times(cls, factor: float) -> NormFormula:
         """Return the formula that only multiplies; by 1, it is that of a model without a norm.
 
-        Example:
+        Examples:
             >>> NormFormula.times(0.5)(torch.tensor([3.0, 1.0]))
             tensor([1.5000, 0.5000])
         """
@@ -137,7 +137,7 @@ class NormFormula:
     def __call__(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the norm's output for a vector, without its bias.
 
-        Example:
+        Examples:
             >>> NormFormula(weight=2.0, eps=0.0)(torch.tensor([3.0, 1.0]))
             tensor([ 2., -2.])
         """
@@ -146,7 +146,7 @@ class NormFormula:
     def weighted(self, vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return what the norm makes of vectors, before they are divided by the scale.
 
-        Example:
+        Examples:
             >>> NormFormula(weight=2.0).weighted(torch.tensor([3.0, 1.0]))
             tensor([ 2., -2.])
         """
@@ -155,7 +155,7 @@ class NormFormula:
     def scale(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
         """Return the number by which the norm divides a vector.
 
-        Example:
+        Examples:
             >>> NormFormula(eps=0.0).scale(torch.tensor([3.0, 1.0]))
             tensor([1.])
         """
@@ -166,7 +166,7 @@ class NormFormula:
     def unscaled(self, unembedding: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return the direction in which the dot product with a vector grows, before it is divided by the scale.
 
-        Example:
+        Examples:
             >>> NormFormula(weight=2.0).unscaled(torch.tensor([1.0, 0.0]))
             tensor([ 1., -1.])
         """
@@ -177,7 +177,7 @@ class NormFormula:
     ) -> Float[Tensor, "*batch d_model"]:
         """Return the direction in which the logit grows if the scale stays as it is for this residual stream.
 
-        Example:
+        Examples:
             >>> norm, r, y = NormFormula(weight=2.0), torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 0.0])
             >>> bool(torch.isclose(norm.frozen(y, r) @ r, norm(r) @ y))
             True
@@ -189,7 +189,7 @@ class NormFormula:
     ) -> Float[Tensor, "*batch d_model"]:
         """Return the logit's gradient at this residual stream, which includes the change of the scale.
 
-        Example:
+        Examples:
             >>> norm, r, y = NormFormula(weight=2.0), torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 0.0])
             >>> step = torch.tensor([1e-3, 0.0, 0.0])
             >>> torch.isclose(norm.full(y, r) @ step, (norm(r + step) - norm(r)) @ y, rtol=1e-2)

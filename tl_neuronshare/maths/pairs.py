@@ -58,7 +58,7 @@ def interval_of_pairs(
 
     Source: as Fafchamps and Gubert (2007) for regressions on pairs; means over partners are ours.
 
-    Example:
+    Examples:
         >>> first = np.arange(20)
         >>> pairs = Pairs(first, (first + 1) % 20, (first % 2).astype(float)[:, None])
         >>> [round(float(each[0]), 2) for each in interval_of_pairs(pairs)]

@@ -21,7 +21,7 @@ def benjamini_hochberg(p_values: Sequence[float] | NDArray[np.float64]) -> NDArr
 
     Source: Benjamini and Hochberg (1995).
 
-    Example:
+    Examples:
         >>> benjamini_hochberg([0.01, 0.04, 0.03, float("nan")]).round(3).tolist()
         [0.03, 0.04, 0.04, nan]
     """

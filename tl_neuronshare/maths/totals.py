@@ -17,7 +17,7 @@ from torch import Tensor
 class Counts:
     """Sum counts of neurons and their squares over examples, and keep the least and the most.
 
-    Example:
+    Examples:
         >>> counts = Counts()
         >>> counts.add(torch.tensor([[1], [3]]))  # example layer
         >>> counts.add(torch.tensor([[2]]))
@@ -59,7 +59,7 @@ class Means:
     Attributes:
         n: how many numbers are averaged, of the shape of one example's numbers.
 
-    Example:
+    Examples:
         >>> means = Means()
         >>> means.add(torch.tensor([[1.0, torch.nan], [2.0, torch.nan]], dtype=torch.float64))
         >>> means.add(torch.tensor([[3.0, torch.nan]], dtype=torch.float64))
@@ -88,7 +88,7 @@ def one_after_the_other(
 ) -> Float[Tensor, ...]:
     """Add (or multiply) the values of each example in turn to what there is; torch's own sums change with the shape.
 
-    Example:
+    Examples:
         >>> one_after_the_other(np.multiply, torch.tensor([2.0]), torch.tensor([[3.0], [4.0]]))
         tensor([24.])
     """

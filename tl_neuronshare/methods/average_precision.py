@@ -47,7 +47,7 @@ def average_precision(
     Source: Kojima et al. 2024 (arXiv 2404.02431), after Suau et al. 2020. Of neurons with equal average precision, the
     first of the model are chosen.
 
-    Example:
+    Examples:
         >>> values = {"en": torch.tensor([[[5.0, 1.0]], [[4.0, 0.0]]]), "de": torch.tensor([[[1.0, 1.0]]])}
         >>> average_precision(values, widths=[2], n=1, which="top")["en"]
         tensor([[ True, False]])
@@ -71,7 +71,7 @@ def precisions(
 ) -> dict[str, Float[Tensor, "layer neuron"]]:
     """Return each neuron's average precision for each language.
 
-    Example:
+    Examples:
         >>> values = {"en": torch.tensor([[[5.0, 1.0]], [[4.0, 0.0]]]), "de": torch.tensor([[[1.0, 1.0]]])}
         >>> precisions(values)["en"]
         tensor([[1.0000, 0.5833]], dtype=torch.float64)

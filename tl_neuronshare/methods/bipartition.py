@@ -40,7 +40,7 @@ def bipartition(histograms: ValueHistograms, *, share: float = 0.01) -> dict[str
     Source: distribution-aware language neurons (EMNLP 2026), with the default of its authors' code. They call the
     neurons of one language SLN and those of several MLN.
 
-    Example:
+    Examples:
         >>> counts = torch.tensor([[[[9, 1], [5, 5]]], [[[0, 10], [5, 5]]], [[[1, 9], [4, 6]]]])
         >>> bipartition(ValueHistograms(counts, languages=["en", "de", "fr"], widths=[2]), share=0.4)["en"]
         tensor([[ True, False]])
@@ -64,7 +64,7 @@ def bipartition(histograms: ValueHistograms, *, share: float = 0.01) -> dict[str
 def overlaps(histograms: ValueHistograms) -> Float[Tensor, "neuron pair"]:
     """Return the overlap of each pair of languages for each measured neuron, layer by layer.
 
-    Example:
+    Examples:
         >>> counts = torch.tensor([[[[9, 1], [5, 5]]], [[[0, 10], [5, 5]]]])
         >>> overlaps(ValueHistograms(counts, languages=["en", "de"], widths=[2]))
         tensor([[0.1000],

@@ -38,7 +38,7 @@ def sizes(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neuron"]
     Raises:
         NeuronShareError: a mask has a different shape.
 
-    Example:
+    Examples:
         >>> masks = {"lape": {"en": torch.tensor([[True, False], [False, False]])}}
         >>> print(sizes(masks, is_neuron=torch.ones(2, 2, dtype=torch.bool)).to_string(index=False))
         method language layer  neurons  percent
@@ -83,7 +83,7 @@ def agreement(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neur
     Raises:
         NeuronShareError: a mask has a different shape.
 
-    Example:
+    Examples:
         >>> first, second = torch.tensor([[True, True, False, False]]), torch.tensor([[False, True, False, True]])
         >>> masks = {"lape": {"en": first}, "mine": {"en": second}}
         >>> table = agreement(masks, is_neuron=torch.ones(1, 4, dtype=torch.bool))
@@ -142,7 +142,7 @@ def types(masks: Mapping[str, Masks], sharing: NeuronSharing) -> pd.DataFrame:
     Raises:
         NeuronShareError: a mask has a different shape.
 
-    Example:
+    Examples:
         >>> table = types({"all": {"en": sharing.is_neuron}}, sharing)
         >>> bool((table["percent"] - table["chance"]).abs().max() < 1e-6)
         True

@@ -35,7 +35,7 @@ def lape(rates: NeuronRates, *, share: float = 0.01, quantile: float = 0.95) -> 
     Source: Tang et al. 2024 (arXiv 2402.16438), with the defaults of its authors' code. Of neurons with equal LAPE at
     the end of the list, the first of the model are kept.
 
-    Example:
+    Examples:
         >>> counts = torch.tensor([[[9, 5, 0, 5]], [[0, 5, 9, 5]]])  # language layer neuron
         >>> rates = NeuronRates(counts, [10, 10], languages=["en", "de"], widths=[4])
         >>> lape(rates, share=0.5, quantile=0.7)
@@ -68,7 +68,7 @@ def rates_of_neurons(rates: NeuronRates) -> Float[Tensor, "language neuron"]:
 def bar(p: Float[Tensor, "language neuron"], quantile: float) -> Float[Tensor, ""]:
     """Return the rate that a share `quantile` of all rates does not exceed.
 
-    Example:
+    Examples:
         >>> bar(torch.tensor([[0.4, 0.1], [0.3, 0.2]]), 0.75)
         tensor(0.3000)
     """
@@ -79,7 +79,7 @@ def bar(p: Float[Tensor, "language neuron"], quantile: float) -> Float[Tensor, "
 def entropy(p: Float[Tensor, "language neuron"]) -> Float[Tensor, " neuron"]:
     """Return the entropy of each neuron's rates over the languages, in nats; 0 where no language activates it.
 
-    Example:
+    Examples:
         >>> entropy(torch.tensor([[0.4, 0.2, 0.0], [0.4, 0.0, 0.0]]))
         tensor([0.6931, 0.0000, 0.0000])
     """

@@ -57,7 +57,7 @@ def parallel_detection(
     number; a share of the neurons is our choice, since scores grow with a model's width. Of neurons with equal scores,
     the first of the model are chosen; one that writes nothing is never chosen.
 
-    Example:
+    Examples:
         >>> texts = {"en": ["Country code of Peru →", "Country code of Chad →"], "de": ["Ländercode von Peru →"]}
         >>> masks = parallel_detection(model, texts, share=0.1)
         >>> int(masks["de"].sum())  # a tenth of 2,048 neurons

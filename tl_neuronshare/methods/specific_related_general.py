@@ -45,7 +45,7 @@ def specific_related_general(
 
     Source: Zhang et al. 2026 (arXiv 2505.21505).
 
-    Example:
+    Examples:
         >>> counts = torch.tensor([[[9, 5, 0, 5]], [[0, 5, 9, 5]]])  # language layer neuron
         >>> rates = NeuronRates(counts, [10, 10], languages=["en", "de"], widths=[4])
         >>> specific_related_general(rates, share=0.5, quantile=0.7)
@@ -67,7 +67,7 @@ def largest_weight(rates: NeuronRates, *, share: float = 0.01, quantile: float =
 
     Source: Zhang et al. 2026 (arXiv 2505.21505), who search by halving.
 
-    Example:
+    Examples:
         >>> counts = torch.tensor([[[9, 5, 0, 5]], [[0, 5, 9, 5]]])  # language layer neuron
         >>> rates = NeuronRates(counts, [10, 10], languages=["en", "de"], widths=[4])
         >>> largest_weight(rates, share=0.5, quantile=0.7)
@@ -93,7 +93,7 @@ def by_number_of_languages(
     Raises:
         NeuronShareError: there are fewer than two languages.
 
-    Example:
+    Examples:
         >>> of_english, of_german = torch.tensor([[True, True, False]]), torch.tensor([[False, True, False]])
         >>> by_number_of_languages({"en": of_english, "de": of_german})["general"]
         tensor([[False,  True, False]])

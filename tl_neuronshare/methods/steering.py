@@ -55,7 +55,7 @@ def steering_hooks(
 
     Source: Pokharel et al. 2026, CLAS (arXiv 2601.16390).
 
-    Example:
+    Examples:
         >>> means = ns.reference_values(model, ns.demo.prompts()[:5], position="all")
         >>> hooks = steering_hooks(model, means, "th", alpha=1.0, layers=[2, 3])
         >>> ns.evaluate(model, ns.demo.prompts()[:1].select(["en", "th"]), fwd_hooks=hooks)["correct"].tolist()
@@ -92,7 +92,7 @@ def steered(
         NeuronShareError: there are fewer than two languages, or means that are not finite numbers of one shape [layer,
             neuron].
 
-    Example:
+    Examples:
         >>> means = {"en": torch.tensor([[1.0, 1.0, -1.0]]), "de": torch.tensor([[1.0, -1.0, -1.0]])}
         >>> steered(means)["en"]["specific"]
         tensor([[False,  True, False]])

@@ -65,7 +65,7 @@ def transfer_neurons(
     Source: Tezuka and Inoue 2025 (arXiv 2509.17030), with the score by cosine. Where MLPs have a bias it is part of h.
     After the last layer the authors' code takes the residual stream behind the final norm, and this the one before.
 
-    Example:
+    Examples:
         >>> texts = {"en": ["Country code of Peru →"], "de": ["Ländercode von Peru →"]}
         >>> masks = transfer_neurons(model, texts, direction="to shared", n=5)
         >>> {language: int(mask.sum()) for language, mask in masks.items()}
@@ -105,7 +105,7 @@ def gains(
 
     Source: Tezuka and Inoue 2025 (arXiv 2509.17030): cos(h + m v, c) - cos(h, c).
 
-    Example:
+    Examples:
         >>> residual, W_out = torch.tensor([[3.0, 0.0]]), torch.eye(2)
         >>> gains(residual, torch.tensor([[5.0, 3.0]]), W_out, torch.tensor([0.0, 2.0]))
         tensor([[0.0000, 0.7071]])

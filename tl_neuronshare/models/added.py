@@ -67,7 +67,7 @@ def added_through(model: LensModel) -> Added:
     Raises:
         NeuronShareError: an MLP has no W_out.
 
-    Example:
+    Examples:
         >>> added_through(model).change is None
         True
     """

@@ -61,7 +61,7 @@ def continuing(model: LensModel, prompts: Inputs) -> Iterator[Continuing]:
         model: a decoder.
         prompts: the prompts' tokens, which all end at the last position.
 
-    Example:
+    Examples:
         >>> from tl_neuronshare.models import inputs_of
         >>> rows = [model.to_tokens(prompt)[0].tolist() for prompt in ("Sum of 12 and 10 →", "Country code of Peru →")]
         >>> with continuing(model, inputs_of(model, rows)) as run:

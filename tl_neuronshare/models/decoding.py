@@ -48,7 +48,7 @@ def greedy(
     Returns:
         Each row's new tokens.
 
-    Example:
+    Examples:
         >>> prompt = model.to_tokens("Sum of 12 and 10 →")[0].tolist()
         >>> model.tokenizer.decode(greedy(model, [prompt], 1, cached=True)[0])
         ' 22'

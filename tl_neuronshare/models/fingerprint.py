@@ -64,7 +64,7 @@ def fingerprint_of_weights(model: LensModel) -> str:
     were made in inference mode, show no signs: there it is computed every time. Offloaded weights are loaded one module
     at a time.
 
-    Example:
+    Examples:
         >>> len(fingerprint_of_weights(model))
         16
     """

@@ -31,7 +31,7 @@ def run(model: LensModel, inputs: Inputs) -> None:
 def last_logits(model: LensModel, inputs: Inputs, keep: int) -> Float[Tensor, "row {keep} vocabulary"]:
     """Return the logits at the last `keep` positions; the logits at other positions are not computed.
 
-    Example:
+    Examples:
         >>> last_logits(model, Inputs(model.to_tokens("Country code of Peru →")), 2).shape
         torch.Size([1, 2, 4000])
     """
@@ -217,7 +217,7 @@ def values_of(
 class OnDevices:
     """A tensor that is copied once to each device on which it is needed, since a model may be spread over several.
 
-    Example:
+    Examples:
         >>> OnDevices(torch.tensor([1, 2])).on(torch.device("cpu"))
         tensor([1, 2])
     """
@@ -236,7 +236,7 @@ class OnDevices:
 def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the tensors on the CPU. All those of a device are copied at once, since each copy waits for its work.
 
-    Example:
+    Examples:
         >>> on_cpu([torch.tensor([True, False]), torch.tensor([[3]])])
         [tensor([ True, False]), tensor([[3]])]
     """

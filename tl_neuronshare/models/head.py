@@ -22,7 +22,7 @@ def unembedding(model: LensModel, tokens: Int[Tensor, " token"] | slice) -> Floa
     Raises:
         NeuronShareError: the model has no unembedding.
 
-    Example:
+    Examples:
         >>> unembedding(model, torch.tensor([7, 8, 9])).shape
         torch.Size([128, 3])
     """
@@ -55,7 +55,7 @@ def final_norm(model: LensModel) -> NormFormula:
     Raises:
         NeuronShareError: the norm is neither a LayerNorm nor an RMSNorm.
 
-    Example:
+    Examples:
         >>> final_norm(model).centres  # a LayerNorm
         True
     """

@@ -211,7 +211,7 @@ def unwrapped(model: LensModel) -> Iterator[torch.nn.Module]:
     it gives some originals a `forward` of its own (T5, Falcon). For as long as the context lasts the originals are back
     in their places with their own `forward`, so that no second copy has to be loaded. Experts run `plainly`.
 
-    Example:
+    Examples:
         >>> with unwrapped(model) as hugging_face:
         ...     type(hugging_face.transformer.h[0].mlp.dense_4h_to_h).__name__
         'Linear'

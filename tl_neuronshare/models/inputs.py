@@ -54,7 +54,7 @@ def inputs_of(
     encoders take an end token for padding. In an encoder-decoder the prompts are the source; the decoder sees its own
     prompt, which is the same in all rows, and then the answer. Its padding comes after everything and needs no mask.
 
-    Example:
+    Examples:
         >>> inputs = inputs_of(model, [[5, 6, 7], [8]])
         >>> inputs.tokens, inputs.mask
         (tensor([[5, 6, 7],

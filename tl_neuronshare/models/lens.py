@@ -125,7 +125,7 @@ def check_model(model: object) -> None:
 def architecture_of(model: LensModel) -> Architecture:
     """Return whether the model is a decoder, an encoder, or an encoder with a decoder.
 
-    Example:
+    Examples:
         >>> architecture_of(model)
         'decoder'
     """
@@ -179,7 +179,7 @@ def check_position(model: LensModel, position: object) -> None:
 def stacks_of(model: LensModel) -> dict[str, Any]:
     """Return the model's lists of blocks by their names, the encoder's before the decoder's.
 
-    Example:
+    Examples:
         >>> [(name, len(blocks)) for name, blocks in stacks_of(model).items()]
         [('blocks', 4)]
     """

@@ -59,7 +59,7 @@ def load_model(
             a HookedTransformer computes something different from the model it was made from, or a launch has more
             processes than GPUs.
 
-    Example:
+    Examples:
         >>> model = load_model(demo_directory, backend="bridge", device="cpu")
         >>> model.cfg.n_layers
         4

@@ -167,7 +167,7 @@ class NeuronLayer:
 
         Neurons of experts that a token is not routed to have the value `absent`.
 
-        Example:
+        Examples:
             >>> from tl_neuronshare.models import neuron_layers
             >>> layer = neuron_layers(model, "post")[0]
             >>> _, cache = model.run_with_cache("Country code of Peru →")

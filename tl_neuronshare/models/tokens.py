@@ -218,7 +218,7 @@ def special_tokens(model: LensModel) -> list[int]:
 def is_text(model: LensModel, tokens: Int[Tensor, "row position"]) -> Bool[Tensor, "row position"]:
     """Return which tokens are not special tokens, on the CPU.
 
-    Example:
+    Examples:
         >>> is_text(model, torch.tensor([[model.tokenizer.bos_token_id, 77]]))
         tensor([[False,  True]])
     """
@@ -242,7 +242,7 @@ def tokenised(
     Raises:
         NeuronShareError: a text has no token, or more tokens than the model's context.
 
-    Example:
+    Examples:
         >>> len(tokenised(model, ["Country code of Peru →"], "en", [0], prepend_bos=None)[0])
         5
     """
@@ -283,7 +283,7 @@ def left_padded(
     The mask is made from the lengths. A mask made from the token ids would hide a prompt's own BOS or end token where
     that token is also the padding.
 
-    Example:
+    Examples:
         >>> left_padded([[5, 6, 7], [8]])
         (tensor([[5, 6, 7],
                 [0, 0, 8]]), tensor([[1, 1, 1],
@@ -297,7 +297,7 @@ def padded_apart(
 ) -> tuple[Int[Tensor, "prompt position"], Int[Tensor, "prompt position"] | None]:
     """Return prompts padded on the left and answers padded on the right, and their mask; all prompts end at one place.
 
-    Example:
+    Examples:
         >>> padded_apart([[5, 6], [7]], [[8], [9, 9]])
         (tensor([[5, 6, 8, 0],
                 [0, 7, 9, 9]]), tensor([[1, 1, 1, 0],

@@ -131,7 +131,7 @@ def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: n
         NeuronShareError: the model is not a TransformerLens model, or its neurons cannot be read at all; or the texts
             or the reference are not of the required kind.
 
-    Example:
+    Examples:
         >>> table = verify(model)
         >>> bool(table["passed"].all())
         True
@@ -167,7 +167,7 @@ def require(model: LensModel, *names: str) -> None:
     Raises:
         NeuronShareError: a check fails; the message names it, its outcome, and what to do.
 
-    Example:
+    Examples:
         >>> require(model, "logits", "post")
     """
     if model in _UNVERIFIED:

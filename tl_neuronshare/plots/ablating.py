@@ -46,7 +46,7 @@ def ablation(table: pd.DataFrame, *, metric: Metric = "accuracy", title: str = "
     Raises:
         NeuronShareError: a table without the columns that this needs, an unknown metric.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> table = ns.ablation_study(model, prompts, ns.categorise(model, prompts), controls=["random"], seeds=[0])
         >>> [axes.get_ylabel() for axes in ablation(table).figure.axes]
@@ -91,7 +91,7 @@ def dose_response(table: pd.DataFrame, *, title: str = "") -> Figure:
     Raises:
         NeuronShareError: a table without the columns that this needs.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> sharing = ns.categorise(model, prompts)
         >>> table = ns.dose_response(model, prompts, sharing, shares=[0.5, 1.0], controls=[], seeds=[0])

@@ -62,7 +62,7 @@ def top_shares(table: pd.DataFrame, *, title: str = "") -> Figure:
     Raises:
         NeuronShareError: a table without the columns that this needs.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> figure = top_shares(ns.attribute(model, prompts, ns.categorise(model, prompts)))
         >>> [axes.get_title(loc="left") for axes in figure.axes]
@@ -125,7 +125,7 @@ def impact(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Fi
     Raises:
         NeuronShareError: a table without the columns that this needs, or without the language.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> figure = impact(ns.attribute(model, prompts, ns.categorise(model, prompts)))
         >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
@@ -162,7 +162,7 @@ def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") 
     Raises:
         NeuronShareError: a table without the columns that this needs, or without the language.
 
-    Example:
+    Examples:
         >>> prompts = ns.demo.prompts()[:3].select(["en", "de"])
         >>> figure = correctness(ns.attribute(model, prompts, ns.categorise(model, prompts)))
         >>> [axes.get_ylabel() for axes in figure.axes]
@@ -230,7 +230,7 @@ def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
     Raises:
         NeuronShareError: a table without the columns that this needs.
 
-    Example:
+    Examples:
         >>> row = {"target": "logit", "layer": 0, "score": "full", "language": "all"}
         >>> table = pd.DataFrame([row | {"value": 0.9, "low": 0.8, "high": 1.0}])
         >>> [axes.get_ylabel() for axes in causal_check(table).axes]

@@ -23,7 +23,7 @@ def cross_ablation(table: pd.DataFrame, *, title: str = "") -> Figure:
     Raises:
         NeuronShareError: a table without the columns that this needs, or without a control.
 
-    Example:
+    Examples:
         >>> texts = {"en": ["Country code of Peru → PE"], "de": ["Ländercode von Peru → PE"]}
         >>> masks = ns.methods.lape(ns.activation_rates(model, texts))
         >>> figure = cross_ablation(ns.cross_ablation(model, texts, masks, seeds=[0]))

@@ -33,7 +33,7 @@ def methods(sizes: pd.DataFrame, agreement: pd.DataFrame, types: pd.DataFrame, *
     Raises:
         NeuronShareError: a table without the columns that this needs.
 
-    Example:
+    Examples:
         >>> masks = {"all": {"en": sharing.is_neuron}}
         >>> tables = [ns.methods.sizes(masks, is_neuron=sharing.is_neuron)]
         >>> tables += [ns.methods.agreement(masks, is_neuron=sharing.is_neuron), ns.methods.types(masks, sharing)]

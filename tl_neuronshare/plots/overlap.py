@@ -53,7 +53,7 @@ def language_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     Raises:
         NeuronShareError: a table without the columns that this needs.
 
-    Example:
+    Examples:
         >>> figure = language_overlap(ns.language_overlap(sharing))
         >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
         ['Jaccard index: all layers, mean over inputs', 'By layer, mean over pairs']
@@ -104,7 +104,7 @@ def relatedness(
     Raises:
         NeuronShareError: no measure, or tests of other measures.
 
-    Example:
+    Examples:
         >>> measure, family = same_script(sharing.languages), same_family(sharing.languages)
         >>> tests = {"script": permutation_test(sharing.overlap(), measure, n_permutations=99)}
         >>> relatedness(sharing.overlap(), {"script": measure}, family=family, tests=tests).axes[0].get_xlabel()
@@ -143,7 +143,7 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     Raises:
         NeuronShareError: a table without the columns that this needs.
 
-    Example:
+    Examples:
         >>> figure = input_overlap(ns.input_overlap({"first": sharing[:1], "others": sharing[1:]}))
         >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
         ['Jaccard index, all layers', 'By layer, mean over tasks']
@@ -183,7 +183,7 @@ def overlap_ladder(table: pd.DataFrame, *, title: str = "") -> Figure:
     Raises:
         NeuronShareError: a table without the columns that this needs.
 
-    Example:
+    Examples:
         >>> table = ns.overlap_ladder(sharing, ns.facts_of(ns.demo.prompts()[: len(sharing)]))
         >>> [axes.get_title(loc="left") for axes in overlap_ladder(table).axes]
         ['Two prompts with this in common', 'What it adds, by layer']

@@ -39,7 +39,7 @@ def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "
     Raises:
         NeuronShareError: a table without the columns that these two have.
 
-    Example:
+    Examples:
         >>> figure = patterns(sharing.summary(), sharing.by_language())
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['neurons (% of layer)', 'minus the mean of all (points)']
@@ -91,7 +91,7 @@ def chance(summary: pd.DataFrame, *, title: str = "") -> Figure:
     Raises:
         NeuronShareError: a table without the columns that this needs.
 
-    Example:
+    Examples:
         >>> [axes.get_title(loc="left") for axes in chance(sharing.summary()).axes]
         ['all-shared', 'partial-shared', 'specific', 'non-activated']
     """
@@ -122,7 +122,7 @@ def side_by_side(table: pd.DataFrame, *, title: str = "") -> Figure:
     Raises:
         NeuronShareError: a table without the columns that this needs.
 
-    Example:
+    Examples:
         >>> table = ns.side_by_side({"first": sharing[:1], "others": sharing[1:]}, name="task")
         >>> side_by_side(table).axes[2].get_xlabel()
         'layer'
@@ -173,7 +173,7 @@ def persistence(table: pd.DataFrame, growth: pd.DataFrame, *, title: str = "") -
     Raises:
         NeuronShareError: a table without the columns that this needs.
 
-    Example:
+    Examples:
         >>> growth = pd.concat([sharing[:n].persistence().assign(inputs=n) for n in (1, 2, 3)])
         >>> [axes.get_xlabel() for axes in persistence(sharing.persistence(), growth).axes]
         ['layer', 'inputs']
@@ -213,7 +213,7 @@ def never_activated(table: pd.DataFrame, *, title: str = "") -> Figure:
     Raises:
         NeuronShareError: a table without the columns that this needs.
 
-    Example:
+    Examples:
         >>> [axes.get_title(loc="left") for axes in never_activated(sharing.never_activated()).axes]
         ['By no token of an input (mean)', 'By no token of any input']
     """

@@ -23,7 +23,7 @@ class Bits:
         stored: the bits as they were measured.
         offsets: for each language by how many examples it is moved round; empty where no language is.
 
-    Example:
+    Examples:
         >>> stored = torch.arange(6, dtype=torch.uint8).reshape(3, 2, 1, 1)  # example language layer byte
         >>> Bits(stored, (0, 2)).whole.flatten(1)
         tensor([[0, 5],
@@ -97,7 +97,7 @@ def joined(parts: Sequence[Bits]) -> Bits:
 def ranges(n: int, step: int, *, start: int = 0) -> list[range]:
     """Cut n examples, counted from 0, into ranges of at most `step`, beginning at `start`.
 
-    Example:
+    Examples:
         >>> ranges(5, 2)
         [range(0, 2), range(2, 4), range(4, 5)]
     """

@@ -56,7 +56,7 @@ def side_by_side(
 
     Source: the paper's patterns by task, by threshold, and of several models.
 
-    Example:
+    Examples:
         >>> table = side_by_side({"first": sharing[:1], "others": sharing[1:]}, name="task")
         >>> table.query("type == 'specific' and depth == 1")[["task", "layer", "mean"]].round(1)
               task  layer  mean
@@ -106,7 +106,7 @@ def language_overlap(
     Raises:
         NeuronShareError: n_resamples or mismatches is not such a number, or seed is not a whole number.
 
-    Example:
+    Examples:
         >>> table = language_overlap(sharing)
         >>> table.query("layer == 'all' and language == 'es' and other == 'fr'")[["jaccard", "independent"]].round(2)
              jaccard  independent
@@ -161,7 +161,7 @@ def input_overlap(
     Raises:
         NeuronShareError: no results, or results that differ in layers, languages, weights, site, position or threshold.
 
-    Example:
+    Examples:
         >>> table = input_overlap({"first": sharing[:1], "others": sharing[1:]})
         >>> table.query("layer == 'all'").drop(columns="layer").round(2)
               task   other  jaccard  independent  pairs

@@ -44,7 +44,7 @@ class Stream:
         dtype: its dtype.
         pieces: its pieces in order; they are made when they are written.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> stream = Stream((5, 2), torch.int64, (torch.full((n, 2), n) for n in (2, 3)))
         >>> with TemporaryDirectory() as folder:
@@ -77,7 +77,7 @@ def write_tensors(
         NeuronShareError: there is no such directory, the header holds what JSON cannot say, the pieces of a stream do
             not make the tensor that it says, or the file cannot be written (a full disk, no permission ...).
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     write_tensors({"ones": torch.ones(1)}, f"{folder}/x.safetensors", kind="mine/1")

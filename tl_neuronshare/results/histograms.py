@@ -36,7 +36,7 @@ class ValueHistograms:
     Raises:
         NeuronShareError: the arguments do not fit each other, or a neuron has fewer tokens than others of the language.
 
-    Example:
+    Examples:
         >>> counts = torch.tensor([[[[0, 9, 1, 0], [0, 5, 5, 0]]], [[[0, 0, 8, 2], [0, 5, 5, 0]]]])
         >>> histograms = ValueHistograms(counts, languages=["en", "de"], widths=[2])
         >>> histograms.shares[0, 0, 0]  # of English, for the first neuron

@@ -19,7 +19,7 @@ _SHARES = ("borderline_fraction", "common_prefix_share", "same_last_token")
 def fingerprint(weights: str, prompt_hashes: Iterable[str] | None) -> str:
     """Name a result's weights and prompts in one text; prompts that are not known are `unknown`.
 
-    Example:
+    Examples:
         >>> fingerprint("0123456789abcdef", None)
         '0123456789abcdef-unknown'
     """
@@ -34,7 +34,7 @@ def fingerprint(weights: str, prompt_hashes: Iterable[str] | None) -> str:
 def weights_of(metadata: Mapping[str, Any]) -> str:
     """Give the half of a result's fingerprint that names its weights; empty where it has no fingerprint.
 
-    Example:
+    Examples:
         >>> weights_of({"fingerprint": "0123456789abcdef-unknown"})
         '0123456789abcdef'
     """

@@ -69,7 +69,7 @@ def facts_of(prompts: ParallelPrompts) -> pd.DataFrame:
     Raises:
         NeuronShareError: a name is not of this kind, or there are no answers.
 
-    Example:
+    Examples:
         >>> facts_of(ns.demo.prompts()[:2])
                 relation subject answer
         0  language_code      ar     ar
@@ -132,7 +132,7 @@ def overlap_ladder(
         NeuronShareError: facts do not fit the examples, lack a column, or do not know something; the paraphrase
             measured something else, or has the same words for every example; a number is not one.
 
-    Example:
+    Examples:
         >>> table = overlap_ladder(sharing, facts_of(ns.demo.prompts()[: len(sharing)]))
         >>> list(table["rung"].unique())[:2]
         ['another relation', 'another fact']

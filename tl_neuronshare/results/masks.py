@@ -46,7 +46,7 @@ def random_like(
     Raises:
         NeuronShareError: the mask is not boolean, or in some layer `within` has fewer neurons than are needed.
 
-    Example:
+    Examples:
         >>> mask = torch.tensor([[True, True, False, False], [False, False, False, True]])
         >>> random_like(mask, generator=torch.Generator().manual_seed(0)).sum(-1)
         tensor([2, 1])
@@ -78,7 +78,7 @@ def magnitude_matched_like(
         NeuronShareError: the mask is not boolean, impact has a different shape, or a layer has fewer neurons
             outside the mask than in it.
 
-    Example:
+    Examples:
         >>> mask = torch.tensor([[True, False, False, True]])
         >>> impact = torch.tensor([[1.0, 5.0, 1.05, 5.1]])
         >>> magnitude_matched_like(mask, impact, generator=torch.Generator())
@@ -118,7 +118,7 @@ def scattered(
 ) -> dict[str, Bool[Tensor, "layer neuron"]]:
     """Return a mask for each language from choices among the real neurons, which are in order layer by layer.
 
-    Example:
+    Examples:
         >>> is_neuron = torch.tensor([[True, False], [True, True]])
         >>> scattered(torch.tensor([[True, False, True]]), is_neuron, ["en"])["en"]
         tensor([[ True, False],
@@ -137,7 +137,7 @@ def save_masks(masks: Mapping[str, Bool[Tensor, "*batch layer neuron"]], path: s
     Raises:
         NeuronShareError: a value that is not a mask, or no such directory.
 
-    Example:
+    Examples:
         >>> masks = {"sun": torch.eye(2, dtype=torch.bool), "moon": torch.ones(1, 2, 3, dtype=torch.bool)}
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
@@ -159,7 +159,7 @@ def load_masks(path: str | Path) -> dict[str, Bool[Tensor, "*batch layer neuron"
     Raises:
         NeuronShareError: no such file, a file of another kind, or a damaged one.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     save_masks({"sun": torch.eye(2, dtype=torch.bool)}, f"{folder}/masks.safetensors")
@@ -182,7 +182,7 @@ def mask_to_frame(mask: Bool[Tensor, "*batch layer neuron"], *, experts: Experts
     Raises:
         NeuronShareError: the mask is not one, or `experts` is for a different number of layers.
 
-    Example:
+    Examples:
         >>> print(mask_to_frame(torch.tensor([[False, True], [True, False]])).to_string(index=False))
          layer  neuron
              0       1
@@ -249,7 +249,7 @@ def mask_from_frame(
     Raises:
         NeuronShareError: a column is missing, or a number is beyond the shape.
 
-    Example:
+    Examples:
         >>> mask_from_frame(pd.DataFrame({"layer": [0, 1], "neuron": [1, 0]}), n_layers=2, d_mlp=2)
         tensor([[False,  True],
                 [ True, False]])
@@ -296,7 +296,7 @@ def load_lape_neurons(
 
     Source: Tang et al. 2024 (arXiv 2402.16438). The file is read with `weights_only`: no code of it is run.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     torch.save([[torch.tensor([1])], [torch.tensor([0, 2])]], f"{folder}/X.neuron.pth")

@@ -45,7 +45,7 @@ class NeuronRates:
     Raises:
         NeuronShareError: the arguments do not fit each other, or a count is beyond the number of tokens.
 
-    Example:
+    Examples:
         >>> rates = NeuronRates(torch.tensor([[[3, 1]], [[0, 2]]]), [4, 2], languages=["en", "de"], widths=[2])
         >>> rates.rates
         tensor([[[0.7500, 0.2500]],
@@ -195,7 +195,7 @@ class NeuronRates:
             A table with a row for each measured layer and language: layer, language, rate (the mean over the layer's
             neurons), never and always (which share of the neurons no token and every token activates).
 
-        Example:
+        Examples:
             >>> rates = NeuronRates(torch.tensor([[[3, 1]], [[0, 2]]]), [4, 2], languages=["en", "de"], widths=[2])
             >>> print(rates.by_language().to_string(index=False))
              layer language  rate  never  always

@@ -34,7 +34,7 @@ class Routing:
         experts: for each layer, how many routed experts it has and how many neurons each of them; None where it has
             none. Their neurons come first in the layer, expert by expert; those after them are of every token.
 
-    Example:
+    Examples:
         >>> routing = Routing(torch.tensor([[[[0b10100000]], [[0b00100000]]]], dtype=torch.uint8), experts=[(3, 2)])
         >>> routing.routed()[0, :, 0]  # language expert
         tensor([[ True, False,  True],
@@ -116,7 +116,7 @@ def most_used(routing: Routing) -> list[list[tuple[int, ...]]]:
 
     There are as many as one example is routed to at most; experts that no example is routed to are left out.
 
-    Example:
+    Examples:
         >>> bits = torch.tensor([[[[0b10000000]], [[0b00100000]]], [[[0b10000000]], [[0b01000000]]]], dtype=torch.uint8)
         >>> most_used(Routing(bits, experts=[(3, 2)]))
         [[(0,), (1,)]]
@@ -137,7 +137,7 @@ def most_used(routing: Routing) -> list[list[tuple[int, ...]]]:
 def named(neurons: NDArray[np.int64], experts: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
     """Return the expert of each neuron of a layer, and the neuron's index in it; expert -1 is what every token uses.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> named(np.array([0, 5, 9]), (2, 4))
         {'expert': array([ 0,  1, -1]), 'index': array([0, 1, 1])}

@@ -45,7 +45,7 @@ class NeuronSharing:
         prompt_hashes: hashes of each example's prompts, a text an example, or None where they are not known.
         routing: in a mixture of experts, which experts each example is routed to; otherwise None.
 
-    Example:
+    Examples:
         >>> in_english, in_german = [True, True, False], [True, False, False]
         >>> activated = torch.tensor([[[in_english], [in_german]]])  # one example, one layer
         >>> sharing = NeuronSharing.from_activated(activated, languages=["en", "de"])
@@ -138,7 +138,7 @@ class NeuronSharing:
             NeuronShareError: no result, or results that differ in languages, layers, site, position, threshold, tokens
                 or weights.
 
-        Example:
+        Examples:
             >>> NeuronSharing.concatenate([sharing[2:], sharing[:2]]).n_examples == sharing.n_examples
             True
         """
@@ -270,7 +270,7 @@ class NeuronSharing:
     def types_of(self, examples: Sequence[int]) -> UInt8[Tensor, "example layer neuron"]:
         """Give what `types` gives, of some examples alone, by their numbers.
 
-        Example:
+        Examples:
             >>> torch.equal(sharing.types_of([2, 0, 0]), sharing.types[[2, 0, 0]])
             True
         """
@@ -301,7 +301,7 @@ class NeuronSharing:
     def times_of_types(self) -> Int[Tensor, "type layer neuron"]:
         """Count for how many examples each neuron is of each type, in the order of NeuronType.
 
-        Example:
+        Examples:
             >>> sharing.times_of_types().sum(0).unique()  # three examples
             tensor([3])
         """
@@ -330,7 +330,7 @@ class NeuronSharing:
         Raises:
             NeuronShareError: fewer examples than languages, or a seed that is not a whole number.
 
-        Example:
+        Examples:
             >>> two = NeuronSharing.from_activated(sharing.activated()[:, :2], languages=["en", "de"])
             >>> moved = two.mismatched()
             >>> [torch.equal(moved.activated(language=name), two.activated(language=name)) for name in two.languages]
@@ -370,7 +370,7 @@ class NeuronSharing:
 
         Source: the paper's "patterns by layer"; chance levels are ours.
 
-        Example:
+        Examples:
             >>> sharing.summary().query("type == 'all-shared' and layer == 3")[["mean", "independent"]].round(1)
                 mean  independent
             12   4.4          0.0
@@ -411,7 +411,7 @@ class NeuronSharing:
 
         Source: the paper's "persistence across inputs".
 
-        Example:
+        Examples:
             >>> list(sharing.persistence().columns)
             ['layer', 'type', 'average', 'every', 'chance']
         """
@@ -429,7 +429,7 @@ class NeuronSharing:
 
         Source: the paper's "across tokens".
 
-        Example:
+        Examples:
             >>> in_english, in_german = [True, True, False], [True, False, False]
             >>> toy = NeuronSharing.from_activated(torch.tensor([[[in_english], [in_german]]]), languages=["en", "de"])
             >>> toy.never_activated()[["language", "mean", "every"]].round(1)
@@ -443,7 +443,7 @@ class NeuronSharing:
     def intersections(self) -> Int[Tensor, "example layer language language"]:
         """Count how many neurons two languages both activate; the diagonal says how many each activates.
 
-        Example:
+        Examples:
             >>> in_english, in_german = [True, True, False], [True, False, False]
             >>> toy = NeuronSharing.from_activated(torch.tensor([[[in_english], [in_german]]]), languages=["en", "de"])
             >>> toy.intersections()[0, 0]
@@ -463,7 +463,7 @@ class NeuronSharing:
         Raises:
             NeuronShareError: there is no such layer.
 
-        Example:
+        Examples:
             >>> sharing.overlap().loc["de", "de"]
             np.float64(1.0)
         """
@@ -481,7 +481,7 @@ class NeuronSharing:
         Raises:
             NeuronShareError: the last tokens are not known, because the result was not made by `categorise`.
 
-        Example:
+        Examples:
             >>> sharing.same_last_token().loc["en", "th"]  # every prompt ends in an arrow
             np.float64(1.0)
         """

@@ -20,7 +20,7 @@ from tl_neuronshare.errors import NeuronShareError
 class NeuronType(IntEnum):
     """Name the types: activated in none of the K languages, in one, in some, or in all.
 
-    Example:
+    Examples:
         >>> NeuronType.ALL_SHARED.label
         'all-shared'
     """
@@ -46,7 +46,7 @@ def neuron_types(activated: Bool[Tensor, "*batch language layer neuron"]) -> UIn
     Raises:
         NeuronShareError: the tensor is not boolean, has too few axes, or has fewer than two languages.
 
-    Example:
+    Examples:
         >>> in_english, in_german = [True, True, False], [True, False, False]
         >>> neuron_types(torch.tensor([[in_english], [in_german]]))
         tensor([[3, 1, 0]], dtype=torch.uint8)
@@ -72,7 +72,7 @@ def packed_types(
         packed: whether each neuron is activated in each language, eight neurons to a byte.
         is_neuron: whether each place is a neuron, packed likewise.
 
-    Example:
+    Examples:
         >>> in_english, in_german = [0b11000000], [0b10000000]
         >>> packed = torch.tensor([[in_english], [in_german]], dtype=torch.uint8)
         >>> packed_types(packed, torch.tensor([[0b11100000]], dtype=torch.uint8)).flatten().tolist()
@@ -99,7 +99,7 @@ def as_type(type: NeuronType | str) -> NeuronType:
     Raises:
         NeuronShareError: an unknown type.
 
-    Example:
+    Examples:
         >>> as_type("specific")
         <NeuronType.SPECIFIC: 1>
     """

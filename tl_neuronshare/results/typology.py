@@ -53,7 +53,7 @@ def typological_similarity(languages: Sequence[str], *, features: Features = "sy
 
     Source: Littell et al., "URIEL and lang2vec" (EACL 2017).
 
-    Example:
+    Examples:
         >>> typological_similarity(["en", "de", "th"]).round(2)
         language    en    de    th
         language
@@ -75,7 +75,7 @@ def same_family(languages: Sequence[str]) -> pd.DataFrame:
     Raises:
         NeuronShareError: lang2vec is missing, a language is unknown, or URIEL does not know its family.
 
-    Example:
+    Examples:
         >>> same_family(["en", "ru", "th"]).loc["en"].to_dict()
         {'en': 1.0, 'ru': 1.0, 'th': 0.0}
     """
@@ -97,7 +97,7 @@ def same_script(languages: Sequence[str]) -> pd.DataFrame:
     Raises:
         NeuronShareError: the script of a language is not known.
 
-    Example:
+    Examples:
         >>> same_script(["en", "vi", "ru"]).loc["en"].to_dict()
         {'en': 1.0, 'vi': 1.0, 'ru': 0.0}
     """
@@ -138,7 +138,7 @@ def permutation_test(
 
     Source: Mantel (1967); partial: Smouse, Long and Sokal (1986), by ranks.
 
-    Example:
+    Examples:
         >>> languages = list(sharing.languages)
         >>> result = permutation_test(sharing.overlap(), same_script(languages), n_permutations=99)
         >>> result["languages"], result["pairs"], result["permutations"]

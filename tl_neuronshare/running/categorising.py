@@ -133,7 +133,7 @@ def categorise(
 
     Source: arXiv 2406.09265, section 3 (value > 0 at the last token), and its analysis across tokens.
 
-    Example:
+    Examples:
         >>> prompts = ParallelPrompts({"en": ["Country code of Peru →"], "de": ["Ländercode von Peru →"]})
         >>> categorise(model, prompts).types.shape  # example layer neuron
         torch.Size([1, 4, 512])
@@ -325,7 +325,7 @@ def categorise_caches(
         NeuronShareError: the caches are not all of one model, a hook was not cached, the languages have different
             numbers of examples, or lengths or tokens do not fit; and whatever `categorise` raises.
 
-    Example:
+    Examples:
         >>> texts = {"en": "Country code of Peru →", "de": "Ländercode von Peru →"}
         >>> caches = {language: model.run_with_cache(text)[1] for language, text in texts.items()}
         >>> categorise_caches(caches).types.shape  # example layer neuron

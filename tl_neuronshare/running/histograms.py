@@ -60,7 +60,7 @@ def value_histograms(
 
     Source: distribution-aware language neurons (EMNLP 2026), with the defaults of its authors' code.
 
-    Example:
+    Examples:
         >>> texts = {"en": ["Country code of Peru → PE", "Capital of Peru"], "de": ["Ländercode von Peru → PE"]}
         >>> value_histograms(model, texts, n_bins=8)
         ValueHistograms(tokens: en 12, de 5; 4 layers of 512 neurons; 10 bins)

@@ -89,7 +89,7 @@ class Plan:
         per_token: how many numbers (logits, neurons' values) are made for each token of an answer.
         packing: which rows may share a batch; by default what verification has shown for the model.
 
-    Example:
+    Examples:
         >>> plan = Plan(model, [[5, 6, 7], [8], [9, 9]], batch_size=2)
         >>> plan.batches
         [[1, 2], [0]]
@@ -159,7 +159,7 @@ def plan_batches(
         n_ctx: how many tokens a row of a batch may have, padding included.
         per_token: how many numbers (logits, neurons' values) are made for each token of the last part.
 
-    Example:
+    Examples:
         >>> plan_batches([(5,), (3,), (5,), (4,)], 2, packing=Packing())
         [[1, 3], [0, 2]]
     """
@@ -236,7 +236,7 @@ def _cheapest(
 def rows_that_fit(size: tuple[int, ...], batch_size: BatchSize, per_token: int) -> int:
     """Return how many rows of this size fit in a batch; the arguments are those of `plan_batches`.
 
-    Example:
+    Examples:
         >>> rows_that_fit((500, 12), "auto", per_token=50_000)
         16
     """

@@ -26,7 +26,7 @@ _PATIENCE = timedelta(days=7)
 class Processes:
     """The processes of a launch, seen from one of them; a single one by default.
 
-    Example:
+    Examples:
         >>> Processes().gathered("mine")
         ['mine']
     """

@@ -66,7 +66,7 @@ def activation_rates(
     Warns:
         UserWarning: no site is named, and the model is gated.
 
-    Example:
+    Examples:
         >>> texts = {"en": ["Country code of Peru → PE", "Capital of Peru"], "de": ["Ländercode von Peru → PE"]}
         >>> found = activation_rates(model, texts)
         >>> found

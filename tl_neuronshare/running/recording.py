@@ -151,7 +151,7 @@ class SharingRecorder:
         NeuronShareError: the model or an option is unsuitable. The hooks raise it if a tensor does not have the shape
             of the batch, a prompt has too few tokens, or values are NaN or infinite.
 
-    Example:
+    Examples:
         >>> recorder = SharingRecorder(model, ["en", "de"], n_examples=1)
         >>> for language, prompt in {"en": "Country code of Peru →", "de": "Ländercode von Peru →"}.items():
         ...     _ = model.run_with_hooks(prompt, fwd_hooks=recorder.fwd_hooks(language, [0]))

@@ -23,7 +23,7 @@ _KIND = "tl_neuronshare.segment/2"
 def segments_of(n_examples: int, n_languages: int, bytes_a_prompt: int) -> list[range]:
     """Cut the examples into segments, each with all languages.
 
-    Example:
+    Examples:
         >>> segments_of(5, 2, 1 << 26)
         [range(0, 2), range(2, 4), range(4, 5)]
     """

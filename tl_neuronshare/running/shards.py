@@ -42,7 +42,7 @@ class Shards:
         NeuronShareError: the folder belongs to a different call, holds something else, or cannot be used; or a
             different process writes to this process's file.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     with Shards(Path(folder), {"seed": 0}, "1") as shards:

@@ -113,7 +113,7 @@ def fact_probing(
 
     Source: mParaRel; arXiv 2406.09265, fact probing.
 
-    Example:
+    Examples:
         >>> prompts = fact_probing("mpararel_reviewed", languages=["en", "de"], limit=1)
         >>> prompts.prompts, prompts.answers
         ({'en': ('the capital of France is',), 'de': ('die Hauptstadt von Frankreich ist',)},

@@ -86,7 +86,7 @@ def knowledge_editing(
 
     Source: MzsRE; arXiv 2406.09265, cross-lingual knowledge editing, EN to ALL and ALL to EN.
 
-    Example:
+    Examples:
         >>> prompts = knowledge_editing("MzsRE", direction="xx->en", languages=["en", "de"], limit=1)
         >>> print(prompts.prompts["de"][0] + prompts.answers["de"][0])
         New fact: Welche Farbe hat das Rote Haus? blau

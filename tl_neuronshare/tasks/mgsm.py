@@ -63,7 +63,7 @@ def mgsm(
 
     Source: MGSM; the paper has no mathematics.
 
-    Example:
+    Examples:
         >>> prompts = mgsm("mgsm", languages=["en", "de"], limit=1)
         >>> print(prompts.prompts["de"][0] + prompts.answers["de"][0])
         Frage: Ein Buch kostet 12 Euro. Was kosten 100 Bücher?

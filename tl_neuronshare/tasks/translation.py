@@ -70,7 +70,7 @@ def translation(
 
     Source: FLORES-200 (NLLB team, 2022); the paper has no translation.
 
-    Example:
+    Examples:
         >>> prompts = translation("devtest", languages=["deu_Latn", "zho_Hans"], limit=1)
         >>> print(prompts.prompts["deu_Latn"][0] + " ->" + prompts.answers["deu_Latn"][0])
         Es regnet. -> It rains.

@@ -248,7 +248,7 @@ def world_facts(
 
     Source: Unicode CLDR through babel; UN M49 for continents.
 
-    Example:
+    Examples:
         >>> prompts = world_facts(relations=["currency"], languages=["en", "de"], limit=1)
         >>> prompts.prompts, prompts.answers
         ({'en': ('Currency of Ethiopia →',), 'de': ('Währung von Äthiopien →',)},

@@ -112,7 +112,7 @@ def xnli(
 
     Source: XNLI; arXiv 2406.09265, reasoning task.
 
-    Example:
+    Examples:
         >>> prompts = xnli("xnli.test.tsv", languages=["en", "de"], limit=1)
         >>> print(prompts.prompts["de"][0] + prompts.answers["de"][0])
         Take the following as truth: Es regnet seit Montag.
