@@ -276,7 +276,9 @@ class ParallelPrompts:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """Make a long table, one row for each example and language: example, language, prompt[, answer][, choices].
+        """Make a long table, with a row for each example and language.
+
+        Its columns are example, language and prompt, and answer and choices where there are any.
 
         Examples:
             >>> print(ParallelPrompts({"en": ["Red and"], "de": ["Rot und"]}).to_frame().to_string(index=False))
@@ -298,7 +300,9 @@ class ParallelPrompts:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, *, name: str = "") -> ParallelPrompts:
-        """Read a long table with the columns example, language, prompt[, answer][, choices], its rows in any order.
+        """Read a long table with the columns example, language and prompt, its rows in any order.
+
+        The columns answer and choices may be there too.
 
         Examples and languages keep the order in which they first appear; rows are aligned by `example`.
 
