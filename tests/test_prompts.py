@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 import tl_neuronshare as ns
+from support.markup import table_in
 from tl_neuronshare import models
 
 PROMPTS = ns.ParallelPrompts(
@@ -332,3 +333,19 @@ def test_a_set_of_splits_and_something_else_for_a_dataset():
         ns.ParallelPrompts.from_dataset(splits)
     with pytest.raises(ns.NeuronShareError, match=r"give a datasets\.Dataset"):
         ns.ParallelPrompts.from_dataset([1])
+
+
+def test_a_notebook_shows_the_first_examples_and_data_stay_text():
+    prompts = ns.ParallelPrompts(
+        {"en": ["<script>one", "two", "three", "four"], "de": ["eins", "zwei", "drei", "vier"]},
+        {"en": [" 1"] * 4, "de": [" 1"] * 4},
+        examples=["a", "b", "c", "d"],
+    )
+    html = prompts._repr_html_()
+    table = table_in(html)
+    assert list(table["de"])[:3] == ["prompt, example a", "answer, example a", "prompt, example b"]
+    assert table["de"]["prompt, example c"] == "drei"
+    assert "vier" not in html
+    assert "&lt;script&gt;one" in html
+    assert "<script>" not in html
+    assert "answer" not in ns.ParallelPrompts(prompts.prompts)._repr_html_()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from html import escape
 from operator import eq
 from typing import TYPE_CHECKING, Any, overload
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 COLUMNS = ("example", "language", "prompt")
 OPTIONAL_COLUMNS = ("answer", "choices")
 _HASH = re.compile("[0-9a-f]{16}")
+_SHOWN = 3  # the most examples that a notebook shows
 _HASHES = 1 << 12  # how many examples' hashes are made texts at a time
 # What selects examples: a slice, their numbers, or one boolean for each.
 Selection = slice | Sequence[int] | NDArray[Any] | Tensor | pd.Series
@@ -165,6 +167,19 @@ class ParallelPrompts:
         name = f"{self.name}: " if self.name else ""
         size = f"{len(self)} examples x {len(self.languages)} languages"
         return f"ParallelPrompts({name}{size}: {', '.join(self.languages)})"
+
+    def _repr_html_(self) -> str:
+        shown = range(min(_SHOWN, len(self)))
+        names = [f"{what}, example {self.examples[place]}" for place in shown for what in self._texts_of_examples()]
+        rows = [
+            [table[language][place] for place in shown for table in self._texts_of_examples().values()]
+            for language in self.languages
+        ]
+        return f"<p>{escape(repr(self))}</p>" + pd.DataFrame(rows, self.languages, names).to_html(border=0)
+
+    def _texts_of_examples(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """The tables that have one text for each example."""
+        return {"prompt": self.prompts} | ({} if self.answers is None else {"answer": self.answers})
 
     def select(self, languages: Sequence[str]) -> ParallelPrompts:
         """Select languages, in the order asked for, with all examples.

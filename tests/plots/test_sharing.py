@@ -31,6 +31,12 @@ def sharing() -> ns.NeuronSharing:
     return ns.NeuronSharing.from_activated(activated, languages=["en", "de", "zh"])
 
 
+def test_a_notebook_shows_the_figure_itself(sharing):
+    picture = ns.plots.chance(sharing.summary())._repr_png_()
+    assert picture.startswith(b"\x89PNG")
+    assert int.from_bytes(picture[16:20], "big") == int(6.9 * 130)  # the width, in pixels
+
+
 def lines(axes) -> dict[str, list[float]]:
     return {line.get_label(): list(line.get_ydata()) for line in axes.lines}
 

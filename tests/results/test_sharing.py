@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import save_file
 
 import tl_neuronshare as ns
+from support.markup import table_in
 from tl_neuronshare.maths.activation import pack
 from tl_neuronshare.maths.totals import Counts
 from tl_neuronshare.prompts import hashes_of
@@ -640,3 +641,67 @@ def test_a_folder_is_its_one_result(tmp_path):
         ns.NeuronSharing.load(tmp_path)
     sharing.save(tmp_path / "sharing.safetensors")
     assert ns.NeuronSharing.load(tmp_path) == sharing
+
+
+def values_of(generator, dtype=torch.float32):
+    """Values of two languages in layers of 6 and 4 neurons."""
+    values = {language: torch.randn(3, 2, 6, generator=generator).to(dtype) for language in ("en", "de")}
+    for of_language in values.values():
+        of_language[:, 1, 4:] = float("nan")  # there is no neuron
+    return values
+
+
+@pytest.mark.parametrize(("threshold", "dtype"), [(0.0, torch.float32), (0.3, torch.bfloat16), ("75%", torch.float32)])
+def test_values_of_other_tools_are_compared_with_the_threshold(threshold, dtype):
+    values = values_of(torch.Generator().manual_seed(0), dtype)
+    sharing = ns.NeuronSharing.from_values(values, threshold=threshold, widths=[6, 4], metadata={"model": "mine"})
+    for number, of_language in enumerate(values.values()):
+        for layer, width in enumerate((6, 4)):
+            for example in range(3):
+                here = of_language[example, layer, :width].double()
+                limit = here.quantile(0.75) if threshold == "75%" else threshold
+                assert sharing.activated()[example, number, layer, :width].tolist() == (here > limit).tolist()
+    assert not sharing.activated()[:, :, 1, 4:].any()
+    assert sharing.metadata == {"model": "mine", "threshold": threshold}
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: list(values.values()), "not a mapping from language to tensor"),
+        (lambda values: {}, "not a mapping from language to tensor"),
+        (lambda values: {"en": values["en"]}, "two languages"),
+        (
+            lambda values: values | {"de": values["de"][:2]},
+            r"'de': values of shape \(2, 2, 6\), in the first \(3, 2, 6\)",
+        ),
+        (
+            lambda values: values | {"de": values["de"][0]},
+            "'de': the values are not a tensor of real numbers with axes",
+        ),
+        (lambda values: values | {"en": values["en"] > 0}, "'en': the values are not a tensor of real numbers"),
+        (lambda values: values | {"en": [[[0.1]]]}, "'en': the values are not a tensor of real numbers"),
+        (
+            lambda values: values | {"de": values["de"].index_fill(0, torch.tensor(2), torch.inf)},
+            "'de', example 2: NaN or",
+        ),
+    ],
+)
+def test_values_that_are_none_are_refused(change, message):
+    values = {language: of_language.nan_to_num() for language, of_language in values_of(torch.Generator()).items()}
+    with pytest.raises(ns.NeuronShareError, match=message):
+        ns.NeuronSharing.from_values(change(values))
+
+
+def test_a_notebook_shows_the_types_of_some_examples_beside_chance():
+    activated = torch.rand(250, 3, 2, 40, generator=torch.Generator().manual_seed(0)) > 0.4
+    sharing = ns.NeuronSharing.from_activated(activated, languages=["en", "<b>de", "zh"], metadata={"model": "a<i>b"})
+    html = sharing._repr_html_()
+    table, expected = table_in(html), sharing[:200].summary().groupby("type")["mean"].mean()
+    assert {type: row["% of a layer"] for type, row in table.items()} == expected.map("{:.1f}".format).to_dict()
+    assert float(table["all-shared"]["if independent"]) == pytest.approx(100 * 0.6**3, abs=1)
+    assert "the first 200 examples" in html
+    assert "&lt;b&gt;de" in html
+    assert "a&lt;i&gt;b" in html
+    assert "<b>de" not in html

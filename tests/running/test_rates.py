@@ -9,10 +9,13 @@ import datasets
 import pandas as pd
 import pytest
 import torch
+from tqdm.auto import tqdm
 
 import tl_neuronshare as ns
 from support.free_text import TEXTS, mlp_inputs
+from support.markup import table_in
 from tl_neuronshare.models.tokens import special_tokens
+from tl_neuronshare.running import loop as loop_module
 from tl_neuronshare.running import tallying as module
 
 
@@ -171,3 +174,35 @@ def test_activations_that_are_no_numbers_are_refused(bloom):
         pytest.raises(ns.NeuronShareError, match="Language 'en': NaN or infinite activations at blocks.1"),
     ):
         ns.activation_rates(bloom, TEXTS)
+
+
+def test_the_progress_bar_knows_how_many_texts_there_are(bloom, monkeypatch):
+    totals = []
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            totals.append((self.total, n))
+            return super().update(n)
+
+    monkeypatch.setattr(loop_module, "tqdm", Bar)
+    ns.activation_rates(bloom, {"en": ["one two", "three"], "de": ["eins"]})
+    assert {total for total, _ in totals} == {3}
+    assert sum(n for _, n in totals) == 3
+    totals.clear()
+    monkeypatch.setattr(bloom.cfg, "n_ctx", 4)  # a text is read in several pieces, so that there are more of them
+    ns.activation_rates(bloom, {"en": ["one two three four five six seven eight"], "de": ["eins"]})
+    assert sum(n for _, n in totals) == totals[-1][0] > 2
+    totals.clear()
+    ns.activation_rates(bloom, {"en": iter(["one two"]), "de": ["eins"]})
+    assert {total for total, _ in totals} == {None}
+
+
+def test_a_notebook_shows_rates_by_language():
+    rates = ns.NeuronRates(torch.tensor([[[3, 1]], [[0, 2]]]), [4, 2], languages=["<en>", "de"], widths=[2])
+    html = rates._repr_html_()
+    assert table_in(html)["de"] == {
+        "tokens": "2",
+        "activated at a token, % of neurons": "50.0",
+        "at no token, % of neurons": "50.0",
+    }
+    assert "<en>" not in html

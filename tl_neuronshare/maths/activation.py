@@ -8,6 +8,7 @@ thus serves all thresholds, and no tensor is larger than the values themselves.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from numbers import Integral
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from tl_neuronshare.checks import finite
 from tl_neuronshare.errors import NeuronShareError
 
 Position = Literal["last", "any", "all", "mask"] | int
@@ -117,6 +119,26 @@ def quantile_of(threshold: str) -> float:
     is_number = number != threshold and number.replace(".", "", 1).isdecimal()
     quantile = float(number) / 100 if is_number else 0.0
     return quantile if 0 < quantile < 1 else float("nan")
+
+
+def as_threshold(name: str, value: Any) -> Threshold:
+    """Return a threshold after checking it: a finite number, or a quantile such as "90%%".
+
+    Raises:
+        NeuronShareError: it is neither.
+
+    Examples:
+        >>> as_threshold("threshold", 1), as_threshold("threshold", "90%%")
+        (1.0, '90%%')
+    """
+    if isinstance(value, str):
+        if isnan(quantile_of(value)):
+            raise NeuronShareError(
+                f"{name}={value!r} is not a finite number, and not a quantile above 0 and below 100; give one such as "
+                '0.0, or "90%".'
+            )
+        return value
+    return finite(name, value, such_as="0.0, which is the paper's, or a list of numbers")
 
 
 def absolute(values: Float[Tensor, "*batch neuron"], threshold: Threshold) -> Number | Float[Tensor, "*batch 1"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from itertools import chain
 from textwrap import fill
 from typing import Any
@@ -36,11 +37,20 @@ STYLE = {
 }
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook's cell shows by itself, whether or not pyplot is imported."""
+
+    def _repr_png_(self) -> bytes:
+        picture = BytesIO()
+        self.savefig(picture, format="png", dpi=130)
+        return picture.getvalue()
+
+
 @contextmanager
 def styled_figure(height: float, title: str) -> Iterator[Figure]:
     """Open a figure in our style, as wide as a page, and put the title above what is drawn in it."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.9, height), layout="constrained")
+        figure = ShownFigure(figsize=(6.9, height), layout="constrained")
         yield figure
         if title:
             figure.suptitle(fill(title, 100), fontsize=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,12 @@ class NeuronRates:
         of_languages = ", ".join(f"{each} {n:,}" for each, n in zip(self.languages, self.tokens.tolist(), strict=True))
         widths = "/".join(map(str, sorted(set(self.widths))))
         return f"NeuronRates(tokens: {of_languages}; {self.n_layers} layers of {widths} neurons)"
+
+    def _repr_html_(self) -> str:
+        rates = self.by_language().groupby("language", sort=False)[["rate", "never"]].mean()
+        rates.columns = ["activated at a token, % of neurons", "at no token, % of neurons"]
+        rates.insert(0, "tokens", self.tokens.tolist())
+        return f"<p>{escape(repr(self))}</p>" + rates.to_html(float_format="{:.1f}".format, border=0)
 
     def by_language(self) -> pd.DataFrame:
         """Tabulate, in percent, how often a language's tokens activate the neurons of each layer.

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tl_neuronshare.checks import refuse_language_all, selected, whole
 from tl_neuronshare.errors import NeuronShareError
-from tl_neuronshare.maths.activation import neurons_of, pack, packed_width, unpack
+from tl_neuronshare.maths.activation import (
+    Number,
+    absolute,
+    as_threshold,
+    neurons_of,
+    pack,
+    packed_width,
+    unpack,
+    widened,
+)
 from tl_neuronshare.prompts import PromptHashes, Selection
 from tl_neuronshare.results import routing as routings
 from tl_neuronshare.results import tables
@@ -24,6 +34,7 @@ from tl_neuronshare.results.identity import fingerprint, first_difference, merge
 from tl_neuronshare.results.routing import Experts, Routing
 from tl_neuronshare.results.types import NeuronType, as_type, packed_types
 
+_SHOWN = 200  # the most examples of which a notebook shows a table, so that it appears at once
 FILE = "sharing.safetensors"  # the name of the result in a folder that `categorise` writes
 _KIND, _OLDER = "tl_neuronshare.NeuronSharing/2", "tl_neuronshare.NeuronSharing/1"
 _NO_NEURON = 255  # fills the types of layers that are narrower than the widest
@@ -129,6 +140,56 @@ class NeuronSharing:
         return sharing
 
     @classmethod
+    def from_values(
+        cls,
+        values: Mapping[str, Float[Tensor, "example layer neuron"]],
+        *,
+        threshold: Number | str = 0.0,
+        widths: Sequence[int] | None = None,
+        hooks: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> NeuronSharing:
+        """Make a result from neurons' values that any other tool has read, such as nnsight.
+
+        Args:
+            values: for each language the values at the one token that you choose; row i is example i in every language.
+            threshold: a neuron is activated if its value is above this number, or above this quantile, such as "90%",
+                of its layer's values.
+            widths: how many neurons each layer has; by default as many as the tensors' last axis.
+            hooks: where each layer was read; `blocks.N.mlp.hook_post` by default.
+            metadata: whatever should be saved with it, beside the threshold.
+
+        Raises:
+            NeuronShareError: fewer than two languages, tensors of different shapes, or values that are NaN or infinite.
+
+        Examples:
+            >>> values = {"en": torch.tensor([[[0.5, -1.0, 2.0]]]), "de": torch.tensor([[[0.1, 3.0, -2.0]]])}
+            >>> NeuronSharing.from_values(values).mask("all-shared")
+            tensor([[[ True, False, False]]])
+        """
+        threshold = as_threshold("threshold", threshold)
+        shape = _shape_of_values(values)
+        widths = [shape[-1]] * shape[-2] if widths is None else list(widths)
+        activated = torch.zeros((shape[0], len(values), *shape[1:]), dtype=torch.bool, device="cpu")
+        for number, (language, of_language) in enumerate(values.items()):
+            for layer, width in enumerate(widths[: shape[-2]]):
+                of_layer = widened(of_language.detach()[:, layer, :width]).cpu()
+                is_finite = of_layer.isfinite().all(-1)
+                if not is_finite.all():
+                    raise NeuronShareError(
+                        f"Language {language!r}, example {int((~is_finite).int().argmax())}: NaN or infinite values in "
+                        f"layer {layer}; leave out the example, or read it in float32."
+                    )
+                activated[:, number, layer, :width] = of_layer > absolute(of_layer, threshold)
+        return cls.from_activated(
+            activated,
+            languages=list(values),
+            widths=widths,
+            hooks=hooks,
+            metadata={**(metadata or {}), "threshold": threshold},
+        )
+
+    @classmethod
     def concatenate(cls, results: Sequence[NeuronSharing]) -> NeuronSharing:
         """Join the examples of several results, one result after the other, if all measured the same.
 
@@ -224,6 +285,17 @@ class NeuronSharing:
             f"NeuronSharing({self.n_examples} examples x {len(self.languages)} languages "
             f"({', '.join(self.languages)}), {self.n_layers} layers of {widths} neurons)"
         )
+
+    def _repr_html_(self) -> str:
+        how = [
+            f"{key}: {self.metadata[key]}" for key in ("model", "site", "position", "threshold") if key in self.metadata
+        ]
+        shown = self[:_SHOWN]
+        how += [f"the first {_SHOWN} examples"] if self.n_examples > _SHOWN else []
+        table = shown.summary(mismatches=1).groupby("type", sort=False)[["mean", "mismatched", "independent"]].mean()
+        table.columns = ["% of a layer", "with different examples", "if independent"]
+        html = table.to_html(float_format="{:.1f}".format, border=0, na_rep="")
+        return f"<p>{escape(repr(self))}<br>{escape(', '.join(how))}</p>{html}"
 
     def activated(
         self, examples: Selection = slice(None), *, language: str | None = None
@@ -572,6 +644,25 @@ def _in_folder(folder: Path) -> Path:
             f"{str(folder)!r} has the results of several thresholds: {', '.join(several)}; load one of these files."
         )
     return folder / FILE
+
+
+def _shape_of_values(values: Mapping[str, Tensor]) -> torch.Size:
+    """The one shape that the values of all languages have."""
+    if not isinstance(values, Mapping) or not values:
+        raise NeuronShareError("values is not a mapping from language to tensor; give {'en': values, ...}.")
+    shape = getattr(next(iter(values.values())), "shape", ())
+    for language, of_language in values.items():
+        if not isinstance(of_language, Tensor) or not of_language.is_floating_point() or of_language.ndim != 3:
+            raise NeuronShareError(
+                f"Language {language!r}: the values are not a tensor of real numbers with axes example, layer, neuron; "
+                "give one, such as torch.stack(values_of_layers, dim=1)."
+            )
+        if of_language.shape != shape:
+            raise NeuronShareError(
+                f"Language {language!r}: values of shape {tuple(of_language.shape)}, in the first {tuple(shape)}; give "
+                "the same examples, layers and neurons in every language."
+            )
+    return torch.Size(shape)
 
 
 def _joined(routings: Sequence[Routing | None]) -> Routing | None:

@@ -9,14 +9,14 @@ from typing import Any, get_args
 from tl_neuronshare import models
 from tl_neuronshare.checks import one_of, texts_by_language
 from tl_neuronshare.launch import warn
-from tl_neuronshare.maths.activation import Number, absolute
+from tl_neuronshare.maths.activation import Number, absolute, as_threshold
 from tl_neuronshare.models import LensModel, Site, verification
 from tl_neuronshare.models.fingerprint import fingerprint_of_weights
 from tl_neuronshare.results.rates import NeuronRates
 from tl_neuronshare.running import provenance
 from tl_neuronshare.running.loop import Keeping, running
 from tl_neuronshare.running.plan import BatchSize, Running
-from tl_neuronshare.running.recording import as_threshold, refuse_quantiles_of_experts
+from tl_neuronshare.running.recording import refuse_quantiles_of_experts
 from tl_neuronshare.running.tallying import Part, Tally, measured_layers, metadata_of, tallied
 
 

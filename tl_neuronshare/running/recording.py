@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
-from math import isnan
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -21,7 +20,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tl_neuronshare import models
-from tl_neuronshare.checks import Options, count, finite, is_count, one_of, option, refuse_language_all
+from tl_neuronshare.checks import Options, count, is_count, one_of, option, refuse_language_all
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import (
@@ -30,13 +29,13 @@ from tl_neuronshare.maths.activation import (
     Threshold,
     absolute,
     as_position,
+    as_threshold,
     count_borderline,
     extreme,
     nth_from_the_end,
     pack_above,
     pack_with_torch,
     packed_width,
-    quantile_of,
     tokens_needed,
 )
 from tl_neuronshare.models import Inputs, LensModel, NeuronLayer, OnDevices, Site, Stack, verification
@@ -50,18 +49,6 @@ from tl_neuronshare.running import provenance
 # Values that are reduced at a time, so that this needs little memory beside the model; on a GPU, calls are dear.
 _CHUNK, _CHUNK_ON_GPU = 1 << 20, 1 << 25
 Mask = Int[Tensor, "prompt position"] | Bool[Tensor, "prompt position"]
-
-
-def as_threshold(name: str, value: Any) -> Threshold:
-    """One threshold, checked."""
-    if isinstance(value, str):
-        if isnan(quantile_of(value)):
-            raise NeuronShareError(
-                f"{name}={value!r} is not a finite number, and not a quantile above 0 and below 100; give one such as "
-                '0.0, or "90%".'
-            )
-        return value
-    return finite(name, value, such_as="0.0, which is the paper's, or a list of numbers")
 
 
 def threshold_argument(text: str) -> Threshold:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
@@ -113,11 +113,18 @@ def tallied(
         NeuronShareError: a text is not one, a language has only special tokens, or values are NaN or infinite.
     """
     so_far = _SoFar(list(texts), [layer.width for layer in layers], tally, loop)
+    sizes = [len(each) for each in texts.values() if isinstance(each, Sized)]
+    n_texts = sum(sizes) if len(sizes) == len(texts) else None
+    n_pieces = n_done = 0
     for language, of_language in texts.items():
         reader = _Reader(model, layers, language, tally)
         pieces = _pieces(model, of_language, language, part, prepend_bos=how.prepend_bos)
         while some := list(islice(pieces, _PIECES)):
             reader.pieces = so_far.meets(language, some)
+            n_pieces += len(reader.pieces)
+            n_done += len(some) - len(reader.pieces)
+            if n_texts is not None:  # a text has one piece or more
+                loop.expect(max(n_texts - n_done, n_pieces))
             if reader.pieces:
                 plan = Plan(model, [piece.tokens for piece in reader.pieces], batch_size=how.batch_size)
                 loop.part(partial(so_far.add, language, plan, reader))
