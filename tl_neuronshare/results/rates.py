@@ -17,6 +17,7 @@ from tl_neuronshare.checks import distinct, refuse_language_all
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import neurons_of
 from tl_neuronshare.results.files import read_tensors, write_tensors
+from tl_neuronshare.results.hub import OnHub
 from tl_neuronshare.results.identity import weights_of
 from tl_neuronshare.results.routing import Experts
 
@@ -25,7 +26,7 @@ _KIND = "tl_neuronshare.rates/1"
 _MEASURED = ("site", "threshold", "prepend_bos", "special_tokens_left_out", "weights", "dtype", "counted")
 
 
-class NeuronRates:
+class NeuronRates(OnHub):
     """Hold how many tokens of each language activate each neuron, and how many tokens there are.
 
     Counts of other texts of the same model add up: `rates + more`, or `sum(parts)`, also where the parts are of

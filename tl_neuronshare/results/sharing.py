@@ -30,6 +30,7 @@ from tl_neuronshare.results import routing as routings
 from tl_neuronshare.results import tables
 from tl_neuronshare.results.bits import Bits, joined, rows_at
 from tl_neuronshare.results.files import Stream, read_tensors, write_tensors
+from tl_neuronshare.results.hub import OnHub
 from tl_neuronshare.results.identity import fingerprint, first_difference, merged_metadata, weights_of
 from tl_neuronshare.results.routing import Experts, Routing
 from tl_neuronshare.results.types import NeuronType, as_type, packed_types
@@ -40,7 +41,7 @@ _KIND, _OLDER = "tl_neuronshare.NeuronSharing/2", "tl_neuronshare.NeuronSharing/
 _NO_NEURON = 255  # fills the types of layers that are narrower than the widest
 
 
-class NeuronSharing:
+class NeuronSharing(OnHub):
     """Keep which neurons each example activates in each language, and give their types and tables of them.
 
     One bit is kept for each neuron, language and example; `types`, `mask` and `activated` are made anew from
