@@ -17,7 +17,7 @@ import tl_neuronshare as ns
 from support import sources
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODULES = [ns.__name__, *(module.name for module in pkgutil.walk_packages(ns.__path__, "tl_neuronshare."))]
 COMMANDS = re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
 
@@ -58,7 +58,7 @@ def public_functions():
         thing = getattr(ns, name)
         if inspect.isfunction(thing) or inspect.isclass(thing):
             yield name, thing
-    for module in (ns.demo, ns.plots, ns.tasks):
+    for module in (ns.demo, ns.methods, ns.plots, ns.tasks):
         for name, thing in vars(module).items():
             if inspect.isfunction(thing) and not name.startswith("_") and thing.__module__.startswith(module.__name__):
                 yield f"{module.__name__}.{name}", thing
@@ -68,6 +68,13 @@ def public_functions():
 def test_public_docstrings_have_an_example(name, thing):
     if name != "NeuronShareError":
         assert ">>> " in (thing.__doc__ or ""), name
+
+
+def test_every_public_name_is_once_in_the_reference():
+    pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
+    entries = [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
+    public = {f"tl_neuronshare.{name.removeprefix('tl_neuronshare.')}" for name, _ in public_functions()}
+    assert sorted(entries) == sorted(public)
 
 
 def snippets():
