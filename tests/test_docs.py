@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -15,6 +16,7 @@ import torch
 
 import tl_neuronshare as ns
 from support import sources
+from tl_neuronshare.errors import UnfinishedError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -111,6 +113,26 @@ def test_links_and_pictures_are_there():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def texts_in_the_code():
+    """Every text that the package writes, with an ellipsis where a value is filled in."""
+    for file in sorted(Path(ns.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_the_messages_on_the_page_of_errors_are_those_of_the_code():
+    page = (ROOT / "docs" / "errors.md").read_text()
+    shown = re.findall(r"^\| [^`|]*`([^`]+)` \|", page, re.MULTILINE)
+    assert len(shown) > 30
+    texts = "\n".join(text.replace("\n", " ") for text in texts_in_the_code())
+    for message in set(shown) - {UnfinishedError.__name__}:
+        pattern = ".*".join(re.escape(part) for part in message.split("…"))
+        assert re.search(pattern, texts), message
 
 
 def test_torch_and_transformer_lens_are_pinned_in_one_place():
