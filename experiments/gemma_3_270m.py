@@ -78,7 +78,8 @@ def shuffled(source: Path, directory: Path) -> None:
 
 FACTS = "--task fact_probing --source mpararel"
 CAPITALS = f"{FACTS} --options relations=P36"  # explored before the questions were fixed
-COUNTRIES = f"{FACTS} --options relations=P17,P37"  # held out
+RELATIONS = ("P17", "P37")
+COUNTRIES = f"{FACTS} --options relations={','.join(RELATIONS)}"  # held out
 SETS = {"capitals": CAPITALS, "countries": COUNTRIES}
 NINE = "--languages en de es fr ru th tr vi zh"
 LANGUAGES = {
@@ -142,6 +143,11 @@ def runs_by_name() -> dict[str, str]:
         runs[f"ablation-capitals-{name}"] = f"ablation {CAPITALS} {eight} {how} {varied}"
     exact = f"--limit 10 {only} --scoring exact"
     runs["ablation-capitals-exact"] = f"ablation {CAPITALS} {eight} {GATE} {exact}"
+    # Added after the first look: the countries' two relations apart, since mismatched facts are of both.
+    for relation in RELATIONS:
+        how = f"{FACTS} --options relations={relation} {eight} {GATE}"
+        runs[f"patterns-{relation}"] = f"patterns {how} --limit 100"
+        runs[f"ablation-{relation}"] = f"ablation {how} --limit 30 --types all-shared {NEAREST} {STUDY}"
     # A language's own neurons.
     for end in ("", "-shuffled"):
         runs[f"lape{end}"] = f"methods {CAPITALS} {eight} {GATE} --limit 10 --texts texts --methods lape --cross"
@@ -539,6 +545,26 @@ def varied(runs: dict[str, Tables]) -> str:
     return _markdown(rows, ("study", "neurons", "all-shared", "the worst other type", "random-active", "other-example"))
 
 
+def apart(runs: dict[str, Tables]) -> str:
+    """The countries' two relations apart: excess, and what the all-shared cost beside two controls."""
+    rows = []
+    for name in (*SETS, *RELATIONS):
+        excess, n_layers = _excess(runs[f"patterns-{name}"])
+        study = _study(runs[f"ablation-{name}"])
+        each = [_of(study, "all-shared", ablated) for ablated in ("type", "random-active", "other-example")]
+        costs = [with_interval(row, "difference", sign=True) for row in each]
+        rows.append([name, f"{excess:+.2f}", n_layers, *costs, with_interval(each[-1], *AGAINST, sign=True)])
+    head = (
+        "facts",
+        "excess, points",
+        f"layers above 0 (of {N_LAYERS})",
+        "all-shared",
+        "random-active",
+        "other-example",
+    )
+    return _markdown(rows, (*head, "all-shared beyond other-example"))
+
+
 FEWEST_KNOWN = 30
 
 
@@ -602,6 +628,7 @@ def commands(runs: dict[str, Tables]) -> str:
 BLOCKS: dict[str, Callable[[dict[str, Tables]], str]] = {
     **{"answers": answers, "accuracy": accuracy, "types": types, "persistence": persistence, "languages": languages},
     **{"ladder": ladder, "wordings": wordings, "attribution": attribution, "ablation": ablation, "varied": varied},
+    **{"apart": apart},
     **{"known": known, "own": own, "made": made, "commands": commands},
 }
 
