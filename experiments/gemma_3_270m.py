@@ -127,8 +127,12 @@ def runs_by_name() -> dict[str, str]:
     for end in ("", "-shuffled"):
         runs[f"wordings{end}"] = f"patterns {CAPITALS} {SEVEN} {GATE} --limit 60 {wordings}"
         runs[f"tasks{end}"] = f"tasks {CAPITALS} {SEVEN} {GATE} --limit 60 {also}"
-    # The main study, of known facts, and with one thing varied.
-    eight = LANGUAGES[""]
+    return runs | _one_thing_varied(only) | _of_own_neurons()
+
+
+def _one_thing_varied(only: str) -> dict[str, str]:
+    """The main study of known facts, with one thing varied, and of each of the countries' relations."""
+    runs, eight = {}, LANGUAGES[""]
     for set_name, facts in SETS.items():
         known = f"--limit 141 --known all --known-by form=cloze {NEAREST}"
         runs[f"known-{set_name}"] = f"ablation {facts} {eight} {GATE} {known} --equal-size {STUDY}"
@@ -148,7 +152,12 @@ def runs_by_name() -> dict[str, str]:
         how = f"{FACTS} --options relations={relation} {eight} {GATE}"
         runs[f"patterns-{relation}"] = f"patterns {how} --limit 100"
         runs[f"ablation-{relation}"] = f"ablation {how} --limit 30 --types all-shared {NEAREST} {STUDY}"
-    # A language's own neurons.
+    return runs
+
+
+def _of_own_neurons() -> dict[str, str]:
+    """A language's own neurons, and what it loses without them."""
+    runs, eight = {}, LANGUAGES[""]
     for end in ("", "-shuffled"):
         runs[f"lape{end}"] = f"methods {CAPITALS} {eight} {GATE} --limit 10 --texts texts --methods lape --cross"
         masks = f"--masks {RUNS / f'lape{end}' / 'masks_lape.safetensors'} --controls random magnitude"
@@ -536,13 +545,15 @@ def varied(runs: dict[str, Tables]) -> str:
         rows.append(
             [
                 title,
+                f"{own['examples']:.0f}",
                 f"{own['neurons']:.0f}",
                 with_interval(own, "difference", sign=True),
                 f"{_worst_other(study):+.2f}",
                 *controls,
             ]
         )
-    return _markdown(rows, ("study", "neurons", "all-shared", "the worst other type", "random-active", "other-example"))
+    head = ("study", "facts", "neurons", "all-shared", "the worst other type", "random-active", "other-example")
+    return _markdown(rows, head)
 
 
 def apart(runs: dict[str, Tables]) -> str:
