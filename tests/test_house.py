@@ -21,13 +21,14 @@ ROOT = "tl_neuronshare"
 # A module imports from its own part of the package and from those before it.
 ORDER = [
     "errors", "launch", "checks", "prompts", "maths", "results", "models", "running", "evaluation", "ablation",
-    "attribution", "methods", "tasks", "plots", "demo", "cli", "__main__",
+    "attribution", "methods", "tasks", "plots", "pages", "demo", "cli", "__main__",
 ]  # fmt: skip
 # Of those before them these see less; the commands also see the package's public names, as a user does.
 SEES = {
     "maths": {"errors", "checks"},
     "tasks": {"errors", "launch", "checks", "prompts"},
     "plots": {"errors", "checks", "maths", "results"},
+    "pages": {"errors", "checks", "maths", "results", "plots"},
     "cli": {"", *ORDER[: ORDER.index("cli")]},
 }
 HEAVY = {"matplotlib", "transformers", "transformer_lens"}
@@ -282,8 +283,9 @@ PUBLIC = {
     "cross_ablation": "model, texts, masks, *, controls, seeds, mode, values, layers, n_resamples, batch_size, "
     "prepend_bos, out, shard, progress",
     # attribution
-    "describe_neurons": "model, neurons, *, sharing, rates, prompts, n_tokens, n_prompts, batch_size, prepend_bos, "
-    "progress",
+    "describe_neurons": "model, neurons, *, sharing, rates, prompts, n_tokens, n_prompts, token_by_token, batch_size, "
+    "prepend_bos, progress",
+    "page": "path, *results, title, **tables",
     "generation_impact": "post, W_out",
     "correctness_impact": "post, W_out, unembedding",
     "attribute": "model, prompts, sharing, *, top_k, answer, norm, n_resamples, batch_size, prepend_bos, out, shard, "

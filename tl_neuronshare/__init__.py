@@ -17,6 +17,7 @@ from tl_neuronshare.evaluation.free_text import perplexity
 from tl_neuronshare.maths.impact import correctness_impact, generation_impact
 from tl_neuronshare.models.loading import load_model
 from tl_neuronshare.models.verification import verify
+from tl_neuronshare.pages.writing import page
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.results.comparison import input_overlap, language_overlap, side_by_side
 from tl_neuronshare.results.histograms import ValueHistograms
@@ -74,6 +75,7 @@ __all__ = [
     "methods",
     "neuron_types",
     "overlap_ladder",
+    "page",
     "permutation_test",
     "perplexity",
     "plots",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_neuronshare import models
 from tl_neuronshare.ablation.reference import values_at
-from tl_neuronshare.checks import count, texts_by_language
+from tl_neuronshare.checks import count, flag, texts_by_language
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import neurons_of
@@ -26,7 +26,8 @@ from tl_neuronshare.results.sharing import NeuronSharing
 from tl_neuronshare.results.types import TYPES
 from tl_neuronshare.running import provenance
 from tl_neuronshare.running.loop import running
-from tl_neuronshare.running.plan import BatchSize, Running
+from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running
+from tl_neuronshare.running.shards import Record
 
 _CHUNK = 1 << 26  # numbers of the unembedding, or of neurons' pushes, that are in memory at a time
 _MOST = 10_000  # neurons; more are hardly meant to be read one by one
@@ -41,6 +42,7 @@ def describe_neurons(
     prompts: ParallelPrompts | Mapping[str, Sequence[str]] | None = None,
     n_tokens: int = 10,
     n_prompts: int = 3,
+    token_by_token: bool = False,
     batch_size: BatchSize = "auto",
     prepend_bos: bool | None = None,
     progress: bool = True,
@@ -57,6 +59,7 @@ def describe_neurons(
         prompts: prompts to run, for those that activate a neuron most, at their last token.
         n_tokens: how many tokens to name.
         n_prompts: how many prompts to name.
+        token_by_token: whether to say the neuron's value at each token of these prompts too.
         batch_size: as in `categorise`.
         prepend_bos: as in `categorise`.
         progress: whether to show a progress bar, if the run takes more than two seconds.
@@ -67,7 +70,9 @@ def describe_neurons(
         positive value raises and lowers most, through the weight of the final norm). With `sharing`, for each type, the
         number of examples for which the neuron is of that type, and in a mixture routed (percent of prompts for which
         it is computed). With `rates`, for each language `rate LANGUAGE` (percent of tokens). With `prompts`, prompts (a
-        list of tuples: language, text, value). A norm after the MLP has its weight applied to what a neuron writes.
+        list of tuples: language, text, value) and, with `token_by_token`, tokens (for each of these a list of pairs:
+        the token's text and the value there, which is None at special tokens). A norm after the MLP has its weight
+        applied to what a neuron writes.
 
     Raises:
         NeuronShareError: there are no neurons, or some that the model does not have; the model fails a check of
@@ -83,6 +88,7 @@ def describe_neurons(
         >>> list(table.columns)[:4], len(table["promotes"][0])
         (['layer', 'neuron', 'promotes', 'suppresses'], 10)
     """
+    flag("token_by_token", token_by_token)
     how, n_tokens, n_prompts = (
         Running(batch_size, prepend_bos).on(model),
         count("n_tokens", n_tokens),
@@ -119,7 +125,11 @@ def describe_neurons(
                 language: values_at(model, layers, of_language, language, index=-1, how=how, loop=loop)
                 for language, of_language in texts.items()
             }
-        table["prompts"] = pd.Series(_largest(texts, values, places, n_prompts), dtype=object)
+        found = _largest(texts, values, places, n_prompts)
+        table["prompts"] = pd.Series(found, dtype=object)
+        if token_by_token:
+            at_tokens = _token_by_token(model, layers, places, found, how=how, progress=progress)
+            table["tokens"] = pd.Series(at_tokens, dtype=object)
     return table
 
 
@@ -240,4 +250,67 @@ def _largest(
     return [
         [(*each[row], value) for row, value in zip(rows, of_rows, strict=True)]
         for rows, of_rows in zip(order[:n].T.tolist(), ranked[:n].T.tolist(), strict=True)
+    ]
+
+
+def _token_by_token(
+    model: LensModel,
+    layers: Sequence[NeuronLayer],
+    places: Int[Tensor, "place 2"],
+    found: Sequence[Sequence[tuple[str, str, float]]],
+    *,
+    how: Running,
+    progress: bool,
+) -> list[list[list[tuple[str, float | None]]]]:
+    """For each neuron, and each of the texts that were found for it, its value at each token."""
+    wanted: dict[tuple[str, str], list[int]] = {}  # a language and a text, and the neurons that are asked about there
+    for neuron, of_neuron in enumerate(found):
+        for language, text, _ in of_neuron:
+            wanted.setdefault((language, text), []).append(neuron)
+    rows = [
+        models.tokenised(model, [text], language, [text], prepend_bos=how.prepend_bos)[0] for language, text in wanted
+    ]
+    asked = list(wanted.values())
+    used = sorted(set(places[:, 0].tolist()))
+    values: list[Tensor] = [torch.empty(0, device="cpu")] * len(rows)  # of each row: [token, asked neuron]
+
+    def compute(batch: Batch) -> Record:
+        shown = batch.seen_by("decoder").shown().cpu()
+        at = shown.nonzero(as_tuple=True)
+        most = max(len(asked[row]) for row in batch.rows)
+        read = torch.zeros(*shown.shape, most, dtype=torch.float32, device="cpu")
+
+        def take(number: int, tensors: tuple[Tensor, ...]) -> None:
+            places_here = tuple(place.to(tensors[-1].device) for place in at)
+            of_layer = layers[used[number]].read(tensors, places_here, absent=0.0).float().cpu()
+            for place, row in enumerate(batch.rows):
+                slots = [slot for slot, each in enumerate(asked[row]) if places[each, 0] == used[number]]
+                if slots:
+                    neurons = places[[asked[row][slot] for slot in slots], 1]
+                    here = shown[place].nonzero()
+                    read[place, here, slots] = of_layer[at[0] == place][:, neurons]
+
+        with models.reading(model, [layers[number] for number in used], take) as run_once:
+            run_once(batch)
+        return {"values": read, "shown": shown}
+
+    def keep(kept: list[int], record: Record) -> None:
+        for row, of_row, shown in zip(kept, record["values"], record["shown"], strict=True):
+            values[row] = of_row[shown][:, : len(asked[row])]
+
+    with running(model, "tokens of prompts", n_rows=len(rows), progress=progress) as loop:
+        loop(Plan(model, rows, batch_size=how.batch_size), compute, keep, stage="tokens")
+    special = set(models.special_tokens(model))
+    texts = [[(model.tokenizer.decode([token]), token in special) for token in row] for row in rows]
+    numbers = {each: number for number, each in enumerate(wanted)}
+
+    def along(neuron: int, language: str, text: str) -> list[tuple[str, float | None]]:
+        row = numbers[language, text]
+        column = values[row][:, asked[row].index(neuron)].tolist()
+        return [
+            (token, None if left_out else value) for (token, left_out), value in zip(texts[row], column, strict=True)
+        ]
+
+    return [
+        [along(neuron, language, text) for language, text, _ in of_neuron] for neuron, of_neuron in enumerate(found)
     ]

@@ -61,6 +61,7 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
     add_options(parser, Keeping)
     parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default: 0)")
     parser.add_argument("--out", type=Path, help="folder to write to (default: runs/COMMAND/MODEL-TASK-ARGUMENTS)")
+    parser.add_argument("--page", action="store_true", help="also write page.html, on which the tables can be explored")
     return parser
 
 

@@ -36,7 +36,7 @@ _DIGITS = 10  # of the hash
 # The model and the task begin a name in any case; --out only says where results go, --parts and --shard which part of
 # the work is done now. All other arguments are in the name, even --device and --batch-size: rounding depends on them,
 # and a value next to the threshold may fall on its other side. Who compares two devices wants both runs.
-_NOT_NAMED = ("command", "experiment", "model", "task", "out", "parts", "shard")
+_NOT_NAMED = ("command", "experiment", "model", "task", "out", "page", "parts", "shard")
 
 
 def default_folder(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Path:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import tl_neuronshare as ns
 from tl_neuronshare import checks
-from tl_neuronshare.cli.arguments import given, without_shard
+from tl_neuronshare.cli.arguments import given, task_name, without_shard
 from tl_neuronshare.cli.folders import RECORD, RunFolder, recorded, write_whole
 from tl_neuronshare.cli.inputs import categorise, inputs_hash, load_model, load_prompts, report_of, short_name
 from tl_neuronshare.errors import NeuronShareError, UnfinishedError
@@ -80,7 +80,7 @@ class Run:
         checks.count("--seed", args.seed, least=0)
         for kind in (Reading, Running):
             kind(**given(args, kind))
-        not_recorded = ("experiment", "command", "shard")
+        not_recorded = ("experiment", "command", "page", "shard")
         arguments = {name: value for name, value in vars(args).items() if name not in not_recorded}
         self.args = args
         self.record: dict[str, Any] = {
@@ -94,6 +94,7 @@ class Run:
         }
         self.findings: list[Finding] = []
         self._files: list[str] = []
+        self._tables: dict[str, pd.DataFrame] = {}
         self._since = time.perf_counter()
         self._is_main = launched().is_main
         self._folder = RunFolder(args.out)
@@ -195,6 +196,7 @@ class Run:
         """Write a table as CSV."""
         if not self._writes():
             return
+        self._tables[name] = table.reset_index() if index else table
         table.to_csv(self._folder.unfinished / f"{name}.csv", index=index)
         self._files.append(f"{name}.csv")
 
@@ -238,6 +240,10 @@ class Run:
             print(finding)
         self.record |= {"findings": [asdict(finding) for finding in self.findings], "files": self._files}
         self._writes()
+        if self.args.page and self._tables:
+            title = f"{self.args.experiment}: {short_name(self.args.model)} on {task_name(self.args)}"
+            ns.page(self._folder.unfinished / "page.html", title=title, **self._tables)
+            self._files.append("page.html")
         text = json.dumps(self.record, indent=2, ensure_ascii=False) + "\n"
         write_whole(self._folder.unfinished / RECORD, text)
         self._folder.publish()
