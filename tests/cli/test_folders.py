@@ -112,7 +112,8 @@ def test_names_of_folders():
 @pytest.mark.parametrize("command", [*ANALYSES, "reproduce"])
 def test_no_two_runs_that_differ_share_a_folder(command):
     """Every argument that the parser has; on file systems too that do not know capitals from small letters."""
-    arguments = set(vars(cli.command(command).parser().parse_args([]))) - {"experiment", "out", "page", "parts", "shard"}
+    arguments = set(vars(cli.command(command).parser().parse_args([])))
+    arguments -= {"experiment", "out", "page", "parts", "shard"}
     values = VALUES | {"extra": (["ablation --seeds 1"], ["ablation --seeds 2"])}
     assert arguments <= set(values), "tell this test values of the new argument"
     given = [[]]
