@@ -205,6 +205,7 @@ PUBLIC = {
     "demo.prompts": "",
     # categorise
     "neuron_types": "activated",
+    "types_along": "model, prompts, *, before, after, site, threshold, batch_size, prepend_bos, progress",
     "categorise": "model, prompts, *, site, position, threshold, batch_size, prepend_bos, out, shard, progress",
     "categorise_caches": "caches, *, lengths, padding_side, tokens, prompts, site, position, threshold",
     "SharingRecorder": "model, languages, n_examples, *, site, position, threshold",

@@ -11,6 +11,7 @@ from tl_neuronshare.ablation.study import ablation_study
 from tl_neuronshare.attribution.attributing import attribute, top_neurons
 from tl_neuronshare.attribution.describing import describe_neurons
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.evaluation.along import types_along
 from tl_neuronshare.evaluation.answer_languages import answer_languages
 from tl_neuronshare.evaluation.evaluating import evaluate
 from tl_neuronshare.evaluation.free_text import perplexity
@@ -87,6 +88,7 @@ __all__ = [
     "side_by_side",
     "tasks",
     "top_neurons",
+    "types_along",
     "typological_similarity",
     "value_histograms",
     "verify",

@@ -62,6 +62,26 @@ class Generation:
         """
         answers = [self._text(known[: self.n_new]) for known in begun]
         left = [example for example, text in enumerate(answers) if text is None]
+        decoded = self._decoded(left, fwd_hooks, loop, stage=stage)
+        for example, tokens in zip(left, decoded, strict=True):
+            answers[example] = self._text(tokens)
+        return [text or "" for text in answers]
+
+    def tokens(self, loop: Loop, *, stage: str) -> list[list[int]]:
+        """Decode the new tokens of each prompt, up to an end token, which is left out.
+
+        Args:
+            loop: the loop that goes through the batches.
+            stage: the name of this run in the loop's records.
+        """
+        decoded = self._decoded(range(len(self.prompts)), None, loop, stage=stage)
+        return [new[: self._end(new)] for new in decoded]
+
+    def _decoded(
+        self, left: Sequence[int], fwd_hooks: Hooks | HookMaker | None, loop: Loop, *, stage: str
+    ) -> list[list[int]]:
+        """The new tokens of some of the examples, whole batches at a time."""
+        decoded: list[list[int]] = [[] for _ in left]
         packing = verification.packing(self.model)
         crosses = any(packing.crosses(len(self.prompts[example]), self.n_new) for example in left)
         plan = Plan(
@@ -88,17 +108,21 @@ class Generation:
 
         def keep(rows: list[int], record: Record) -> None:
             for row, tokens in zip(rows, unragged("new", record), strict=True):
-                answers[left[row]] = self._text(tokens)
+                decoded[row] = tokens
 
         loop(plan, decode, keep, stage=stage, shown=False)
-        return [text or "" for text in answers]
+        return decoded
+
+    def _end(self, new: Sequence[int]) -> int | None:
+        """Where the first end token is, if there is one."""
+        return next((place for place, token in enumerate(new) if token in self._ends), None)
 
     def _text(self, new: Sequence[int]) -> str | None:
         """The text of new tokens, or None if it is not complete.
 
         It is complete at an end token, at a text of `stop`, or if it has as many tokens as it may have.
         """
-        end = next((place for place, token in enumerate(new) if token in self._ends), None)
+        end = self._end(new)
         text: str = self.model.tokenizer.decode(new[:end])
         cuts = [place for cut in self.stop if (place := text.find(cut)) >= 0]
         if cuts:
