@@ -92,6 +92,8 @@ def test_a_reader_chooses_and_sees_the_numbers_of_the_tables(tmp_path, opened):
         of_type = summary[summary["type"] == type]
         for trace, column in enumerate(("mean", "mismatched", "independent")):
             assert chart(page, "types", trace=trace) == pytest.approx(of_type[column].tolist(), rel=1e-5)
+    of_german = sharing.by_language().query("language == 'de'")
+    assert chart(page, "languages", trace=1) == pytest.approx(of_german["mean"].tolist(), rel=1e-5)
     overlap = ns.language_overlap(sharing).query("language == 'de' and other == 'zh' and layer != 'all'")
     page.select_option("[data-kind=overlap] select[name=language]", "zh")
     page.select_option("[data-kind=overlap] select[name='and language']", "de")
@@ -102,9 +104,8 @@ def test_a_reader_chooses_and_sees_the_numbers_of_the_tables(tmp_path, opened):
     assert chart(page, "study", "error_y.array") == pytest.approx([0.1])
     page.select_option("[data-kind=study] select[name=in]", "zh")
     assert chart(page, "study") == [-0.6]
-    box = page.locator("[data-kind=types] .nsewdrag").bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_selector("[data-kind=types] .hoverlayer text")
+    page.hover("[data-kind=types] .nsewdrag", position={"x": 200, "y": 100})
+    page.wait_for_selector("[data-kind=types] .hoverlayer text", state="attached")
     assert "with different examples" in page.text_content("[data-kind=types] .hoverlayer")
     page.screenshot(path=tmp_path / "shot.png", full_page=True)
     assert opened.said == []

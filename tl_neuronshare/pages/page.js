@@ -43,10 +43,11 @@
       traces,
       {
         margin: { l: 60, r: 10, t: 10, b: 45 },
-        xaxis: { title: { text: plain(x) }, ...(more.xaxis || {}) },
+        xaxis: { title: { text: plain(x) }, ...(x === "layer" ? { tickformat: ",d", zeroline: false } : {}) },
         yaxis: { title: { text: plain(y) }, rangemode: "tozero" },
         legend: { orientation: "h", y: -0.2 },
         hovermode: more.hovermode || "x unified",
+        hoverdistance: more.hovermode ? 20 : -1, // with layers far apart, the nearest one is meant
         barmode: "group",
       },
       { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] },
@@ -81,14 +82,17 @@
         );
       });
     },
-    languages(section, rows, column = "mean", name = "activated neurons (% of the layer)") {
+    languages(section, rows) {
+      draw.byLanguage(section, rows, "mean", "activated neurons (% of the layer)");
+    },
+    rates(section, rows) {
+      draw.byLanguage(section, rows, "rate", "tokens that activate a neuron (%)");
+    },
+    byLanguage(section, rows, column, name) {
       const chart = add(section, "div", "", "chart");
       const languages = unique(rows.map((row) => row.language));
       const of = (language) => rows.filter((row) => row.language === language);
       figure(chart, languages.map((language, index) => line(of(language), column, language, index)), "layer", name);
-    },
-    rates(section, rows) {
-      draw.languages(section, rows, "rate", "tokens that activate a neuron (%)");
     },
     overlap(section, rows) {
       const languages = unique(rows.flatMap((row) => [row.language, row.other]));

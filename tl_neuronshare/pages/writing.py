@@ -131,7 +131,7 @@ def _written(parts: list[dict[str, Any]], title: str) -> str:
     here = files(__package__)
     scripts = [get_plotlyjs(), (here / "page.js").read_text("utf-8")]
     data = json.dumps(
-        {"parts": parts, "types": [type.label for type in reversed(TYPES)], "colours": COLOURS},
+        {"parts": parts, "types": [type.label for type in TYPES], "colours": COLOURS},
         ensure_ascii=False,
         allow_nan=False,
         separators=(",", ":"),
