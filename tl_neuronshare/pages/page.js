@@ -37,13 +37,19 @@
     for (const select of selects) select.addEventListener("change", draw);
     draw();
   };
+  // Layers are whole numbers, of which about a dozen are written.
+  const whole = (traces) => ({
+    dtick: Math.max(1, Math.ceil(Math.max(0, ...traces.flatMap((trace) => trace.x)) / 12)),
+    tick0: 0,
+    zeroline: false,
+  });
   const figure = (chart, traces, x, y, more = {}) =>
     Plotly.react(
       chart,
       traces,
       {
         margin: { l: 60, r: 10, t: 10, b: 45 },
-        xaxis: { title: { text: plain(x) }, ...(x === "layer" ? { tickformat: ",d", zeroline: false } : {}) },
+        xaxis: { title: { text: plain(x) }, ...(x === "layer" ? whole(traces) : {}) },
         yaxis: { title: { text: plain(y) }, rangemode: "tozero" },
         legend: { orientation: "h", y: -0.2 },
         hovermode: more.hovermode || "x unified",
