@@ -15,6 +15,7 @@ def model(animals, backend, request):
 
 @pytest.mark.filterwarnings("ignore:The MLPs of .* are gated")
 def test_steps_of_the_prompt_are_what_categorise_gives(model, prompts):
+    prompts = prompts[:4]  # the last one has a single token in German
     along = ns.types_along(model, prompts, before=2, after=3, threshold=0.01, batch_size=3)
     for step, position in ((0, "last"), (-1, -2)):
         expected = ns.categorise(model, prompts, position=position, threshold=0.01)
@@ -70,11 +71,11 @@ def test_after_an_end_an_example_is_left_out(animals):
 
 @pytest.mark.usefixtures("as_users_run_it")
 def test_what_cannot_be_read_along(bloom, prompts):
-    with pytest.raises(ns.NeuronShareError, match="the prompt has . tokens, and before=50; ask for fewer"):
+    with pytest.raises(ns.NeuronShareError, match="the prompt has .* tokens, and before=50; ask for fewer"):
         ns.types_along(bloom, prompts, before=50)
     with pytest.raises(ns.NeuronShareError, match="before=0"):
         ns.types_along(bloom, prompts, before=0)
     with pytest.raises(ns.NeuronShareError, match="context is"):
-        ns.types_along(bloom, prompts, before=1, after=100_000)
+        ns.types_along(bloom, prompts, before=1, after=bloom.cfg.n_ctx)
     with pytest.raises(ns.NeuronShareError, match="prompts is a dict"):
         ns.types_along(bloom, {"en": ["a"]})

@@ -78,7 +78,7 @@ def types_along(
     Examples:
         >>> along = types_along(model, ns.demo.prompts()[9:10].select(["en", "zh"]), before=2, after=1)
         >>> list(along.results), along.tokens["token"].tolist()
-        ([-1, 0, 1], ['0', ' →', ' 22', ' 和', ' →', ' 22'])
+        ([-1, 0, 1], [' 10', ' →', ' 22', ' 之和', ' →', ' 22'])
     """
     require_prompts(prompts)
     how, before, after = Running(batch_size, prepend_bos).on(model), count("before", before), count("after", after)

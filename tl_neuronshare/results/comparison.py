@@ -32,7 +32,7 @@ _PAIRS_BYTES, _MASK_BYTES = 1 << 21, 1 << 25
 
 
 def side_by_side(
-    results: Mapping[str, NeuronSharing] | Mapping[float, NeuronSharing],
+    results: Mapping[str, NeuronSharing] | Mapping[float, NeuronSharing] | Mapping[int, NeuronSharing],
     *,
     name: str,
     mismatches: int = MISMATCHES,
