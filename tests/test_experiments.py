@@ -237,12 +237,17 @@ def test_of_two_languages_nothing_is_partial_shared_and_equal_sizes_leave_that_t
 
 def test_ablation_of_masks_in_place_of_types(tmp_path):
     """The table is that of the study, without a mask that is empty, and a language is compared with others."""
-    model, prompts = ns.demo.load_model(device="cpu"), ns.demo.prompts()[:10].select(["en", "de", "th"])
+    frame = ns.demo.prompts()[:10].select(["en", "de", "th"]).to_frame()
+    for row in (0, 4):  # so that there is something that the model does not know
+        frame.loc[row, "answer"] = next(one for one in frame.loc[row, "choices"] if one != frame.loc[row, "answer"])
+    frame["choices"] = frame["choices"].map("|".join)
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    model, prompts = ns.demo.load_model(device="cpu"), ns.tasks.table(tmp_path / "own.csv")
     masks = {name: torch.zeros(4, 512, dtype=torch.bool) for name in prompts.languages}
     masks["en"][1, :200] = masks["de"][2, 100:300] = True
     ns.save_masks(masks, tmp_path / "masks.safetensors")
     result = run(
-        *("--limit", 10, "--languages", *prompts.languages, "--masks", tmp_path / "masks.safetensors", "--seeds", 2),
+        *("--task", "table", "--source", tmp_path / "own.csv", "--masks", tmp_path / "masks.safetensors", "--seeds", 2),
         *("--controls", "random", "--scoring", "choice", "--out", tmp_path / "here"),
         folder=tmp_path,
         experiment="ablation",
@@ -261,6 +266,7 @@ def test_ablation_of_masks_in_place_of_types(tmp_path):
     pd.testing.assert_frame_equal(table.drop(columns="note"), expected.drop(columns="note"), check_dtype=False)
     changes = {name: (runs[name, "type", 0] - runs["none", "none", None]).mean() for name in masks}
     own = pd.read_csv(tmp_path / "here" / "own_language.csv").set_index("ablated")
+    assert expected.query("metric == 'known_accuracy'")["examples"].min() < 10
     assert own.index.to_list() == ["type", "random"]
     assert own.loc["type", "own"] == pytest.approx(np.mean([change[name] for name, change in changes.items()]))
     others = [change.drop(name).mean() for name, change in changes.items()]
