@@ -311,6 +311,7 @@ PUBLIC = {
     "plots.impact": "table, *, language, title",
     "plots.correctness": "table, *, language, title",
     "plots.causal_check": "table, *, title",
+    "plots.tokens": "table, texts, *, example, language, title",
 }
 NOT_CALLED = {
     "NeuronShareError",

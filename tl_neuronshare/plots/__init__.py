@@ -1,6 +1,7 @@
 """Tables to matplotlib figures. Nothing here changes matplotlib's global style."""
 
 from tl_neuronshare.plots.ablating import ablation, dose_response
+from tl_neuronshare.plots.along import tokens
 from tl_neuronshare.plots.attribution import causal_check, correctness, impact, top_shares
 from tl_neuronshare.plots.crossing import cross_ablation
 from tl_neuronshare.plots.methods import methods
@@ -24,5 +25,6 @@ __all__ = [
     "persistence",
     "relatedness",
     "side_by_side",
+    "tokens",
     "top_shares",
 ]
