@@ -233,8 +233,8 @@ def _compare_own(run: Run, table: pd.DataFrame, own: OwnLanguage) -> None:
         return
     of_languages = own.table()
     # For some examples a control may have too few neurons to draw from: these are not ablated, and would count as kept.
-    rows = table[table["metric"] == "accuracy"]
-    partly = rows.loc[rows["examples"] < rows["examples"].max(), "ablated"].unique()
+    judged = table[table["metric"] == "accuracy"]
+    partly = judged.loc[judged["examples"] < judged["examples"].max(), "ablated"].unique()
     of_languages = of_languages[~of_languages["ablated"].isin(partly)]
     print("\nChange of accuracy in the language whose neurons are ablated, and in others")
     print(of_languages.round(3).to_string(index=False))
