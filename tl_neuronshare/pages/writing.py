@@ -84,7 +84,7 @@ def _parts(result: Any) -> Iterator[dict[str, Any]]:
             if key in result.metadata
         }
         about |= {"examples": len(result), "languages": ", ".join(result.languages)}
-        yield _part(result.summary(), note=", ".join(f"{key}: {value}" for key, value in about.items()))
+        yield _part(result.summary(), note=", ".join(about))
         yield _part(result.by_language())
         yield _part(language_overlap(result))
     elif isinstance(result, NeuronRates):
