@@ -86,6 +86,8 @@ def test_a_reader_chooses_and_sees_the_numbers_of_the_tables(tmp_path, opened):
     sharing, study = sharing_of(), study_of()
     page = opened(ns.page(tmp_path / "page.html", sharing, study, neurons_of(), title="A toy"))
     assert page.title() == page.inner_text("h1") == "A toy"
+    said = "model: toy, site: gate, examples: 30, languages: en, de, zh"
+    assert page.inner_text("[data-kind=types] .note") == said
     summary = sharing.summary()
     for type in ("all-shared", "specific"):
         page.select_option("[data-kind=types] select", type)

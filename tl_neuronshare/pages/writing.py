@@ -78,12 +78,9 @@ def page(
 def _parts(result: Any) -> Iterator[dict[str, Any]]:
     """The parts of the page that show a result."""
     if isinstance(result, NeuronSharing):
-        about = {
-            key: result.metadata[key]
-            for key in ("model", "prompts", "site", "position", "threshold")
-            if key in result.metadata
-        }
-        about |= {"examples": len(result), "languages": ", ".join(result.languages)}
+        keys = ("model", "prompts", "site", "position", "threshold")
+        about = [f"{key}: {result.metadata[key]}" for key in keys if key in result.metadata]
+        about += [f"examples: {len(result)}", f"languages: {', '.join(result.languages)}"]
         yield _part(result.summary(), note=", ".join(about))
         yield _part(result.by_language())
         yield _part(language_overlap(result))
