@@ -135,6 +135,10 @@ def test_the_messages_on_the_page_of_errors_are_those_of_the_code():
         assert re.search(pattern, texts), message
 
 
+def test_the_citation_names_the_version():
+    assert re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE) == [ns.__version__]
+
+
 def test_torch_and_transformer_lens_are_pinned_in_one_place():
     pinned = [
         path

@@ -30,7 +30,7 @@ def test_the_commands_are_listed_with_what_they_do(capsys, given):
 
 def test_an_unknown_command():
     with pytest.raises(
-        SystemExit, match=r"error: There is no command 'patern'; use one of patterns, tasks, .*verify\."
+        SystemExit, match=r"error: There is no command 'patern'; use one of verify, patterns, .*reproduce\."
     ):
         cli.main(["patern"])
 

@@ -16,11 +16,16 @@ from tl_neuronshare.cli import folders
 from tl_neuronshare.errors import NeuronShareError, UnfinishedError
 from tl_neuronshare.running.processes import launched
 
-# Each is a module of this folder, with `parser()` and `main(args)`.
-COMMANDS = (
-    *("patterns", "tasks", "persistence", "tokens", "thresholds", "languages", "ladder", "models", "attribution"),
-    *("ablation", "dose-response", "methods", "causal-check", "reproduce", "verify"),
-)
+# Each is a module of this folder, with `parser()` and `main(args)`. `tl-neuronshare` alone lists them so.
+CONTENTS = {
+    "Is this model read rightly?": ("verify",),
+    "Which neurons do languages share?": ("patterns", "tasks", "persistence", "tokens", "thresholds", "models"),
+    "Which languages, and why?": ("languages", "ladder"),
+    "What do the types do?": ("attribution", "causal-check", "ablation", "dose-response"),
+    "Which neurons belong to a language?": ("methods",),
+    "All of it": ("reproduce",),
+}
+COMMANDS = tuple(name for names in CONTENTS.values() for name in names)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -28,7 +33,9 @@ def main(given: Sequence[str] | None = None) -> None:
     name, *others = (sys.argv[1:] if given is None else given) or ["--help"]
     if name in ("-h", "--help"):
         print("usage: tl-neuronshare NAME [arguments]    (tl-neuronshare NAME --help lists the arguments)\n")
-        print("\n".join(f"  {known:<14}{title(known)}" for known in COMMANDS))
+        for heading, names in CONTENTS.items():
+            print(heading)
+            print("\n".join(f"  {known:<15}{title(known)}" for known in names) + "\n")
     else:
         run(name, others)
 
