@@ -68,6 +68,23 @@ def test_types_rates_and_prompts(animals, backend, prompts):
         assert [value for *_, value in row["prompts"]] == pytest.approx([value for value, *_ in best], abs=1e-3)
 
 
+@pytest.mark.parametrize("name", ["bloom", "llama"])
+def test_values_token_by_token(animals, backend, name):
+    """Against a cache of one prompt at a time; special tokens have none."""
+    model = animals.lens(name, backend)
+    table = ns.describe_neurons(model, PLACES, prompts=TEXTS, n_prompts=2, token_by_token=True, batch_size=2)
+    special = set(model.tokenizer.all_special_ids)
+    for (layer, neuron), found, tokens in zip(PLACES, table["prompts"], table["tokens"], strict=True):
+        for (_, text, value), of_text in zip(found, tokens, strict=True):
+            ids = model.to_tokens(text)
+            _, cache = model.run_with_cache(ids)
+            expected = cache[f"blocks.{layer}.mlp.hook_post"][0, :, neuron].tolist()
+            assert [token for token, _ in of_text] == [model.tokenizer.decode([each]) for each in ids[0].tolist()]
+            for token, (_, here), there in zip(ids[0].tolist(), of_text, expected, strict=True):
+                assert here is None if token in special else here == pytest.approx(there, abs=1e-5)
+            assert of_text[-1][1] == pytest.approx(value, abs=1e-5)
+
+
 def test_experts_are_named_and_how_often_they_are_routed_to(tmp_path, prompts):
     make(architectures(["MixtralForCausalLM"])["MixtralForCausalLM"], tmp_path / "mixtral")
     model = ns.load_model(tmp_path / "mixtral", backend="bridge", device="cpu")

@@ -63,7 +63,12 @@ def main(args: argparse.Namespace) -> None:
         print("\nThe same of neurons that are of one type for every example: always on, if all-shared")
         _print_neurons(of_one_type)
         run.table(table, "attribution")
-        run.table(pd.concat([neurons, of_one_type]), "top_neurons")
+        top_neurons = pd.concat([neurons, of_one_type])
+        run.table(top_neurons, "top_neurons")
+        if args.page:
+            beside = {"sharing": sharing, "prompts": prompts, "batch_size": args.batch_size}
+            explored = ns.describe_neurons(model, top_neurons, token_by_token=True, **beside)
+            run.show(explored, "neurons, one by one")
         title = title_of(sharing, how=f"answer: {args.answer}, norm: {args.norm}, top K: {top}")
         for name in ("top_shares", "impact", "correctness"):
             run.save(getattr(ns.plots, name)(table, title=title), name)

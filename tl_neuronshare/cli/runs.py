@@ -200,6 +200,10 @@ class Run:
         table.to_csv(self._folder.unfinished / f"{name}.csv", index=index)
         self._files.append(f"{name}.csv")
 
+    def show(self, table: pd.DataFrame, name: str) -> None:
+        """Show a table on the page only."""
+        self._tables[name] = table
+
     def save(self, figure: Figure, name: str) -> None:
         """Write a figure as PNG and PDF."""
         if not self._writes():

@@ -144,7 +144,7 @@
       });
     },
     neurons(section, rows) {
-      const layers = unique(rows.map((row) => row.layer));
+      const layers = unique(rows.map((row) => row.layer)).sort((a, b) => a - b);
       const byLayer = new Map(layers.map((layer) => [String(layer), rows.filter((row) => row.layer === layer)]));
       const layer = choice(section, "layer", layers);
       const neuron = choice(section, "neuron", [""]);
