@@ -77,5 +77,7 @@ def test_what_cannot_be_read_along(bloom, prompts):
         ns.types_along(bloom, prompts, before=0)
     with pytest.raises(ns.NeuronShareError, match="context is"):
         ns.types_along(bloom, prompts, before=1, after=bloom.cfg.n_ctx)
+    with pytest.raises(ns.NeuronShareError, match=r"threshold=\[0.1\]"):
+        ns.types_along(bloom, prompts, threshold=[0.1])
     with pytest.raises(ns.NeuronShareError, match="prompts is a dict"):
         ns.types_along(bloom, {"en": ["a"]})

@@ -13,7 +13,7 @@ from tl_neuronshare import models
 from tl_neuronshare.checks import count
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.generation import Generation
-from tl_neuronshare.maths.activation import Number
+from tl_neuronshare.maths.activation import Number, as_threshold
 from tl_neuronshare.models import LensModel, Site, verification
 from tl_neuronshare.prompts import ParallelPrompts, require_prompts
 from tl_neuronshare.results.sharing import NeuronSharing
@@ -82,7 +82,17 @@ def types_along(
     """
     require_prompts(prompts)
     how, before, after = Running(batch_size, prepend_bos).on(model), count("before", before), count("after", after)
+    threshold = as_threshold("threshold", threshold)
     models.require_architecture(model, "decoder", why="It does not continue a text. Use a decoder.")
+    texts: list[list[int]] = []
+    generations: dict[str, Generation] = {}
+    for language, of_language in prompts.prompts.items():
+        rows = models.tokenised(model, of_language, language, prompts.examples, prepend_bos=how.prepend_bos)
+        _require_tokens(rows, before, language, prompts)
+        texts += rows
+        generations[language] = Generation(
+            model, language, rows, prompts.examples, n_new=after, stop=(), batch_size=how.batch_size
+        )
     steps = range(1 - before, after + 1)
     recorders = {
         step: SharingRecorder(
@@ -92,17 +102,9 @@ def types_along(
     }
     recorders[0].warn_of_site(stacklevel=3)
     verification.require(model, "decoding")
-    n_rows = len(prompts) * len(prompts.languages)
-    texts: list[list[int]] = []
     new: list[list[int]] = []
-    with running(model, "types along texts", n_rows=n_rows, progress=progress) as loop:
-        for language, of_language in prompts.prompts.items():
-            rows = models.tokenised(model, of_language, language, prompts.examples, prepend_bos=how.prepend_bos)
-            _require_tokens(rows, before, language, prompts)
-            generation = Generation(
-                model, language, rows, prompts.examples, n_new=after, stop=(), batch_size=how.batch_size
-            )
-            texts += rows
+    with running(model, "types along texts", n_rows=len(texts), progress=progress) as loop:
+        for language, generation in generations.items():
             new += generation.tokens(loop, stage=f"answers in {language}")
         _read(model, recorders, texts, new, how=how, loop=loop)
     reached = torch.tensor([len(tokens) for tokens in new], device="cpu").reshape(-1, len(prompts)).amin(0)

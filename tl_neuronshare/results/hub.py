@@ -25,7 +25,6 @@ class OnHub:
     """What a result needs to be shared: a class that has `save`, `load`, `metadata` and `_repr_html_`."""
 
     metadata: dict[str, Any]
-    languages: tuple[str, ...]
 
     def save(self, path: str | Path) -> None:
         """Write to a file."""
@@ -69,18 +68,21 @@ class OnHub:
 
         name = _name(type(self), name)
         api = HfApi(token=token, library_name="tl_neuronshare")
-        with TemporaryDirectory() as folder, _said(repo_id):
+        with TemporaryDirectory() as folder:
             file = Path(folder) / f"{name}.safetensors"
             self.save(file)
             file.with_suffix(".json").write_text(json.dumps(self.metadata, indent=1, ensure_ascii=False), "utf-8")
-            api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-            before = None
-            if api.file_exists(repo_id, _CARD, repo_type="dataset"):
-                path = api.hf_hub_download(repo_id, _CARD, repo_type="dataset")
-                before = Path(path).read_text("utf-8")
+            with _said(repo_id):
+                api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+                before = None
+                if api.file_exists(repo_id, _CARD, repo_type="dataset"):
+                    before = Path(api.hf_hub_download(repo_id, _CARD, repo_type="dataset")).read_text("utf-8")
             Path(folder, _CARD).write_text(self._card(before, repo_id, name), "utf-8")
             message = f"{name}, by tl_neuronshare"
-            commit = api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=folder, commit_message=message)
+            with _said(repo_id):
+                commit = api.upload_folder(
+                    repo_id=repo_id, repo_type="dataset", folder_path=folder, commit_message=message
+                )
         return str(commit.commit_url)
 
     @classmethod
