@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -333,8 +334,9 @@ def written(signature: inspect.Signature) -> tuple[list[str], set[str]]:
 
 
 def as_written(text: str) -> tuple[list[str], set[str]]:
-    positional, _, by_name = text.partition("*, ")
-    return [name for name in positional.split(", ") if name], {name for name in by_name.split(", ") if name}
+    names = [name for name in text.split(", ") if name]
+    star = next((place for place, name in enumerate(names) if name == "*" or re.match(r"\*\w", name)), len(names))
+    return names[: star + (names[star : star + 1] != ["*"])], set(names[star + 1 :])
 
 
 @pytest.mark.parametrize("name", PUBLIC)

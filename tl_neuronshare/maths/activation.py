@@ -122,14 +122,14 @@ def quantile_of(threshold: str) -> float:
 
 
 def as_threshold(name: str, value: Any) -> Threshold:
-    """Return a threshold after checking it: a finite number, or a quantile such as "90%%".
+    """Return a threshold after checking it: a finite number, or a quantile such as "90%".
 
     Raises:
         NeuronShareError: it is neither.
 
     Examples:
-        >>> as_threshold("threshold", 1), as_threshold("threshold", "90%%")
-        (1.0, '90%%')
+        >>> as_threshold("threshold", 1), as_threshold("threshold", "90%")
+        (1.0, '90%')
     """
     if isinstance(value, str):
         if isnan(quantile_of(value)):
