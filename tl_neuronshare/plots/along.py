@@ -70,6 +70,7 @@ def tokens(
         _mark_the_answer(left, 0.5)
         of_layers = table[table["type"] == "all-shared"].pivot(index="layer", columns="step", values="mean")
         heatmap(right, of_layers.set_axis(list(map(str, steps)), axis=1), title="All-shared, % of the layer")
+        right.set_aspect("auto")  # steps are few, and layers many
         right.set_ylabel("layer")
         _mark_the_answer(right, steps.index(0) + 0.5 if 0 in steps else -1)
         for axes in (left, right):
