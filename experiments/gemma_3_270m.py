@@ -614,16 +614,15 @@ def own(runs: dict[str, Tables]) -> str:
 def made(runs: dict[str, Tables]) -> str:
     """Say with what the runs were made, and how long all of them took."""
     table = pd.concat([tables["run"] for tables in runs.values()])
-    differing = [name for name in table.columns.drop(["chance", "minutes"]) if table[name].nunique() > 1]
+    differing = [name for name in table.columns.drop(["chance", "minutes", "code"]) if table[name].nunique() > 1]
     if differing:
         raise SystemExit(f"The runs were made with different versions of {', '.join(differing)}; make them again.")
-    versions = ", ".join(
-        f"{name} {table[name].iloc[0]}" for name in ("python", "torch", "transformers", "transformer_lens", "code")
-    )
+    versions = [f"{name} {table[name].iloc[0]}" for name in ("python", "torch", "transformers", "transformer_lens")]
+    code = [f"{code} ({n} runs)" for code, n in table["code"].value_counts().items()]
     minutes = table["minutes"]
     return (
         f"{len(table)} runs took {minutes.sum():.0f} minutes on two cores, the longest {minutes.max():.0f} minutes. "
-        f"Versions: {versions} (a hash of the library's)."
+        f"Versions: {', '.join(versions)}; the library's code, by a hash: {', '.join(code)}."
     )
 
 
