@@ -248,11 +248,17 @@ def test_ablation_of_masks_in_place_of_types(tmp_path):
     ns.save_masks(masks, tmp_path / "masks.safetensors")
     result = run(
         *("--task", "table", "--source", tmp_path / "own.csv", "--masks", tmp_path / "masks.safetensors", "--seeds", 2),
-        *("--controls", "random", "--scoring", "choice", "--out", tmp_path / "here"),
+        *("--controls", "random", "--scoring", "choice", "--out", tmp_path / "here", "--page"),
         folder=tmp_path,
         experiment="ablation",
     )
     assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "here" / "run.json").read_text())
+    assert "page.html" in record["files"]
+    assert "page" not in record["arguments"]
+    page = (tmp_path / "here" / "page.html").read_text("utf-8")
+    assert '"heading":"own language"' in page
+    assert '"kind":"study"' in page
     assert "Left out, since these masks have no neurons: th." in result.stdout
     assert not (tmp_path / "here" / "ablation_equal_size.csv").exists()
     del masks["th"]
