@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import chain
+from math import ceil
 from textwrap import fill
 from typing import Any
 
@@ -25,6 +26,7 @@ from tl_neuronshare.results.types import TYPES
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999933", "#882255")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\")
+_LONGEST_TITLE = 96  # letters in a line
 _GROUP = 0.8  # how wide a group of bars is
 _FEW_CELLS = 12  # the most cells a side that are large enough for numbers
 LABELS = tuple(type.label for type in TYPES)
@@ -53,7 +55,13 @@ def styled_figure(height: float, title: str) -> Iterator[Figure]:
         figure = ShownFigure(figsize=(6.9, height), layout="constrained")
         yield figure
         if title:
-            figure.suptitle(fill(title, 100), fontsize=9)
+            figure.suptitle(_in_lines(title), fontsize=9)
+
+
+def _in_lines(title: str) -> str:
+    """Break a title that is too long for a line into lines of about the same length."""
+    n_lines = ceil(len(title) / _LONGEST_TITLE)
+    return fill(title, _LONGEST_TITLE if n_lines < 2 else min(_LONGEST_TITLE, len(title) // n_lines + 12))
 
 
 def name_panel(axes: Axes, name: str) -> None:
