@@ -179,13 +179,19 @@ def lines_of(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}, line {number}", line.removesuffix("\r")
 
 
-def json_lines(path: Path, names: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Give the fields of each line of a JSON-lines file, after its place."""
+def json_values(path: Path) -> Iterator[tuple[str, Any]]:
+    """Give the value of each line of a JSON-lines file, after its place."""
     for where, line in lines_of(path):
         try:
             value = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             raise NeuronShareError(f"{where}: this is not JSON ({error}); is the line cut off?") from error
+        yield where, value
+
+
+def json_lines(path: Path, names: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Give the fields of each line of a JSON-lines file, after its place."""
+    for where, value in json_values(path):
         yield where, fields(value, names, where)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,11 +87,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The place of each row, and its cells by their column."""
     ending = path.suffix.lower()
     if ending == ".jsonl":
-        for where, line in reading.lines_of(path):
-            try:
-                values = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise NeuronShareError(f"{where}: this is not JSON ({error}); is the line cut off?") from error
+        for where, values in reading.json_values(path):
             if not isinstance(values, dict):
                 raise NeuronShareError(f"{where}: a {type(values).__name__} where an object belongs. {HOW_TO_GET}")
             yield where, values
