@@ -144,9 +144,8 @@ def _read(
     longest = max(recorders)
     rows = [text + (tokens + text[-1:] * longest)[:longest] for text, tokens in zip(texts, new, strict=True)]
     plan = Plan(model, rows, batch_size=how.batch_size)
-    numbers = torch.arange(len(rows), device="cpu").reshape(len(first.languages), -1)
     # A recorder numbers prompts example by example.
-    numbers = (numbers % numbers.shape[1] * len(first.languages) + numbers // numbers.shape[1]).flatten()
+    numbers = torch.arange(len(rows), device="cpu").reshape(-1, len(first.languages)).T.flatten()
     passes: list[RecordedPass]  # those of the batch that is running
 
     def take(layer: int, tensors: tuple[Tensor, ...]) -> None:
