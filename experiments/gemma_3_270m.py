@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tl_neuronshare.cli.ablation import AGAINST
+from tl_neuronshare.cli.ablation import AGAINST, OF_VERDICT
 from tl_neuronshare.cli.models import shuffle
 from tl_neuronshare.cli.runs import with_interval
 from tl_neuronshare.maths.testing import benjamini_hochberg
@@ -287,6 +287,11 @@ def _of(rows: pd.DataFrame, type: str, ablated: str) -> Any:
     return rows[(rows["type"] == type) & (rows["ablated"] == ablated)].iloc[0]
 
 
+def _costs(study: pd.DataFrame, *ablated: str) -> list[str]:
+    """The changes of accuracy without the all-shared neurons (`type`), or in place of them a control's."""
+    return [with_interval(_of(study, "all-shared", each), "difference", sign=True) for each in ablated]
+
+
 def _worst_other(study: pd.DataFrame) -> float:
     """The change of accuracy without the type that matters most, beside the all-shared."""
     return float(study.query("ablated == 'type' and type != 'all-shared'")["difference"].min())
@@ -537,17 +542,14 @@ def varied(runs: dict[str, Tables]) -> str:
     rows = []
     for title, end in names.items():
         study = _study(runs[f"ablation-capitals{end}"])
-        controls = [
-            with_interval(_of(study, "all-shared", name), "difference", sign=True)
-            for name in ("random-active", "other-example")
-        ]
+        cost, *controls = _costs(study, "type", *OF_VERDICT)
         own = _of(study, "all-shared", "type")
         rows.append(
             [
                 title,
                 f"{own['examples']:.0f}",
                 f"{own['neurons']:.0f}",
-                with_interval(own, "difference", sign=True),
+                cost,
                 f"{_worst_other(study):+.2f}",
                 *controls,
             ]
@@ -562,9 +564,8 @@ def apart(runs: dict[str, Tables]) -> str:
     for name in (*SETS, *RELATIONS):
         excess, n_layers = _excess(runs[f"patterns-{name}"])
         study = _study(runs[f"ablation-{name}"])
-        each = [_of(study, "all-shared", ablated) for ablated in ("type", "random-active", "other-example")]
-        costs = [with_interval(row, "difference", sign=True) for row in each]
-        rows.append([name, f"{excess:+.2f}", n_layers, *costs, with_interval(each[-1], *AGAINST, sign=True)])
+        beyond = with_interval(_of(study, "all-shared", "other-example"), *AGAINST, sign=True)
+        rows.append([name, f"{excess:+.2f}", n_layers, *_costs(study, "type", *OF_VERDICT), beyond])
     head = (
         "facts",
         "excess, points",
@@ -589,10 +590,7 @@ def known(runs: dict[str, Tables]) -> str:
             rows.append([set_name, n_known, f"fewer than {FEWEST_KNOWN}: nothing is said of them", "", "", ""])
             continue
         before = f"{_of(study, 'none', 'none')['value']:.2f}"
-        each = [
-            with_interval(_of(study, "all-shared", name), "difference", sign=True)
-            for name in ("type", "random-active", "other-example")
-        ]
+        each = _costs(study, "type", *OF_VERDICT)
         rows.append([set_name, n_known, before, each[0], f"{_worst_other(study):+.2f}", " / ".join(each[1:])])
     head = ("facts", "known in all languages", "accuracy", "all-shared", "the worst other type")
     return _markdown(rows, (*head, "random-active / other-example"))
