@@ -562,10 +562,13 @@ def apart(runs: dict[str, Tables]) -> str:
     """The countries' two relations apart: excess, and what the all-shared cost beside two controls."""
     rows = []
     for name in (*SETS, *RELATIONS):
-        excess, n_layers = _excess(runs[f"patterns-{name}"])
+        patterns = runs[f"patterns-{name}"]
+        excess, n_layers = _excess(patterns)
+        has_interval = patterns["summary"]["excess_low"].notna().any()
         study = _study(runs[f"ablation-{name}"])
         beyond = with_interval(_of(study, "all-shared", "other-example"), *AGAINST, sign=True)
-        rows.append([name, f"{excess:+.2f}", n_layers, *_costs(study, "type", *OF_VERDICT), beyond])
+        layers = n_layers if has_interval else "too few facts to tell"
+        rows.append([name, f"{excess:+.2f}", layers, *_costs(study, "type", *OF_VERDICT), beyond])
     head = (
         "facts",
         "excess, points",

@@ -20,8 +20,6 @@ def record():
     spec = importlib.util.spec_from_file_location("gemma_3_270m", ROOT / "experiments" / "gemma_3_270m.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if missing := [name for name in module.runs_by_name() if not (KEPT / name / "run.json").exists()]:
-        pytest.skip(f"the record is not complete: {len(missing)} runs are missing")
     return module
 
 
@@ -43,7 +41,12 @@ def test_every_number_of_the_prose_is_in_a_table(record):
     prose = re.sub(r"<!-- \w+ -->\n.*?<!-- end -->", "", page, flags=re.DOTALL)
     prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", prose, flags=re.DOTALL)
     # A number may be of the paper, of the questions or of another page; each of these is named here, with what it is.
-    elsewhere = {"91.6": "the paper", "2406.09265": "its number"}
+    elsewhere = {
+        "91.6": "the paper",
+        "2406.09265": "its number",
+        "37.9": "the built-in model's card",
+        "95": "how sure an interval is, %",
+    }
     missing = values_in(prose) - values_in(tables) - set(elsewhere)
     assert not missing, missing
 
