@@ -112,7 +112,7 @@ ns.plots.ablation(study, title="40 facts: without a type, and without as many ot
 # `difference` is the change of accuracy, with a 95 % interval over examples. Read each control beside the type. In this model a fact's all-shared neurons cost more than any control, and
 # another fact's all-shared neurons cost half as much: part of what is shared is about the fact, and part is about the form of the question.
 #
-# This model was trained so that languages share. [A real one](gemma-3-270m.md) gives a different answer to the last question.
+# This model was trained so that languages share. In [a real one](gemma-3-270m.md) a different fact's all-shared neurons cost as much as a fact's own.
 #
 # ## What they write
 #

@@ -237,8 +237,9 @@ def _used(table: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Return the rows of a table that the page uses."""
     for column in OVERALL.get(kind, ()):
         table = table[table[column] == "all"]
-    if kind == "ablation":  # by language only what the unablated model knows
-        table = table[(table["language"] == "all") | (table["type"] == "none")]
+    if kind == "ablation":  # by language only what the unablated model knows, and what a language's own neurons cost it
+        is_own = table["language"] == table["type"]
+        table = table[(table["language"] == "all") | (table["type"] == "none") | is_own]
     return table
 
 
@@ -256,9 +257,13 @@ def _record(folder: Path, name: str) -> dict[str, Any]:
     return dict(json.loads((folder / name / "run.json").read_text("utf-8")))
 
 
+BEYOND = tuple(f"all-shared beyond {control}" for control in OF_VERDICT)
+
+
 # The answers to the questions that were fixed before
 
-Answer = tuple[str, bool | None]  # what was measured, and whether the criterion is met; None: it cannot be told
+# What was measured, and whether the criterion is met (None: it cannot be told), or what meets it.
+Answer = tuple[str, bool | str | None]
 
 
 def _excess(tables: Tables) -> tuple[float, int]:
@@ -276,7 +281,8 @@ def h1(runs: dict[str, Tables], of: str) -> Answer:
 def h2(runs: dict[str, Tables], of: str) -> Answer:
     """That is due to learning."""
     own, other = (_excess(runs[f"patterns-{name}"])[0] for name in (of, f"{of.removesuffix('-pt')}-shuffled"))
-    return f"{own:+.2f}, shuffled {other:+.2f}", own > 0 and own >= 2 * other
+    with_spanish = " (with Spanish)" if of.endswith("-pt") else ""
+    return f"{own:+.2f}, shuffled {other:+.2f}{with_spanish}", own > 0 and own >= 2 * other
 
 
 def _study(tables: Tables) -> pd.DataFrame:
@@ -290,6 +296,11 @@ def _of(rows: pd.DataFrame, type: str, ablated: str) -> Any:
 def _costs(study: pd.DataFrame, *ablated: str) -> list[str]:
     """The changes of accuracy without the all-shared neurons (`type`), or in place of them a control's."""
     return [with_interval(_of(study, "all-shared", each), "difference", sign=True) for each in ablated]
+
+
+def _beyond(study: pd.DataFrame) -> list[str]:
+    """What the all-shared neurons cost beyond the two controls of the verdicts."""
+    return [with_interval(_of(study, "all-shared", each), *AGAINST, sign=True) for each in OF_VERDICT]
 
 
 def _worst_other(study: pd.DataFrame) -> float:
@@ -328,11 +339,11 @@ def h5(runs: dict[str, Tables], of: str) -> Answer:
 
 
 def h6(runs: dict[str, Tables], of: str) -> Answer:
-    """Which part of sharing is of the task, the entity, the answer, the fact; it has no criterion of its own."""
+    """Which part of sharing is of the task, the entity, the answer, the fact; each part has a criterion of its own."""
     rows = runs[f"ladder-{of}"]["ladder"].dropna(subset=["difference"])
     counted = rows[(rows["difference"] >= 0.01) & (rows["difference_low"] > 0)]
     said = ", ".join(f"{row['part']} {row['difference']:.3f}" for row in rows.to_dict("records"))
-    return f"{said}; counted: {', '.join(counted['part']) or 'none'}", None
+    return f"{said}; these count", ", ".join(counted["part"]) or "none"
 
 
 def h7(runs: dict[str, Tables], of: str) -> Answer:
@@ -394,7 +405,7 @@ def answers(runs: dict[str, Tables]) -> str:
     for name, (question, ask) in BY_SET.items():
         for set_name in SETS:
             given = [ask(runs, f"{set_name}{end}") for end in LANGUAGES]
-            verdicts = ["see there" if name == "H6" else VERDICTS[verdict] for _, verdict in given]
+            verdicts = [verdict if isinstance(verdict, str) else VERDICTS[verdict] for _, verdict in given]
             said = [f"{text}: **{verdict}**" for (text, _), verdict in zip(given, verdicts, strict=True)]
             rows.append([f"{name}: {question}" if set_name == "capitals" else "", set_name, *said])
     text, verdict = h8(runs)
@@ -413,9 +424,9 @@ def accuracy(runs: dict[str, Tables]) -> str:
         "capitals, as cloze": "accuracy-cloze",
         "countries (P17, P37), continuation": "ablation-countries",
         "world_facts": "accuracy-world-facts",
-        "MzsRE, exact": "accuracy-mzsre",
-        "MGSM, number": "accuracy-mgsm",
         "capitals, decoded exactly": "ablation-capitals-exact",
+        "MGSM, number": "accuracy-mgsm",
+        "MzsRE, exact, where the prompt tells the fact": "accuracy-mzsre",
         "capitals, shuffled model": "ablation-capitals-shuffled",
     }
     languages = ["all", *NINE.split()[1:]]
@@ -425,7 +436,7 @@ def accuracy(runs: dict[str, Tables]) -> str:
         cells = [f"{table.loc[each, 'value']:.2f}" if each in table.index else "" for each in languages]
         chance = runs[name]["run"]["chance"].item()
         rows.append([title, table["examples"].max(), "" if pd.isna(chance) else f"{chance:.2f}", *cells])
-    return _markdown(rows, ("facts", "how many", "chance", "mean", *languages[1:]))
+    return _markdown(rows, ("facts", "how many", "chance", "mean of these languages", *languages[1:]))
 
 
 def types(runs: dict[str, Tables]) -> str:
@@ -453,7 +464,8 @@ def persistence(runs: dict[str, Tables]) -> str:
             of_type = runs[f"persistence-{name}"]["persistence"].query("type == @type")
             row.append(f"{of_type['every'].mean():.1f} of {of_type['average'].mean():.1f}")
         rows.append(row)
-    return _markdown(rows, ("type", "capitals", "capitals, shuffled model", "countries"))
+    head = ("capitals, nine languages", "capitals, nine languages, shuffled model", "countries, eight languages")
+    return _markdown(rows, ("type", *head))
 
 
 def languages(runs: dict[str, Tables]) -> str:
@@ -542,8 +554,7 @@ def varied(runs: dict[str, Tables]) -> str:
     rows = []
     for title, end in names.items():
         study = _study(runs[f"ablation-capitals{end}"])
-        cost, *controls = _costs(study, "type", *OF_VERDICT)
-        own = _of(study, "all-shared", "type")
+        own, cost = _of(study, "all-shared", "type"), _costs(study, "type")[0]
         rows.append(
             [
                 title,
@@ -551,33 +562,35 @@ def varied(runs: dict[str, Tables]) -> str:
                 f"{own['neurons']:.0f}",
                 cost,
                 f"{_worst_other(study):+.2f}",
-                *controls,
+                *_beyond(study),
             ]
         )
-    head = ("study", "facts", "neurons", "all-shared", "the worst other type", "random-active", "other-example")
-    return _markdown(rows, head)
+    return _markdown(rows, ("study", "facts", "neurons, a layer", "all-shared", "the worst other type", *BEYOND))
 
 
 def apart(runs: dict[str, Tables]) -> str:
-    """The countries' two relations apart: excess, and what the all-shared cost beside two controls."""
+    """The countries' two relations apart: excess, and what the all-shared cost beside a different fact's."""
     rows = []
     for name in (*SETS, *RELATIONS):
         patterns = runs[f"patterns-{name}"]
         excess, n_layers = _excess(patterns)
         has_interval = patterns["summary"]["excess_low"].notna().any()
-        study = _study(runs[f"ablation-{name}"])
-        beyond = with_interval(_of(study, "all-shared", "other-example"), *AGAINST, sign=True)
+        share = patterns["summary"].query("type == 'all-shared'")["mean"].mean()
         layers = n_layers if has_interval else "too few facts to tell"
-        rows.append([name, f"{excess:+.2f}", layers, *_costs(study, "type", *OF_VERDICT), beyond])
-    head = (
-        "facts",
-        "excess, points",
-        f"layers above 0 (of {N_LAYERS})",
-        "all-shared",
-        "random-active",
-        "other-example",
-    )
-    return _markdown(rows, (*head, "all-shared beyond other-example"))
+        study = _study(runs[f"ablation-{name}"])
+        other = _of(study, "all-shared", "other-example")
+        in_nats = runs[f"ablation-{name}"]["ablation"].query("language == 'all' and metric == 'log_prob'")
+        beyond = [
+            with_interval(_of(each, "all-shared", "other-example"), *AGAINST, sign=True) for each in (study, in_nats)
+        ]
+        sizes = [f"{other['neurons']:.0f}", f"{100 * other['overlap']:.0f} %"]
+        rows.append(
+            [name, f"{share:.2f}", f"{excess:+.2f}", layers, *sizes, *_costs(study, "type", "other-example"), *beyond]
+        )
+    of_sharing = ("facts", "all-shared, % of a layer", "excess, points", f"layers above 0 (of {N_LAYERS})")
+    of_masks = ("neurons switched off, a layer", "of a different fact's, those of the fact")
+    of_study = ("all-shared", "other-example", "all-shared beyond other-example", "the same in nats of log-probability")
+    return _markdown(rows, (*of_sharing, *of_masks, *of_study))
 
 
 FEWEST_KNOWN = 30
@@ -590,13 +603,12 @@ def known(runs: dict[str, Tables]) -> str:
         study = _study(runs[f"known-{set_name}"])
         n_known = int(study["examples"].max())
         if n_known < FEWEST_KNOWN:
-            rows.append([set_name, n_known, f"fewer than {FEWEST_KNOWN}: nothing is said of them", "", "", ""])
+            rows.append([set_name, n_known, f"fewer than {FEWEST_KNOWN}: nothing is said of them", "", "", "", ""])
             continue
-        before = f"{_of(study, 'none', 'none')['value']:.2f}"
-        each = _costs(study, "type", *OF_VERDICT)
-        rows.append([set_name, n_known, before, each[0], f"{_worst_other(study):+.2f}", " / ".join(each[1:])])
+        before, cost = f"{_of(study, 'none', 'none')['value']:.2f}", _costs(study, "type")
+        rows.append([set_name, n_known, before, *cost, f"{_worst_other(study):+.2f}", *_beyond(study)])
     head = ("facts", "known in all languages", "accuracy", "all-shared", "the worst other type")
-    return _markdown(rows, (*head, "random-active / other-example"))
+    return _markdown(rows, (*head, *BEYOND))
 
 
 def own(runs: dict[str, Tables]) -> str:
@@ -610,6 +622,23 @@ def own(runs: dict[str, Tables]) -> str:
             rows.append([name, ablated, *means, with_interval(row, "difference", sign=True), beyond])
     head = ("facts", "switched off", "in that language", "in others", "difference", "own neurons beyond the control")
     return _markdown(rows, head)
+
+
+def own_by_language(runs: dict[str, Tables]) -> str:
+    """What each language loses without its own neurons, and the others in the mean."""
+    studies = [runs[f"own-{name}"]["ablation"].query("metric == 'accuracy' and ablated == 'type'") for name in SETS]
+    languages = studies[0]["type"].unique()
+    rows = []
+    for language in languages:
+        cells = []
+        for study in studies:
+            of_language = study[study["type"] == language].set_index("language")
+            own, mean = of_language.loc[language], of_language.loc["all", "difference"]
+            others = (len(languages) * mean - own["difference"]) / (len(languages) - 1)
+            cells += [with_interval(own, "difference", sign=True), f"{others:+.2f}"]
+        rows.append([language, f"{own['neurons']:.1f}", *cells])
+    head = ("neurons, a layer", "capitals, in that language", "in others", "countries, in that language", "in others")
+    return _markdown(rows, ("language", *head))
 
 
 def made(runs: dict[str, Tables]) -> str:
@@ -639,8 +668,8 @@ def commands(runs: dict[str, Tables]) -> str:
 BLOCKS: dict[str, Callable[[dict[str, Tables]], str]] = {
     **{"answers": answers, "accuracy": accuracy, "types": types, "persistence": persistence, "languages": languages},
     **{"ladder": ladder, "wordings": wordings, "attribution": attribution, "ablation": ablation, "varied": varied},
-    **{"apart": apart},
-    **{"known": known, "own": own, "made": made, "commands": commands},
+    **{"apart": apart, "known": known, "own": own, "own_by_language": own_by_language},
+    **{"made": made, "commands": commands},
 }
 
 
