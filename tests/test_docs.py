@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -16,6 +17,7 @@ import torch
 
 import tl_neuronshare as ns
 from support import sources
+from support.record import script
 from tl_neuronshare.errors import UnfinishedError
 
 ROOT = Path(__file__).parents[1]
@@ -83,17 +85,29 @@ def snippets():
     for page in PAGES:
         for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
             marks = [pytest.mark.slow] if page.name == "README.md" else []
+            marks += [pytest.mark.real] if "gemma-3-270m" in code else []
             yield pytest.param(code, id=f"{page.name}-{number}", marks=marks)
 
 
 BESIDE = ("sae_lens", "nnsight")  # packages that one page is about, and the library does not need
 
 
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """The directory of a real model."""
+    of_record = script()
+    if missing := [name for name in ("gguf", *of_record.PARTS_OF_WEIGHTS) if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"the real model is not there: {', '.join(missing)} not installed")
+    return of_record.gemma(tmp_path_factory.mktemp("models") / "gemma-3-270m")
+
+
 @pytest.mark.parametrize("code", list(snippets()))
-def test_python_in_the_pages_runs_as_it_stands(code, beside_sources, tmp_path, monkeypatch, capsys):
+def test_python_in_the_pages_runs_as_it_stands(code, beside_sources, request, tmp_path, monkeypatch, capsys):
     for package in BESIDE:
         if re.search(rf"^(import|from) {package}\b", code, re.MULTILINE):
             pytest.importorskip(package, exc_type=ImportError)
+    if "gemma-3-270m" in code:
+        (tmp_path / "gemma-3-270m").symlink_to(request.getfixturevalue("gemma"))
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     page = tmp_path / "page.py"  # nnsight reads its source again
     page.write_text(code, encoding="utf-8")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+
+from support.record import script
 
 ROOT = Path(__file__).parents[1]
 PAGE, KEPT = ROOT / "docs" / "gemma-3-270m.md", ROOT / "docs" / "gemma-3-270m"
@@ -17,10 +18,7 @@ NUMBER = re.compile(r"[+−-]?\d*\.\d+|\d+(?= %)")
 @pytest.fixture(scope="module")
 def record():
     """The script that makes the record."""
-    spec = importlib.util.spec_from_file_location("gemma_3_270m", ROOT / "experiments" / "gemma_3_270m.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script()
 
 
 def values_in(text):
