@@ -196,7 +196,7 @@ def run(names: Iterable[str]) -> None:
 
 Tables = dict[str, pd.DataFrame]
 OVERALL = {"overlap": ("layer",), "ladder": ("layer",), "attribution": ("layer", "language")}  # only the rows of `all`
-LEFT_OUT = ("by_language", "top_neurons", "input_overlap", "growth", "sizes", "agreement", "types")
+LEFT_OUT = ("by_language", "top_neurons", "growth", "sizes", "agreement", "types")
 RECORDED = ("experiment", "command", "versions", "started", "seconds", "weights", "inputs", "findings")
 FIGURES = {
     "patterns-gate-last": "chance.png",
@@ -358,13 +358,18 @@ def h7(runs: dict[str, Tables], of: str) -> Answer:
     return said, bool(is_so.any())
 
 
-def h8(runs: dict[str, Tables], end: str = "") -> Answer:
-    """Tasks differ in sharing more than wordings do: standard deviations of the all-shared, mean of layers."""
+def _spreads(runs: dict[str, Tables], end: str) -> list[float]:
+    """The standard deviations of the all-shared, mean of layers, over tasks and over wordings."""
     spreads = []
-    for name, column in ((f"tasks{end}", "task"), (f"wordings{end}", "wording")):
-        table = runs[name][name.removesuffix("-shuffled")]
-        means = table.query("type == 'all-shared'").groupby(column)["mean"].mean()
+    for name, column in (("tasks", "task"), ("wordings", "wording")):
+        means = runs[f"{name}{end}"][name].query("type == 'all-shared'").groupby(column)["mean"].mean()
         spreads.append(float(means.std()))
+    return spreads
+
+
+def h8(runs: dict[str, Tables]) -> Answer:
+    """Tasks differ in sharing more than wordings do."""
+    spreads = _spreads(runs, "")
     said = f"standard deviation over tasks {spreads[0]:.2f} points, over wordings {spreads[1]:.2f}"
     return said, spreads[0] >= 2 * spreads[1]
 
@@ -507,6 +512,20 @@ def wordings(runs: dict[str, Tables]) -> str:
     return _markdown(rows, ("model", "what differs", "", "all-shared, % of a layer", "excess"))
 
 
+def spread(runs: dict[str, Tables]) -> str:
+    """How far tasks and wordings differ, and how many all-shared neurons two inputs have in common."""
+    rows = []
+    for end, model in (("", "Gemma"), ("-shuffled", "shuffled")):
+        over_tasks, over_wordings = _spreads(runs, end)
+        pairs = runs[f"tasks{end}"]["input_overlap"]
+        is_one = pairs["task"] == pairs["other"]
+        within, between = (pairs.loc[rows, "jaccard"].mean() for rows in (is_one, ~is_one))
+        spreads = [f"{over_tasks:.2f}", f"{over_wordings:.2f}", f"{over_tasks / over_wordings:.1f}"]
+        rows.append([model, *spreads, f"{within:.2f}", f"{between:.2f}"])
+    of_means = ("standard deviation over tasks, points", "over wordings", "tasks over wordings")
+    return _markdown(rows, ("model", *of_means, "two inputs of one task: Jaccard index", "of two tasks"))
+
+
 def attribution(runs: dict[str, Tables]) -> str:
     """What each type does for the right answer, for a wrong one, and the difference."""
     rows = []
@@ -539,6 +558,25 @@ def ablation(runs: dict[str, Tables]) -> str:
     sizes = [f"{_of(study, 'all-shared', 'type')['neurons']:.0f}" for study in studies]
     rows.append(["neurons of a type, a layer", "", *sizes])
     return _markdown(rows, ("switched off", "control", *names))
+
+
+def nats(runs: dict[str, Tables]) -> str:
+    """What the right answer loses in log-probability without the all-shared, any other type, and two controls."""
+    names = {
+        **{f"{set_name}{end}": f"{set_name}{end}" for set_name in SETS for end in LANGUAGES},
+        "capitals, mean in place of zero": "capitals-mean",
+    }
+    rows = []
+    for title, name in names.items():
+        study = runs[f"ablation-{name}"]["ablation"].query("language == 'all' and metric == 'log_prob'")
+        before = f"{_of(study, 'none', 'none')['value']:.1f}"
+        other = f"{_worst_other(study):+.1f}"
+        costs = [
+            with_interval(_of(study, "all-shared", each), "difference", sign=True, digits=1)
+            for each in ("type", *OF_VERDICT)
+        ]
+        rows.append([title, before, costs[0], other, *costs[1:]])
+    return _markdown(rows, ("facts", "as it is", "all-shared", "the worst other type", *OF_VERDICT))
 
 
 def varied(runs: dict[str, Tables]) -> str:
@@ -667,7 +705,15 @@ def commands(runs: dict[str, Tables]) -> str:
 
 BLOCKS: dict[str, Callable[[dict[str, Tables]], str]] = {
     **{"answers": answers, "accuracy": accuracy, "types": types, "persistence": persistence, "languages": languages},
-    **{"ladder": ladder, "wordings": wordings, "attribution": attribution, "ablation": ablation, "varied": varied},
+    **{
+        "ladder": ladder,
+        "wordings": wordings,
+        "spread": spread,
+        "attribution": attribution,
+        "ablation": ablation,
+        "nats": nats,
+        "varied": varied,
+    },
     **{"apart": apart, "known": known, "own": own, "own_by_language": own_by_language},
     **{"made": made, "commands": commands},
 }
