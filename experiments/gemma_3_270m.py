@@ -195,7 +195,12 @@ def run(names: Iterable[str]) -> None:
 # What is kept of the runs
 
 Tables = dict[str, pd.DataFrame]
-OVERALL = {"overlap": ("layer",), "ladder": ("layer",), "attribution": ("layer", "language")}  # only the rows of `all`
+OVERALL = {
+    "overlap": ("layer",),
+    "input_overlap": ("layer",),
+    "ladder": ("layer",),
+    "attribution": ("layer", "language"),
+}  # only the rows of `all`
 LEFT_OUT = ("by_language", "top_neurons", "growth", "sizes", "agreement", "types")
 RECORDED = ("experiment", "command", "versions", "started", "seconds", "weights", "inputs", "findings")
 FIGURES = {
