@@ -21,15 +21,15 @@ TESTS = Path(__file__).parent
 ROOT = "tl_neuronshare"
 # A module imports from its own part of the package and from those before it.
 ORDER = [
-    "errors", "launch", "checks", "prompts", "maths", "results", "models", "running", "evaluation", "ablation",
-    "attribution", "methods", "tasks", "plots", "pages", "demo", "cli", "__main__",
+    "errors", "arguments", "launch", "checks", "prompts", "maths", "results", "models", "running", "evaluation",
+    "ablation", "attribution", "methods", "tasks", "plots", "pages", "demo", "cli", "__main__",
 ]  # fmt: skip
 # Of those before them these see less; the commands also see the package's public names, as a user does.
 SEES = {
-    "maths": {"errors", "checks"},
-    "tasks": {"errors", "launch", "checks", "prompts"},
-    "plots": {"errors", "checks", "maths", "results"},
-    "pages": {"errors", "checks", "maths", "results", "plots"},
+    "maths": {"errors", "arguments", "checks"},
+    "tasks": {"errors", "arguments", "launch", "checks", "prompts"},
+    "plots": {"errors", "arguments", "checks", "maths", "results"},
+    "pages": {"errors", "arguments", "checks", "maths", "results", "plots"},
     "cli": {"", *ORDER[: ORDER.index("cli")]},
 }
 HEAVY = {"matplotlib", "transformers", "transformer_lens"}

@@ -6,6 +6,7 @@ form that the library works with.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import field, fields
@@ -21,6 +22,7 @@ from tl_neuronshare.errors import NeuronShareError
 Checker = Callable[[str, Any], Any]
 _Kind = TypeVar("_Kind")
 _LARGEST = float(torch.finfo(torch.float32).max)
+_MOST = 2**31  # more cannot be a number of neurons, tokens or examples
 
 
 def one_of(name: str, value: Any, known: Iterable[Any]) -> Any:
@@ -45,7 +47,7 @@ def flag(name: str, value: Any) -> bool:
 
 def is_count(value: Any, least: int = 1) -> bool:
     """Return whether a value is a whole number of at least `least`."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < _MOST
 
 
 def count(name: str, value: Any, *, least: int = 1, such_as: int | None = None) -> int:
@@ -65,6 +67,8 @@ def whole(name: str, value: Any) -> int:
     """Check that a value is a whole number."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise NeuronShareError(f"{name}={value!r} is not a whole number; give one, such as 0.")
+    if not -(2**63) <= int(value) < 2**63:
+        raise NeuronShareError(f"{name}={value!r} does not fit into 64 bits; give a smaller number.")
     return int(value)
 
 
@@ -88,6 +92,90 @@ def instance(name: str, value: Any, kind: type[_Kind]) -> _Kind:
     return value
 
 
+def path_of(name: str, value: Any) -> Path:
+    """Check that a value can be the path of a file or folder, which need not be there.
+
+    Examples:
+        >>> path_of("path", "result.safetensors").name
+        'result.safetensors'
+    """
+    try:
+        path = Path(value).expanduser()
+        os.fsencode(path)
+        path.exists()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise NeuronShareError(f"{name}={shortened(value)} is not a path ({_reason(error)}); give one.") from error
+    return path
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without the path, which may be very long."""
+    return (error.strerror if isinstance(error, OSError) else None) or shortened(str(error))
+
+
+def names_of(name: str, value: Any) -> tuple[str, ...]:
+    """Check that a value is a list of names in a fixed order.
+
+    Examples:
+        >>> names_of("languages", ["en", "de"])
+        ('en', 'de')
+    """
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or not all(isinstance(each, str) and each for each in value):
+        raise NeuronShareError(f"{name}={shortened(value)}; give a list of names, such as ['en', 'de'].")
+    return tuple(value)
+
+
+def sizes_of(name: str, value: Any) -> list[int]:
+    """Check that values are sizes, which are whole numbers of at least 1.
+
+    Examples:
+        >>> sizes_of("widths", (512, 512))
+        [512, 512]
+    """
+    sizes = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if not sizes or not all(is_count(size) and size < _MOST for size in sizes):
+        raise NeuronShareError(f"{name}={shortened(value)}; give a list of whole numbers, each at least 1.")
+    return [int(size) for size in sizes]
+
+
+def measured_layers(value: Any, n_layers: int) -> int:
+    """Check how many of the layers are measured; all if it is None."""
+    if value is None:
+        return n_layers
+    if not is_count(value) or value > n_layers:
+        raise NeuronShareError(f"n_measured={value!r}; give a number of layers, from 1 to {n_layers}.")
+    return int(value)
+
+
+def numbers_of(name: str, value: Any, n: int) -> Sequence[int]:
+    """Check that values are numbers of `n` examples; one may appear several times.
+
+    Examples:
+        >>> numbers_of("examples", [2, 0, 0], 3)
+        [2, 0, 0]
+    """
+    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if not is_list or not all(is_count(each, 0) and each < n for each in value):
+        raise NeuronShareError(f"{name}={shortened(value)}; give numbers of examples, from 0 to {n - 1}.")
+    numbers: Sequence[int] = value
+    return numbers
+
+
+def writable(name: str, value: Any, *, least: int = 0) -> str:
+    """Check that a value is a text that can be written to a file."""
+    if not isinstance(value, str) or len(value) < least or any("\ud800" <= each <= "\udfff" for each in value):
+        raise NeuronShareError(f"{name}={shortened(value)} is not a text that can be written; give one.")
+    return value
+
+
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """Check that a value is a mapping or None, and return it as a dictionary."""
+    if value is not None and not isinstance(value, Mapping):
+        raise NeuronShareError(f"{name} is a {type(value).__name__}; give a mapping, such as {{'model': 'demo'}}.")
+    return dict(value or {})
+
+
 def share(name: str, value: Any) -> float:
     """Check that a value is a share, above 0 and at most 1."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1:
@@ -104,7 +192,7 @@ def distinct(
         >>> distinct("seeds", range(3))
         [0, 1, 2]
     """
-    is_list = isinstance(values, Iterable) and not isinstance(values, str)
+    is_list = isinstance(values, Iterable) and not isinstance(values, str | bytes | Set)  # a set has no order
     items = list(values) if is_list else []
     known = None if known is None else list(known)
     unknown = known is not None and [item for item in items if item not in known]

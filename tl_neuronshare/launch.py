@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 
 import torch.distributed as dist
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def is_launched() -> bool:
@@ -29,7 +32,11 @@ def local_rank() -> int | None:
     return int(os.environ["LOCAL_RANK"]) if is_launched() else None
 
 
-def warn(message: str, *, stacklevel: int) -> None:
-    """Warn as `warnings.warn` does, in the main process only."""
-    if rank() == 0:
-        warnings.warn(message, stacklevel=stacklevel + 1)
+def warn(message: str) -> None:
+    """Warn of the line outside this package that called it, in the main process only."""
+    if rank() != 0:
+        return
+    frame, level = sys._getframe(), 0
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level + 1)

@@ -17,7 +17,8 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tl_neuronshare.checks import refuse_language_all, selected
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import instance, names_of, refuse_language_all, selected, writable
 from tl_neuronshare.errors import NeuronShareError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class ParallelPrompts:
         (('Rot und',), ('Zwei und zwei ist',))
     """
 
+    @explains
     def __init__(
         self,
         prompts: Mapping[str, Sequence[str]],
@@ -77,8 +79,8 @@ class ParallelPrompts:
         }
         self.languages = tuple(self.prompts)
         self._length = _common_length(self.prompts)
-        self.name = name
-        self.report = report
+        self.name = writable("name", name)
+        self.report = None if report is None else instance("report", report, pd.DataFrame)
         self.examples = tuple(range(self._length)) if examples is None else labels
         if len(self.examples) != self._length or len(set(self.examples)) != self._length:
             raise NeuronShareError(
@@ -181,6 +183,7 @@ class ParallelPrompts:
         """The tables that have one text for each example."""
         return {"prompt": self.prompts} | ({} if self.answers is None else {"answer": self.answers})
 
+    @explains
     def select(self, languages: Sequence[str]) -> ParallelPrompts:
         """Select languages, in the order asked for, with all examples.
 
@@ -191,13 +194,14 @@ class ParallelPrompts:
             >>> ParallelPrompts({"en": ["a"], "de": ["b"], "fr": ["c"]}).select(["fr", "en"]).languages
             ('fr', 'en')
         """
-        unknown = [language for language in languages if language not in self.languages]
+        unknown = [language for language in names_of("languages", languages) if language not in self.languages]
         if unknown:
             raise NeuronShareError(
                 f"No prompts in {', '.join(map(repr, unknown))}; these have {', '.join(self.languages)}."
             )
         return self._rearranged(lambda table: {language: table[language] for language in languages}, self.examples)
 
+    @explains
     def where(self, condition: Callable[[dict[str, Any]], Any] | pd.DataFrame | Selection) -> ParallelPrompts:
         """Select the examples for which a condition holds.
 
@@ -250,6 +254,7 @@ class ParallelPrompts:
                 },
             }
 
+    @explains
     def with_chat_template(self, tokenizer: Any, *, system: str | None = None, **options: Any) -> ParallelPrompts:
         """Make of each prompt the user's message of a chat, up to where the assistant begins to answer.
 
@@ -290,6 +295,7 @@ class ParallelPrompts:
             report=self.report,
         )
 
+    @explains
     def to_frame(self) -> pd.DataFrame:
         """Make a long table, with a row for each example and language.
 
@@ -314,6 +320,7 @@ class ParallelPrompts:
         return pd.DataFrame(rows)
 
     @classmethod
+    @explains
     def from_frame(cls, frame: pd.DataFrame, *, name: str = "") -> ParallelPrompts:
         """Read a long table with the columns example, language and prompt, its rows in any order.
 
@@ -347,6 +354,7 @@ class ParallelPrompts:
         )
 
     @classmethod
+    @explains
     def from_dataset(cls, dataset: Dataset, *, name: str = "") -> ParallelPrompts:
         """Read a Hugging Face `datasets.Dataset` with the columns of `from_frame`.
 
@@ -467,6 +475,8 @@ class PromptHashes(Sequence[str]):
                 "prompt_hashes are not the sixteen hexadecimal digits of each prompt, separated by spaces, an example "
                 "each; give those that prompts.hashes_of makes."
             )
+        if not rows:
+            raise NeuronShareError("There are no prompt_hashes; give those of each example.")
         numbers = np.array([[int(word, 16) for word in row] for row in rows], dtype=np.uint64)
         return cls(_sorted(numbers.reshape(len(rows), -1)))
 

@@ -218,9 +218,9 @@ def test_a_single_process_is_no_launch(monkeypatch):
 @pytest.mark.usefixtures("in_a_launch")
 def test_what_a_launcher_says(monkeypatch, recwarn):
     assert (launch.is_launched(), launch.rank(), launch.local_rank()) == (True, 1, 1)
-    launch.warn("not said", stacklevel=1)
+    launch.warn("not said")
     monkeypatch.setenv("RANK", "0")
-    launch.warn("said", stacklevel=1)
+    launch.warn("said")
     assert [str(warning.message) for warning in recwarn] == ["said"]
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     assert (launch.is_launched(), launch.rank(), launch.local_rank()) == (False, 0, None)

@@ -26,6 +26,7 @@ from tl_neuronshare.ablation.controls import Control, Draw, Itself, checked_draw
 from tl_neuronshare.ablation.hooks import Edit, Mode, ablation_hooks, as_mode
 from tl_neuronshare.ablation.study import checked_weights, own_functions_refused
 from tl_neuronshare.ablation.targets import Choice, Targets, given_masks
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import distinct, whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.free_text import FreeText
@@ -43,6 +44,7 @@ from tl_neuronshare.running.tallying import Tally, tallied
 _ALL_TEXTS = 0  # the only example of the targets: one mask is for all texts
 
 
+@explains
 def cross_ablation(
     model: LensModel,
     texts: Mapping[str, Sequence[str]],
@@ -127,7 +129,7 @@ def cross_ablation(
 
     if any(mask.any() for mask in masks.values()):
         for warning in checked_weights(model, kinds, record["weights"]):
-            warn(warning, stacklevel=2)
+            warn(warning)
 
     def about() -> dict[str, Any]:
         hashes = {"fingerprint_of_weights": fingerprint_of_weights(model), "values": provenance.hash_of_values(values)}

@@ -16,6 +16,7 @@ from tl_neuronshare import models
 from tl_neuronshare.ablation.reference import values_at
 from tl_neuronshare.ablation.study import ablation_study
 from tl_neuronshare.ablation.targets import generator_of
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import distinct, share, whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.evaluating import ScoringName
@@ -33,6 +34,7 @@ ORDERS = {"impact": "by impact", "random": "at random"}  # and how a table names
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
+@explains
 def dose_response(
     model: LensModel,
     prompts: ParallelPrompts,

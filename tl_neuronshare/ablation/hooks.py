@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import finite
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number, Position, as_position
 from tl_neuronshare.models import verification
@@ -31,6 +33,7 @@ Edit = Callable[[Tensor], Tensor]
 AblationPosition = Literal["all", "last"] | int | Bool[Tensor, "batch pos"]
 
 
+@explains
 def ablation_hooks(
     model: LensModel,
     mask: Bool[Tensor, "layer neuron"] | Bool[Tensor, "batch layer neuron"],
@@ -202,6 +205,7 @@ def _checked_values(mode: Any, values: Any, mask: Tensor) -> Tensor | None:
     if as_mode("mode", mode) == "scale":
         if not isinstance(values, Real) or isinstance(values, bool):
             raise NeuronShareError(f"mode='scale' needs a number as values, such as 2.0; got {_described(values)}.")
+        finite("values", values, such_as="2.0")
         return None
     if not isinstance(values, Tensor) or not values.is_floating_point():
         raise NeuronShareError(

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tl_neuronshare import models
 from tl_neuronshare.ablation.hooks import position_index
-from tl_neuronshare.checks import texts_by_language
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import flag, texts_by_language
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import LensModel, NeuronLayer, Stack, verification
 from tl_neuronshare.prompts import ParallelPrompts
@@ -20,6 +21,7 @@ from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running
 from tl_neuronshare.running.shards import Record
 
 
+@explains
 def reference_values(
     model: LensModel,
     prompts: ParallelPrompts | Mapping[str, Sequence[str]],
@@ -59,7 +61,7 @@ def reference_values(
         >>> means["en"].shape  # layer neuron
         torch.Size([4, 512])
     """
-    how = Running(batch_size, prepend_bos).on(model)
+    how, each = Running(batch_size, prepend_bos).on(model), flag("each", each)
     texts = texts_by_language("prompts", prompts.prompts if isinstance(prompts, ParallelPrompts) else prompts)
     if site not in ("post", "up"):
         raise NeuronShareError(f"site={site!r} has no values that can be put there; use post or up.")

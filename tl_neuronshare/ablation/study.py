@@ -24,6 +24,7 @@ from tl_neuronshare.ablation.hooks import Edit, Mode
 from tl_neuronshare.ablation.outcomes import Outcome, Sums, scores_of, table_of
 from tl_neuronshare.ablation.replacing import Replacement, Replacing
 from tl_neuronshare.ablation.targets import Choice, Targets, given_masks, knows_activity, masks_of_types
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import distinct, whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.evaluating import Evaluation, Scoring, ScoringName
@@ -45,6 +46,7 @@ _SUM = "sum of "  # begins the names of sums over neurons in a batch's record
 OnRun = Callable[[str, str, int | None, pd.DataFrame], None]
 
 
+@explains
 def ablation_study(
     model: LensModel,
     prompts: ParallelPrompts,
@@ -167,7 +169,7 @@ def ablation_study(
     record |= {} if active is None else {"active": dict(active.metadata)}
     measured = sharing_or_masks if active is None else active
     for warning in _of_types(model, measured) + checked_weights(model, kinds, record["weights"]):
-        warn(warning, stacklevel=2)
+        warn(warning)
     record |= {"types": list(targets.masks), "controls": [kind.name for kind in kinds], "seeds": seeds}
     record |= {**choice.record, "layers": targets.layers, **replacement.record, **evaluation.record}
 

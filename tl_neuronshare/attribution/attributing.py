@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.attribution.describing import named
 from tl_neuronshare.attribution.impacts import TOP_K, Answer, ImpactOptions, Impacts, LayerImpacts, Norm
 from tl_neuronshare.checks import is_count, one_of
@@ -42,6 +43,7 @@ _PUSHED = ("correctness", "other", "difference")
 _KEPT = ("count", "top", "sum", "max", "min", *(f"{pushed}_{name}" for pushed in _PUSHED for name in _OF_PUSHES))
 
 
+@explains
 def attribute(
     model: LensModel,
     prompts: ParallelPrompts,
@@ -144,6 +146,7 @@ def attribute(
     return table
 
 
+@explains
 def top_neurons(
     model: LensModel,
     prompts: ParallelPrompts,
@@ -256,7 +259,7 @@ def _table_of_neurons(
 def _warn(impacts: Impacts) -> None:
     """Give the warnings about the scores, at the line that called the public function."""
     for warning in impacts.warnings:
-        warn(warning, stacklevel=3)
+        warn(warning)
 
 
 def _by_type(impacts: LayerImpacts, top_k: int) -> Float[Tensor, "kept type row"]:

@@ -94,7 +94,7 @@ def causal_check(
         norm: Impacts(model, prompts, sharing, ImpactOptions(norm=norm), Running(batch_size)) for norm in get_args(Norm)
     }
     for warning in impacts["none"].warnings:
-        warn(warning, stacklevel=2)
+        warn(warning)
     keeping, which = Keeping(out, shard), f"{n_neurons} neurons, seed {seed}"
     generator = torch.Generator().manual_seed(seed)
     chosen = [

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_neuronshare import models
 from tl_neuronshare.ablation.reference import values_at
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import count, flag, texts_by_language
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.launch import warn
@@ -33,6 +34,7 @@ _CHUNK = 1 << 26  # numbers of the unembedding, or of neurons' pushes, that are 
 _MOST = 10_000  # neurons; more are hardly meant to be read one by one
 
 
+@explains
 def describe_neurons(
     model: LensModel,
     neurons: Bool[Tensor, "layer neuron"] | pd.DataFrame | Sequence[tuple[int, int]],
@@ -182,7 +184,7 @@ def _warn(model: LensModel, added: models.Added) -> None:
     if (what := added.unknown) is not None:
         messages.append(f"{models.name_of(model)} {what}; the tokens are of what the MLPs write, not of what is added.")
     for message in filter(None, messages):
-        warn(message, stacklevel=3)
+        warn(message)
 
 
 def _tokens(

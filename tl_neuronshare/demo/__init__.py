@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.models import loading
 from tl_neuronshare.models.lens import LensModel
 from tl_neuronshare.models.loading import Backend
@@ -19,6 +20,7 @@ from tl_neuronshare.prompts import ParallelPrompts
 DIRECTORY = Path(__file__).parent / "data"
 
 
+@explains
 def load_model(*, backend: Backend = "auto", device: str | torch.device | None = None) -> LensModel:
     """Load the built-in model in float32; this needs no network.
 
@@ -41,6 +43,7 @@ def load_model(*, backend: Backend = "auto", device: str | torch.device | None =
     return model
 
 
+@explains
 def prompts() -> ParallelPrompts:
     """Return facts that the model gets right in all nine languages, with answers and choices, in a fixed order.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import count
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.generation import Generation
@@ -36,6 +37,7 @@ class AlongText(NamedTuple):
     tokens: pd.DataFrame
 
 
+@explains
 def types_along(
     model: LensModel,
     prompts: ParallelPrompts,
@@ -100,7 +102,7 @@ def types_along(
         )
         for step in steps
     }
-    recorders[0].warn_of_site(stacklevel=3)
+    recorders[0].warn_of_site()
     verification.require(model, "decoding")
     new: list[list[int]] = []
     with running(model, "types along texts", n_rows=len(texts), progress=progress) as loop:

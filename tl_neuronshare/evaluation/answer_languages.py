@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import count, distinct, texts_by_language
 from tl_neuronshare.errors import NeuronShareError
+from tl_neuronshare.evaluation.evaluating import as_stop
 from tl_neuronshare.evaluation.generation import Generation
 from tl_neuronshare.evaluation.scoring import HookMaker
 from tl_neuronshare.models import Hooks, LensModel, verification
@@ -22,6 +24,7 @@ UNCLEAR = "unclear"
 _TAG = re.compile(r"</?\w[^<>]*(>|$)")  # the last one may be cut off
 
 
+@explains
 def answer_languages(
     model: LensModel,
     prompts: ParallelPrompts | Mapping[str, Sequence[str]],
@@ -70,6 +73,7 @@ def answer_languages(
         ['language', 'example', 'answered', 'confidence', 'text']
     """
     how, n_new = Running(batch_size, prepend_bos).on(model), count("max_new_tokens", max_new_tokens)
+    stop = as_stop("stop", stop)
     texts = texts_by_language("prompts", prompts.prompts if isinstance(prompts, ParallelPrompts) else prompts)
     detector = Detector(list(texts) if candidates is None else candidates)
     models.require_architecture(
@@ -82,7 +86,7 @@ def answer_languages(
             examples = range(len(of_language))
             tokens = models.tokenised(model, of_language, language, examples, prepend_bos=how.prepend_bos)
             generation = Generation(
-                model, language, tokens, examples, n_new=n_new, stop=tuple(stop), batch_size=how.batch_size
+                model, language, tokens, examples, n_new=n_new, stop=stop, batch_size=how.batch_size
             )
             answers = generation.run([[] for _ in tokens], fwd_hooks, loop, stage=language)
             for example, text in zip(examples, answers, strict=True):

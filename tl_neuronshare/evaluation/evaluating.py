@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import Options, count, flag, one_of, option, or_none
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.answers import Continuation, continuations
@@ -32,11 +33,12 @@ from tl_neuronshare.running.plan import BatchSize, Running
 ScoringName = Literal["choice", "exact", "number"]
 
 
-def _as_stop(name: str, value: Any) -> tuple[str, ...]:
-    is_list = isinstance(value, Iterable) and not isinstance(value, str)
-    if not is_list or not all(isinstance(text, str) and text for text in value):
+def as_stop(name: str, value: Any) -> tuple[str, ...]:
+    """Check that a value is a list of texts at which decoding is cut off."""
+    texts = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ("",)  # read it once
+    if not all(isinstance(text, str) and text for text in texts):
         raise NeuronShareError(f"{name}={value!r}; give a list of texts that are not empty.")
-    return tuple(value)
+    return texts
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Scoring(Options):
         metavar="N",
     )
     stop: Sequence[str] = option(
-        ("\n",), _as_stop, help="texts at which decoding is cut off (default: a new line)", nargs="*"
+        ("\n",), as_stop, help="texts at which decoding is cut off (default: a new line)", nargs="*"
     )
 
     @property
@@ -101,6 +103,7 @@ class Scoring(Options):
                     )
 
 
+@explains
 def evaluate(
     model: LensModel,
     prompts: ParallelPrompts,

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import texts_by_language
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.evaluation.answers import Continuation
@@ -19,6 +20,7 @@ from tl_neuronshare.running.loop import Loop, running
 from tl_neuronshare.running.plan import BatchSize, Running
 
 
+@explains
 def perplexity(
     model: LensModel,
     texts: Mapping[str, Sequence[str]],

@@ -14,9 +14,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import count_true
 
 
+@explains
 def generation_impact(
     post: Float[Tensor, "*batch neuron"],
     W_out: Float[Tensor, "*#batch neuron d_model"],  # noqa: N803
@@ -33,6 +36,7 @@ def generation_impact(
         >>> generation_impact(torch.tensor([-2.0, 1.0]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
         tensor([10.,  1.])
     """
+    _require_neurons(post, W_out)
     return post.abs() * lengths(W_out)
 
 
@@ -47,6 +51,7 @@ def lengths(W_out: Float[Tensor, "*layers neuron d_model"]) -> Float[Tensor, "*l
     return norms
 
 
+@explains
 def correctness_impact(
     post: Float[Tensor, "*batch neuron"],
     W_out: Float[Tensor, "*#batch neuron d_model"],  # noqa: N803
@@ -66,7 +71,22 @@ def correctness_impact(
         >>> correctness_impact(torch.tensor([-2.0, 1.0]), W_out, torch.tensor([1.0, 0.5]))
         tensor([-10.0000,   0.5000])
     """
+    _require_neurons(post, W_out)
+    if unembedding.ndim == 0 or W_out.shape[-1] != unembedding.shape[-1]:
+        raise NeuronShareError(
+            f"W_out writes to {W_out.shape[-1]} dimensions, and unembedding has shape {tuple(unembedding.shape)}; give "
+            "both of one model."
+        )
     return post * projected(W_out, unembedding)
+
+
+def _require_neurons(post: Tensor, W_out: Tensor) -> None:  # noqa: N803
+    """Refuse values and rows of different numbers of neurons."""
+    if post.ndim == 0 or W_out.ndim < 2 or post.shape[-1] != W_out.shape[-2]:
+        raise NeuronShareError(
+            f"post has shape {tuple(post.shape)} and W_out {tuple(W_out.shape)}; give [..., neuron] and "
+            "[..., neuron, d_model] of one layer."
+        )
 
 
 def projected(

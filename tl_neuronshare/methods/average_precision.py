@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import count, is_count, one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import neurons_of
@@ -18,6 +19,7 @@ Which = Literal["top", "bottom", "both"]
 _CHUNK = 1 << 24  # values that are sorted at a time
 
 
+@explains
 def average_precision(
     values: Mapping[str, Float[Tensor, "sentence layer neuron"]],
     *,

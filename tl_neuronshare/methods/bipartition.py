@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import instance
 from tl_neuronshare.checks import share as checked_share
 from tl_neuronshare.errors import NeuronShareError
@@ -17,6 +18,7 @@ from tl_neuronshare.results.masks import scattered
 _ALL = 1 - 1e-9  # an overlap of 1, but for rounding
 
 
+@explains
 def bipartition(histograms: ValueHistograms, *, share: float = 0.01) -> dict[str, Bool[Tensor, "layer neuron"]]:
     """Find neurons that tell a group of languages from the rest by the distribution of their values.
 

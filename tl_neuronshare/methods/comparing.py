@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import refuse_language_all
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import count_true
@@ -24,6 +25,7 @@ Masks = Mapping[str, Bool[Tensor, "layer neuron"]]
 _INDICES = ("jaccard", "chance", "largest")
 
 
+@explains
 def sizes(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neuron"]) -> pd.DataFrame:
     """Count how many neurons each method finds for each language in each layer.
 
@@ -67,6 +69,7 @@ def sizes(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neuron"]
     return pd.DataFrame(rows)
 
 
+@explains
 def agreement(masks: Mapping[str, Masks], *, is_neuron: Bool[Tensor, "layer neuron"]) -> pd.DataFrame:
     """Measure how far two methods find the same neurons, beside what their sizes give by chance and at most.
 
@@ -127,6 +130,7 @@ def _jaccard(
     return {name: float(jaccard(each.sum(), *totals)) for name, each in zip(_INDICES, in_both, strict=True)}
 
 
+@explains
 def types(masks: Mapping[str, Masks], sharing: NeuronSharing) -> pd.DataFrame:
     """Count of which of the four types the neurons of each method are, over all examples.
 

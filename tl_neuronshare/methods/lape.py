@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import instance
 from tl_neuronshare.checks import share as checked_share
 from tl_neuronshare.errors import NeuronShareError
@@ -13,6 +14,7 @@ from tl_neuronshare.results.masks import scattered
 from tl_neuronshare.results.rates import NeuronRates
 
 
+@explains
 def lape(rates: NeuronRates, *, share: float = 0.01, quantile: float = 0.95) -> dict[str, Bool[Tensor, "layer neuron"]]:
     """Find language neurons by language activation probability entropy.
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import share as checked_share
 from tl_neuronshare.checks import texts_by_language
 from tl_neuronshare.maths.activation import neurons_of, widened
@@ -19,6 +20,7 @@ from tl_neuronshare.running.plan import Batch, BatchSize, Plan, Running
 from tl_neuronshare.running.shards import Record
 
 
+@explains
 def parallel_detection(
     model: LensModel,
     texts: Mapping[str, Sequence[str]],

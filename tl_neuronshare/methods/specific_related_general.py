@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import finite
 from tl_neuronshare.checks import share as checked_share
 from tl_neuronshare.errors import NeuronShareError
@@ -20,6 +21,7 @@ from tl_neuronshare.results.rates import NeuronRates
 _LARGEST, _STEPS = 0.2, 200
 
 
+@explains
 def specific_related_general(
     rates: NeuronRates, *, share: float = 0.01, quantile: float = 0.95, weight: float | None = None
 ) -> dict[str, Bool[Tensor, "layer neuron"]]:
@@ -59,6 +61,7 @@ def specific_related_general(
     return scattered(chosen, rates.is_neuron, rates.languages)
 
 
+@explains
 def largest_weight(rates: NeuronRates, *, share: float = 0.01, quantile: float = 0.95) -> float:
     """Find the largest weight, of 0, 0.001, ... 0.2, with which no kept neuron belongs to all languages.
 
@@ -73,7 +76,7 @@ def largest_weight(rates: NeuronRates, *, share: float = 0.01, quantile: float =
         >>> largest_weight(rates, share=0.5, quantile=0.7)
         0.2
     """
-    p = rates_of_neurons(rates)
+    p, share, quantile = rates_of_neurons(rates), checked_share("share", share), checked_share("quantile", quantile)
     is_of_all, terms = (p > bar(p, quantile)).all(0), _terms(p)
     for step in range(_STEPS, -1, -1):
         weight = _LARGEST * step / _STEPS
@@ -85,6 +88,7 @@ def largest_weight(rates: NeuronRates, *, share: float = 0.01, quantile: float =
     )
 
 
+@explains
 def by_number_of_languages(
     masks: Mapping[str, Bool[Tensor, "layer neuron"]],
 ) -> dict[str, Bool[Tensor, "layer neuron"]]:

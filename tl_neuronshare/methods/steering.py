@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_neuronshare.ablation.hooks import ablation_hooks
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import finite, layer_numbers
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number
@@ -19,6 +20,7 @@ from tl_neuronshare.results.types import NeuronType, neuron_types
 STEERED = (NeuronType.PARTIAL_SHARED, NeuronType.SPECIFIC)
 
 
+@explains
 def steering_hooks(
     model: LensModel,
     means: Mapping[str, Float[Tensor, "layer neuron"]],
@@ -81,6 +83,7 @@ def steering_hooks(
     return hooks
 
 
+@explains
 def steered(
     means: Mapping[str, Float[Tensor, "layer neuron"]], *, threshold: Number = 0.0
 ) -> dict[str, dict[str, Bool[Tensor, "layer neuron"]]]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import count, layer_numbers, one_of, texts_by_language
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import neurons_of
@@ -24,6 +25,7 @@ Direction = Literal["to shared", "from shared"]
 _EARLY = 20 / 32  # the share of the layers in which the authors look for neurons that move a text to the shared space
 
 
+@explains
 def transfer_neurons(
     model: LensModel,
     texts: Mapping[str, Sequence[str]],

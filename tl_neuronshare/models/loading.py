@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from tl_neuronshare.checks import flag
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import flag, path_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.launch import local_rank
 from tl_neuronshare.models import points, verification
@@ -26,6 +27,7 @@ from tl_neuronshare.models.lens import (
 Backend = Literal["auto", "hooked", "bridge"]
 
 
+@explains
 def load_model(
     name_or_path: str | Path,
     *,
@@ -124,6 +126,7 @@ def _check(name_or_path: Any, backend: Any, device: Any, dtype: Any, *, trust_re
         raise NeuronShareError(f"name_or_path={name_or_path!r}; give a name on the hub, a directory or a .gguf file.")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise NeuronShareError(f"dtype={dtype!r} is unknown; give a floating-point one, such as torch.bfloat16.")
+    path_of("name_or_path", name_or_path)
     flag("trust_remote_code", trust_remote_code)
     flag("verify", verify)
     if device is None:

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.models import decoding
 from tl_neuronshare.models.continuing import continuing
@@ -93,6 +94,7 @@ class Outcome:
         return cls(value, bound, "" if value <= bound else wrong, bool(value <= bound))
 
 
+@explains
 def verify(model: LensModel, *, texts: Sequence[str] | None = None, reference: nn.Module | None = None) -> pd.DataFrame:
     """Check on this model that the package reads, edits and decodes what the model really computes.
 

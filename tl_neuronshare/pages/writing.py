@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.results.comparison import language_overlap
 from tl_neuronshare.results.rates import NeuronRates
@@ -35,6 +36,7 @@ _ROWS = 2_000  # the most rows of a table that is shown as it is
 _DIGITS = 6
 
 
+@explains
 def page(
     path: str | Path, *results: NeuronSharing | NeuronRates | pd.DataFrame, title: str = "", **tables: pd.DataFrame
 ) -> Path:

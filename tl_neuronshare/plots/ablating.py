@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.plots.drawing import (
     COLOURS,
@@ -32,6 +33,7 @@ _LABELS = {
 }
 
 
+@explains
 def ablation(table: pd.DataFrame, *, metric: Metric = "accuracy", title: str = "") -> Figure:
     """Draw what is left when each type is ablated, beside its controls; and, by language, the types.
 
@@ -80,6 +82,7 @@ def ablation(table: pd.DataFrame, *, metric: Metric = "accuracy", title: str = "
     return figure
 
 
+@explains
 def dose_response(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw what is left when a growing share of a type is ablated: in the order of impact, at random, and controls.
 

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.plots.drawing import (
     COLOURS,
@@ -21,6 +22,7 @@ from tl_neuronshare.plots.drawing import (
 _LONGEST = 12  # letters of a token that are shown
 
 
+@explains
 def tokens(
     table: pd.DataFrame, texts: pd.DataFrame | None = None, *, example: object = None, language: str | None = None,
     title: str = "",

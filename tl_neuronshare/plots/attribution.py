@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.bootstrap import FEWEST
 from tl_neuronshare.plots.drawing import (
@@ -51,6 +52,7 @@ _CHECKED = {
 }
 
 
+@explains
 def top_shares(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw the types of the neurons that write the most, by layer: a panel for each language and for their mean.
 
@@ -114,6 +116,7 @@ def _stack(axes: Axes, rows: pd.DataFrame, *, few_layers: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
 
 
+@explains
 def impact(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Figure:
     """Draw mean and sum by layer, for each type: of both scores, and of what is right minus wrong.
 
@@ -146,6 +149,7 @@ def impact(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Fi
     return figure
 
 
+@explains
 def correctness(table: pd.DataFrame, *, language: str = "all", title: str = "") -> Figure:
     """Draw what pushes the answer: the strongest neurons, right minus wrong, and each type's share by every reading.
 
@@ -218,6 +222,7 @@ def _bars_of_shares(axes: Axes, table: pd.DataFrame, language: str) -> None:
     name_panel(axes, "All neurons of each type")
 
 
+@explains
 def causal_check(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw how far scores rank the neurons of each layer as zeroing each neuron alone does.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.plots.drawing import heatmap, limits_of, require, styled_figure
 
 _UNIT = "nats a token"
 
 
+@explains
 def cross_ablation(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw the changes of log-probability as heat maps: rows are ablated languages, columns measured ones.
 

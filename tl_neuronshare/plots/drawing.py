@@ -157,11 +157,10 @@ def require(table: pd.DataFrame, name: str, columns: tuple[str, ...], *, one_row
 
 def of_language(rows: pd.DataFrame, language: str) -> pd.DataFrame:
     """Take the rows of one language; refuse a language that is not in the table."""
-    chosen = rows[rows["language"] == language]
-    if chosen.empty:
-        known = ", ".join(rows["language"].unique())
-        raise NeuronShareError(f"language={language!r} is not in the table; use one of {known}.")
-    return chosen
+    known = list(rows["language"].unique())
+    if language not in known:
+        raise NeuronShareError(f"language={language!r} is not in the table; use one of {', '.join(known)}.")
+    return rows[rows["language"] == language]
 
 
 def layer_axis(axes: Axes) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.plots.drawing import (
     LABELS,
     bars,
@@ -21,6 +22,7 @@ from tl_neuronshare.plots.drawing import (
 )
 
 
+@explains
 def methods(sizes: pd.DataFrame, agreement: pd.DataFrame, types: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw the sizes of methods' masks by layer, how far methods agree beside chance, and the types of their neurons.
 

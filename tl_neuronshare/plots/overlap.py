@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.plots.drawing import (
     COLOURS,
@@ -42,6 +43,7 @@ _LEVELS = {
 }
 
 
+@explains
 def language_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw how far languages activate the same neurons: each pair over all layers; and by layer, beside chance.
 
@@ -84,6 +86,7 @@ def _by_layer(axes: Axes, table: pd.DataFrame) -> None:
     axes.legend(fontsize=7, loc="upper right")
 
 
+@explains
 def relatedness(
     sharing: pd.DataFrame,
     similarity: Mapping[str, pd.DataFrame],
@@ -112,6 +115,9 @@ def relatedness(
     """
     if not similarity or set(similarity) != set(tests):
         raise NeuronShareError("similarity and tests differ, or are empty; give the same measures in both.")
+    for table in (family, *similarity.values()):
+        if not set(sharing.index) <= set(table.index) & set(table.columns):
+            raise NeuronShareError("A table lacks languages of sharing; give tables of the same languages.")
     pairs = list(combinations(sharing.index, 2))
     with styled_figure(2.9, title) as figure:
         panels = figure.subplots(1, len(similarity), sharey=True, squeeze=False)[0]
@@ -133,6 +139,7 @@ def relatedness(
     return figure
 
 
+@explains
 def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw how far two inputs have the same neurons of one type: inputs of one task, of two tasks, and at random.
 
@@ -171,6 +178,7 @@ def input_overlap(table: pd.DataFrame, *, title: str = "") -> Figure:
     return figure
 
 
+@explains
 def overlap_ladder(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw what prompts share that have more and more in common; and by layer what task, entity and answer add.
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.plots.drawing import (
     COLOURS,
     LABELS,
@@ -27,6 +28,7 @@ _LEVELS = {
 }
 
 
+@explains
 def patterns(summary: pd.DataFrame, by_language: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw types by layer beside activation by language: the paper's figure of patterns by layer.
 
@@ -81,6 +83,7 @@ def _spread(axes: Axes, rows: pd.DataFrame, colour: str, *, label: str | None = 
     axes.fill_between(rows["layer"], low, high, color=colour, alpha=0.2, linewidth=0, label=label)
 
 
+@explains
 def chance(summary: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw each type by layer, beside what mismatched examples and independent languages would give.
 
@@ -111,6 +114,7 @@ def chance(summary: pd.DataFrame, *, title: str = "") -> Figure:
     return figure
 
 
+@explains
 def side_by_side(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw the types of several tasks, thresholds or models by layer: a panel for each type.
 
@@ -160,6 +164,7 @@ def _share_labels(figure: Figure, panels: NDArray[Any], *, is_depth: bool = Fals
     legend_below(figure, panels.flat[0], columns=min(6, n_labels), title=legend)
 
 
+@explains
 def persistence(table: pd.DataFrame, growth: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw how many neurons are of one type for every input: by layer, and by how many inputs there are.
 
@@ -203,6 +208,7 @@ def persistence(table: pd.DataFrame, growth: pd.DataFrame, *, title: str = "") -
     return figure
 
 
+@explains
 def never_activated(table: pd.DataFrame, *, title: str = "") -> Figure:
     """Draw how many neurons no token activates: of an input on average, and of any input; by layer and language.
 

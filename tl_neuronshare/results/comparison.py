@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tl_neuronshare.checks import count, whole
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import count, whole, writable
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.bootstrap import Bootstrap, Collected
 from tl_neuronshare.maths.chance import index_and_chance
@@ -31,6 +32,7 @@ from tl_neuronshare.results.types import NeuronType
 _PAIRS_BYTES, _MASK_BYTES = 1 << 21, 1 << 25
 
 
+@explains
 def side_by_side(
     results: Mapping[str, NeuronSharing] | Mapping[float, NeuronSharing] | Mapping[int, NeuronSharing],
     *,
@@ -64,9 +66,9 @@ def side_by_side(
         30  others      3  11.0
     """
     first, *others = _as_results(results)
-    if not isinstance(name, str) or name in {*first[:1].summary(mismatches=0).columns, "depth"}:
+    if writable("name", name, least=1) in {*first[:1].summary(mismatches=0).columns, "depth"}:
         raise NeuronShareError(
-            f"name={name!r} is a column already, or not a name; give one such as task, threshold or model."
+            f"name={name!r} is a column already; give a different one, such as task, threshold or model."
         )
     for other, result in zip(list(results)[1:], others, strict=True):
         if set(result.languages) != set(first.languages):
@@ -83,6 +85,7 @@ def side_by_side(
     return pd.concat(tables, ignore_index=True)
 
 
+@explains
 def language_overlap(
     sharing: NeuronSharing, *, mismatches: int = MISMATCHES, seed: int = 0, n_resamples: int = 5000
 ) -> pd.DataFrame:
@@ -139,6 +142,7 @@ def language_overlap(
     )
 
 
+@explains
 def input_overlap(
     results: Mapping[str, NeuronSharing], *, type: NeuronType | str = NeuronType.ALL_SHARED
 ) -> pd.DataFrame:

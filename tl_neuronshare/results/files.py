@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tl_neuronshare.checks import path_of
 from tl_neuronshare.errors import NeuronShareError
 
 Result = TypeVar("Result")
@@ -84,7 +85,7 @@ def write_tensors(
         ...     read_tensors(f"{folder}/x.safetensors", lambda tensors, header: tensors["ones"], kind="mine/1")
         tensor([1.])
     """
-    path = Path(path)
+    path = path_of("path", path)
     if not path.parent.is_dir():
         raise NeuronShareError(f"There is no directory {str(path.parent)!r}; make the directory first.")
     if path.is_dir():
@@ -181,7 +182,7 @@ def read_tensors(
     Raises:
         NeuronShareError: there is no such file, it holds another kind, or it is damaged.
     """
-    if not Path(path).is_file():
+    if not path_of("path", path).is_file():
         raise NeuronShareError(f"There is no file {str(path)!r}; save a result there first, or check the path.")
     try:
         with safe_open(path, framework="pt") as file:
@@ -193,7 +194,10 @@ def read_tensors(
                 )
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
             return make(tensors, {key: json.loads(text) for key, text in texts.items()})
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except NeuronShareError:
+        raise
+    # A number of JSON may have too many digits, and lists too many levels.
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise NeuronShareError(
             f"{str(path)!r} cannot be read ({error}); it is damaged, or not a safetensors file."
         ) from error

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_neuronshare.checks import distinct, refuse_language_all
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import distinct, mapping, measured_layers, names_of, refuse_language_all, sizes_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import neurons_of
 from tl_neuronshare.results.files import read_tensors, write_tensors
@@ -43,6 +44,7 @@ class ValueHistograms:
         tensor([0.0000, 0.9000, 0.1000, 0.0000], dtype=torch.float64)
     """
 
+    @explains
     def __init__(
         self,
         counts: Int[Tensor, "language layer neuron bin"],
@@ -54,9 +56,9 @@ class ValueHistograms:
         n_measured: int | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        self.languages, self.widths = tuple(languages), tuple(map(int, widths))
-        self.n_measured = len(self.widths) if n_measured is None else n_measured
-        self.counts, self.metadata = counts, dict(metadata or {})
+        self.languages, self.widths = names_of("languages", languages), tuple(sizes_of("widths", widths))
+        self.n_measured = measured_layers(n_measured, len(self.widths))
+        self.counts, self.metadata = counts, mapping("metadata", metadata)
         unknown = torch.full((len(self.widths), max(self.widths, default=0)), torch.nan, device="cpu")
         self.low, self.high = (unknown if end is None else end for end in (low, high))
         self._check()
@@ -104,6 +106,7 @@ class ValueHistograms:
         n_bins, n_layers = self.counts.shape[-1], len(self.widths)
         return f"ValueHistograms(tokens: {of_languages}; {n_layers} layers of {widths} neurons; {n_bins} bins)"
 
+    @explains
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, with the metadata in its header.
 
@@ -115,6 +118,7 @@ class ValueHistograms:
         write_tensors(tensors, path, kind=_KIND, header=header)
 
     @classmethod
+    @explains
     def load(cls, path: str | Path) -> ValueHistograms:
         """Read what `save` wrote.
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import count
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import count_bits
@@ -57,6 +58,7 @@ RUNGS = (
 )
 
 
+@explains
 def facts_of(prompts: ParallelPrompts) -> pd.DataFrame:
     """Return each example's relation, subject and answer, for `overlap_ladder`.
 
@@ -89,6 +91,7 @@ def facts_of(prompts: ParallelPrompts) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@explains
 def overlap_ladder(
     sharing: NeuronSharing,
     facts: pd.DataFrame,

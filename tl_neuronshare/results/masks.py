@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tl_neuronshare.checks import is_count
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import count, distinct, is_count, names_of, path_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import count_true
@@ -29,6 +30,7 @@ _KIND = "tl_neuronshare.masks/1"
 _LAPE_LANGUAGES = ("en", "zh", "fr", "es", "vi", "id", "ja")
 
 
+@explains
 def random_like(
     mask: Bool[Tensor, "*batch layer neuron"],
     *,
@@ -58,6 +60,7 @@ def random_like(
     return drawn(noise.to(mask.device), count_true(mask), within.to(mask.device))
 
 
+@explains
 def magnitude_matched_like(
     mask: Bool[Tensor, "*batch layer neuron"],
     impact: Float[Tensor, "*batch layer neuron"],
@@ -96,10 +99,7 @@ def magnitude_matched_like(
     noise = torch.rand(mask.shape, generator=generator, dtype=torch.float32, device="cpu").to(impact.device)
     match, is_far = matched(noise, mask.to(impact.device), impact)
     if share := is_far.sum().item() / max(1, mask.sum().item()):
-        warn(
-            f"For {share:.1%} of the mask's neurons no unused neuron outside it has an impact within {NEAR:.0%}.",
-            stacklevel=2,
-        )
+        warn(f"For {share:.1%} of the mask's neurons no unused neuron outside it has an impact within {NEAR:.0%}.")
     return match.to(mask.device)
 
 
@@ -131,6 +131,7 @@ def scattered(
     }
 
 
+@explains
 def save_masks(masks: Mapping[str, Bool[Tensor, "*batch layer neuron"]], path: str | Path) -> None:
     """Write masks, by name, to one safetensors file.
 
@@ -153,6 +154,7 @@ def save_masks(masks: Mapping[str, Bool[Tensor, "*batch layer neuron"]], path: s
     write_tensors({name: mask.to("cpu", copy=True).contiguous() for name, mask in masks.items()}, path, kind=_KIND)
 
 
+@explains
 def load_masks(path: str | Path) -> dict[str, Bool[Tensor, "*batch layer neuron"]]:
     """Read what `save_masks` wrote: masks by name, in alphabetical order.
 
@@ -170,6 +172,7 @@ def load_masks(path: str | Path) -> dict[str, Bool[Tensor, "*batch layer neuron"
     return read_tensors(path, lambda masks, header: masks, kind=_KIND)
 
 
+@explains
 def mask_to_frame(mask: Bool[Tensor, "*batch layer neuron"], *, experts: Experts | None = None) -> pd.DataFrame:
     """List a mask's neurons in a table: layer, neuron, and before them example where the mask has that axis.
 
@@ -233,6 +236,7 @@ def _place(row: Mapping[Any, Any], experts: Experts, d_mlp: int) -> int:
     return int(index + (beyond if expert < 0 else expert * size))
 
 
+@explains
 def mask_from_frame(
     frame: pd.DataFrame,
     *,
@@ -254,7 +258,7 @@ def mask_from_frame(
         tensor([[False,  True],
                 [ True, False]])
     """
-    columns = {"layer": n_layers, "neuron": d_mlp}
+    columns = {"layer": count("n_layers", n_layers), "neuron": count("d_mlp", d_mlp)}
     if experts is not None and "neuron" not in frame and {"layer", "expert", "index"} <= set(frame):
         _check_experts(experts, n_layers)
         frame = frame.assign(neuron=[_place(row, experts, d_mlp) for row in frame.to_dict("records")])
@@ -281,6 +285,7 @@ def mask_from_frame(
     return mask
 
 
+@explains
 def load_lape_neurons(
     path: str | Path, *, d_mlp: int, languages: Sequence[str] | None = None
 ) -> dict[str, Bool[Tensor, "layer neuron"]]:
@@ -303,7 +308,8 @@ def load_lape_neurons(
         ...     load_lape_neurons(f"{folder}/X.neuron.pth", d_mlp=3, languages=["en", "zh"])["zh"]
         tensor([[ True, False,  True]])
     """
-    if not Path(path).is_file():
+    d_mlp = count("d_mlp", d_mlp)
+    if not path_of("path", path).is_file():
         raise NeuronShareError(f"There is no file {str(path)!r}; give a downloaded MODEL.neuron.pth.")
     try:
         neurons_of = torch.load(path, map_location="cpu", weights_only=True)
@@ -311,14 +317,16 @@ def load_lape_neurons(
         raise NeuronShareError(f"{str(path)!r} cannot be read ({error}); is it a MODEL.neuron.pth?") from error
     if not _is_lape(neurons_of):
         raise NeuronShareError(
-            f"{str(path)!r} is not a list of languages, each a list of layers of neurons; give a MODEL.neuron.pth."
+            f"{str(path)!r} is not a list of languages, each a list of layers of neurons' numbers; give a "
+            "MODEL.neuron.pth."
         )
-    names = _LAPE_LANGUAGES[: max(6, len(neurons_of))] if languages is None else tuple(languages)
+    names = _LAPE_LANGUAGES[: max(6, len(neurons_of))] if languages is None else names_of("languages", languages)
     if len(names) != len(neurons_of):
         raise NeuronShareError(
             f"{str(path)!r} holds {len(neurons_of)} languages, and {len(names)} are named ({', '.join(names)}); "
             "name them with languages=[...], in the order of the file."
         )
+    distinct("languages", names, what="names of languages")
     masks = {}
     for name, layers in zip(names, neurons_of, strict=True):
         mask = torch.zeros(len(layers), d_mlp, dtype=torch.bool, device="cpu")
@@ -334,11 +342,20 @@ def load_lape_neurons(
     return masks
 
 
+def _are_neurons(value: Any) -> bool:
+    """Whether this is a plain tensor of whole numbers; an empty one may have any dtype."""
+    is_plain = (
+        isinstance(value, Tensor) and value.layout is torch.strided and value.ndim == 1 and not value.is_quantized
+    )
+    is_whole = is_plain and value.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return is_whole or (is_plain and not value.numel())
+
+
 def _is_lape(value: Any) -> bool:
-    """Whether this is a list of languages, each with as many layers, each layer a tensor."""
+    """Whether this is a list of languages, each with as many layers, each layer a tensor of whole numbers."""
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(layers, list) and all(isinstance(each, Tensor) for each in layers) for layers in value)
+        and all(isinstance(layers, list) and all(map(_are_neurons, layers)) for layers in value)
         and len({len(layers) for layers in value}) == 1
     )

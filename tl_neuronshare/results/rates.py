@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tl_neuronshare.checks import distinct, refuse_language_all
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import distinct, mapping, measured_layers, names_of, refuse_language_all, sizes_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import neurons_of
 from tl_neuronshare.results.files import read_tensors, write_tensors
@@ -57,6 +58,7 @@ class NeuronRates(OnHub):
         tensor([4, 4])
     """
 
+    @explains
     def __init__(
         self,
         counts: Int[Tensor, "language layer neuron"],
@@ -69,14 +71,17 @@ class NeuronRates(OnHub):
         n_measured: int | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(tokens, Tensor | Sequence) or isinstance(tokens, str | bytes):
+            raise NeuronShareError(f"tokens is a {type(tokens).__name__}; give a number for each language.")
         counts, tokens = torch.as_tensor(counts, device="cpu"), torch.as_tensor(tokens, device="cpu")
         if counts.is_floating_point() or tokens.is_floating_point():
             raise NeuronShareError(f"The counts are {counts.dtype} and the tokens {tokens.dtype}; give whole numbers.")
         self.counts, self.tokens = counts.long(), tokens.long()
-        self.languages, self.widths, self.hooks = tuple(languages), tuple(map(int, widths)), tuple(hooks)
+        self.languages, self.hooks = names_of("languages", languages), names_of("hooks", hooks)
+        self.widths = tuple(sizes_of("widths", widths))
         self.experts: Experts = tuple(experts) if experts is not None else (None,) * len(self.widths)
-        self.n_measured = len(self.widths) if n_measured is None else n_measured
-        self.metadata = dict(metadata or {})
+        self.n_measured = measured_layers(n_measured, len(self.widths))
+        self.metadata = mapping("metadata", metadata)
         self._check()
 
     def _check(self) -> None:
@@ -123,6 +128,7 @@ class NeuronRates(OnHub):
         rates = self.counts.double() / self.tokens[:, None, None]
         return rates.masked_fill(~self.is_neuron, torch.nan)
 
+    @explains
     def select(self, languages: Sequence[str]) -> NeuronRates:
         """Keep only these languages, in this order.
 
@@ -196,6 +202,7 @@ class NeuronRates(OnHub):
         rates.insert(0, "tokens", self.tokens.tolist())
         return f"<p>{escape(repr(self))}</p>" + rates.to_html(float_format="{:.1f}".format, border=0)
 
+    @explains
     def by_language(self) -> pd.DataFrame:
         """Tabulate, in percent, how often a language's tokens activate the neurons of each layer.
 
@@ -225,6 +232,7 @@ class NeuronRates(OnHub):
                     "always": 100 * np.mean(of_layer == 1),
                 }
 
+    @explains
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, with the metadata in its header.
 
@@ -236,6 +244,7 @@ class NeuronRates(OnHub):
         write_tensors(tensors, path, kind=_KIND, header=header | {"metadata": self.metadata})
 
     @classmethod
+    @explains
     def load(cls, path: str | Path) -> NeuronRates:
         """Read what `save` wrote.
 

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from tl_neuronshare.checks import refuse_language_all, selected, whole
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import mapping, names_of, numbers_of, path_of, refuse_language_all, selected, sizes_of, whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import (
     Number,
@@ -67,6 +68,7 @@ class NeuronSharing(OnHub):
         tensor([[[ True, False, False]]])
     """
 
+    @explains
     def __init__(
         self,
         packed: UInt8[Tensor, "example language layer byte"] | Bits,
@@ -90,11 +92,12 @@ class NeuronSharing(OnHub):
         self.routing = routing
         self.languages, self.widths, self.hooks = tuple(languages), tuple(widths), tuple(hooks)
         self.prompt_hashes = hashes
-        self.metadata = copy.deepcopy(dict(metadata))
+        self.metadata = copy.deepcopy(mapping("metadata", metadata))
         if "fingerprint" in self.metadata:
             self.metadata["fingerprint"] = fingerprint(weights_of(self.metadata), self.prompt_hashes)
 
     @classmethod
+    @explains
     def from_activated(
         cls,
         activated: Bool[Tensor, "example language layer neuron"],
@@ -122,7 +125,7 @@ class NeuronSharing(OnHub):
                 "values > 0."
             )
         n_layers, width = activated.shape[-2:]
-        widths = [width] * n_layers if widths is None else widths
+        widths = [width] * n_layers if widths is None else sizes_of("widths", widths)
         if max(widths, default=0) != width:
             raise NeuronShareError(
                 f"The widest layer of {tuple(widths)} does not have the tensor's {width} neurons; give the true widths."
@@ -132,7 +135,7 @@ class NeuronSharing(OnHub):
             languages=languages,
             widths=widths,
             hooks=[f"blocks.{layer}.mlp.hook_post" for layer in range(n_layers)] if hooks is None else hooks,
-            metadata=metadata or {},
+            metadata=mapping("metadata", metadata),
         )
         if (activated & ~sharing.is_neuron).any():
             raise NeuronShareError(
@@ -141,6 +144,7 @@ class NeuronSharing(OnHub):
         return sharing
 
     @classmethod
+    @explains
     def from_values(
         cls,
         values: Mapping[str, Float[Tensor, "example layer neuron"]],
@@ -170,7 +174,7 @@ class NeuronSharing(OnHub):
         """
         threshold = as_threshold("threshold", threshold)
         shape = _shape_of_values(values)
-        widths = [shape[-1]] * shape[-2] if widths is None else list(widths)
+        widths = [shape[-1]] * shape[-2] if widths is None else sizes_of("widths", widths)
         activated = torch.zeros((shape[0], len(values), *shape[1:]), dtype=torch.bool, device="cpu")
         for number, (language, of_language) in enumerate(values.items()):
             for layer, width in enumerate(widths[: shape[-2]]):
@@ -187,10 +191,11 @@ class NeuronSharing(OnHub):
             languages=list(values),
             widths=widths,
             hooks=hooks,
-            metadata={**(metadata or {}), "threshold": threshold},
+            metadata={**mapping("metadata", metadata), "threshold": threshold},
         )
 
     @classmethod
+    @explains
     def concatenate(cls, results: Sequence[NeuronSharing]) -> NeuronSharing:
         """Join the examples of several results, one result after the other, if all measured the same.
 
@@ -298,6 +303,7 @@ class NeuronSharing(OnHub):
         html = table.to_html(float_format="{:.1f}".format, border=0, na_rep="")
         return f"<p>{escape(repr(self))}<br>{escape(', '.join(how))}</p>{html}"
 
+    @explains
     def activated(
         self, examples: Selection = slice(None), *, language: str | None = None
     ) -> Bool[Tensor, "example language layer neuron"]:
@@ -317,6 +323,7 @@ class NeuronSharing(OnHub):
             bits = bits[:, [self.languages.index(language)]]
         return unpack(bits, self.d_mlp) & self.is_neuron
 
+    @explains
     def computed(self) -> Iterator[Bool[Tensor, "example language layer neuron"]]:
         """Say which neurons are computed, some examples at a time; all without experts."""
         for examples in self.bits.slices():
@@ -340,6 +347,7 @@ class NeuronSharing(OnHub):
         """Each neuron's type (a NeuronType's number); 255 where a layer is narrower than the widest."""
         return self.types_of(range(self.n_examples))
 
+    @explains
     def types_of(self, examples: Sequence[int]) -> UInt8[Tensor, "example layer neuron"]:
         """Give what `types` gives, of some examples alone, by their numbers.
 
@@ -347,12 +355,14 @@ class NeuronSharing(OnHub):
             >>> torch.equal(sharing.types_of([2, 0, 0]), sharing.types[[2, 0, 0]])
             True
         """
+        examples = numbers_of("examples", examples, self.n_examples)
         types = torch.empty((len(examples), *self.is_neuron.shape), dtype=torch.uint8, device="cpu")
         for rows, of_types in self._types_of(examples):
             is_of = unpack(of_types, self.d_mlp).view(torch.uint8)
             types[rows] = sum(type * is_of[:, type] for type in NeuronType)
         return types.masked_fill_(~self.is_neuron, _NO_NEURON)
 
+    @explains
     def mask(
         self, type: NeuronType | str, *, examples: Sequence[int] | None = None
     ) -> Bool[Tensor, "example layer neuron"]:
@@ -365,12 +375,14 @@ class NeuronSharing(OnHub):
         Raises:
             NeuronShareError: an unknown type.
         """
-        type, examples = as_type(type), range(self.n_examples) if examples is None else examples
+        type, every = as_type(type), range(self.n_examples)
+        examples = every if examples is None else numbers_of("examples", examples, self.n_examples)
         mask = torch.empty((len(examples), *self.is_neuron.shape), dtype=torch.bool, device="cpu")
         for rows, of_types in self._types_of(examples):
             mask[rows] = unpack(of_types[:, type], self.d_mlp)
         return mask
 
+    @explains
     def times_of_types(self) -> Int[Tensor, "type layer neuron"]:
         """Count for how many examples each neuron is of each type, in the order of NeuronType.
 
@@ -389,6 +401,7 @@ class NeuronSharing(OnHub):
             rows = slice(start, start + step)
             yield rows, packed_types(self.bits.at(examples[rows]), self.packed_is_neuron)
 
+    @explains
     def mismatched(self, *, seed: int = 0) -> NeuronSharing:
         """Show a different example in each language, to see what is shared without shared meaning.
 
@@ -417,6 +430,7 @@ class NeuronSharing(OnHub):
             prompt_hashes=None,
         )
 
+    @explains
     def summary(self, *, mismatches: int = tables.MISMATCHES, seed: int = 0) -> pd.DataFrame:
         """Tabulate how many of each layer's neurons are of each type, in percent, beside what chance would give.
 
@@ -450,6 +464,7 @@ class NeuronSharing(OnHub):
         """
         return tables.summary(self, mismatches=mismatches, seed=seed)
 
+    @explains
     def by_language(self) -> pd.DataFrame:
         """Tabulate how many of each layer's neurons each language activates, in percent.
 
@@ -460,6 +475,7 @@ class NeuronSharing(OnHub):
         """
         return tables.by_language(self)
 
+    @explains
     def experts(self) -> pd.DataFrame:
         """Tabulate how many examples are routed to each expert of a mixture, in percent.
 
@@ -471,6 +487,7 @@ class NeuronSharing(OnHub):
         """
         return routings.table(self)
 
+    @explains
     def persistence(self) -> pd.DataFrame:
         """Tabulate how many of each layer's neurons are of one type for *every* example, in percent.
 
@@ -490,6 +507,7 @@ class NeuronSharing(OnHub):
         """
         return tables.persistence(self)
 
+    @explains
     def never_activated(self) -> pd.DataFrame:
         """Tabulate how many of each layer's neurons a language does not activate, and how many no language activates.
 
@@ -513,6 +531,7 @@ class NeuronSharing(OnHub):
         """
         return tables.never_activated(self)
 
+    @explains
     def intersections(self) -> Int[Tensor, "example layer language language"]:
         """Count how many neurons two languages both activate; the diagonal says how many each activates.
 
@@ -525,6 +544,7 @@ class NeuronSharing(OnHub):
         """
         return tables.intersections(self)
 
+    @explains
     def overlap(self, layer: int | None = None) -> pd.DataFrame:
         """Measure how far two languages activate the same neurons: the mean over examples of the Jaccard index.
 
@@ -542,6 +562,7 @@ class NeuronSharing(OnHub):
         """
         return tables.overlap(self, layer)
 
+    @explains
     def same_last_token(self) -> pd.DataFrame:
         """Say for which share of the examples the prompts of two languages end in the same token.
 
@@ -567,6 +588,7 @@ class NeuronSharing(OnHub):
                 table.loc[first, second] = table.loc[second, first] = share
         return table
 
+    @explains
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, with the metadata in its header.
 
@@ -586,6 +608,7 @@ class NeuronSharing(OnHub):
         )
 
     @classmethod
+    @explains
     def load(cls, path: str | Path) -> NeuronSharing:
         """Open what `save` wrote, or `categorise` in a folder. The bits stay in the file until they are used.
 
@@ -595,7 +618,7 @@ class NeuronSharing(OnHub):
         Raises:
             NeuronShareError: no such file, a file of another kind, a damaged one, or a folder with several thresholds.
         """
-        path = Path(path)
+        path = path_of("path", path)
         if path.is_dir():
             path = _in_folder(path)
 
@@ -682,8 +705,9 @@ def _check_sizes(
     hashes: PromptHashes | None,
 ) -> None:
     """Refuse bits, languages, widths, hooks and hashes that do not fit each other."""
-    if isinstance(languages, str) or not all(isinstance(language, str) and language for language in languages):
-        raise NeuronShareError(f"languages={languages!r}; give a list of names, such as ['en', 'de'].")
+    names_of("languages", languages)
+    names_of("hooks", hooks)
+    sizes_of("widths", widths)
     expected = (len(packed), len(languages), len(widths), packed_width(max(widths, default=0)))
     if tuple(packed.shape) != expected or packed.dtype != torch.uint8 or len(hooks) != len(widths):
         raise NeuronShareError(

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 
 
@@ -40,6 +41,7 @@ class NeuronType(IntEnum):
 TYPES = tuple(sorted(NeuronType, reverse=True))
 
 
+@explains
 def neuron_types(activated: Bool[Tensor, "*batch language layer neuron"]) -> UInt8[Tensor, "*batch layer neuron"]:
     """Give each neuron its type, from whether it is activated in each language.
 
@@ -104,6 +106,6 @@ def as_type(type: NeuronType | str) -> NeuronType:
         <NeuronType.SPECIFIC: 1>
     """
     for known in NeuronType:
-        if type in (known, known.label):
+        if not isinstance(type, bool) and type in (known, known.label):
             return known
     raise NeuronShareError(f"{type!r} is not a type of neuron; use one of {', '.join(known.label for known in TYPES)}.")

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tl_neuronshare.checks import count, one_of
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import count, names_of, one_of
 from tl_neuronshare.errors import NeuronShareError
 
 Features = Literal["syntax", "phonology", "inventory", "geography"]
@@ -35,6 +36,7 @@ _EXACT = 5040  # the most orders that are all tried: those of seven languages
 _CHUNK = 1 << 22  # how many numbers are held at a time
 
 
+@explains
 def typological_similarity(languages: Sequence[str], *, features: Features = "syntax") -> pd.DataFrame:
     """Measure how alike languages are: the cosine of their URIEL vectors, from 0 (nothing in common) to 1.
 
@@ -61,11 +63,13 @@ def typological_similarity(languages: Sequence[str], *, features: Features = "sy
         de        0.90  1.00  0.57
         th        0.64  0.57  1.00
     """
+    languages = names_of("languages", languages)
     vectors = _vectors(languages, _SETS[one_of("features", features, get_args(Features))])
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return _square(unit @ unit.T, languages)
 
 
+@explains
 def same_family(languages: Sequence[str]) -> pd.DataFrame:
     """Say whether two languages are of one family (in URIEL, which has Glottolog's families), as 1 or 0.
 
@@ -79,6 +83,7 @@ def same_family(languages: Sequence[str]) -> pd.DataFrame:
         >>> same_family(["en", "ru", "th"]).loc["en"].to_dict()
         {'en': 1.0, 'ru': 1.0, 'th': 0.0}
     """
+    languages = names_of("languages", languages)
     vectors = _vectors(languages, _FAMILY)
     for language, families in zip(languages, vectors, strict=True):
         if not families.any() and language not in _ISOLATES:
@@ -91,6 +96,7 @@ def same_family(languages: Sequence[str]) -> pd.DataFrame:
     return _square(shared, languages)
 
 
+@explains
 def same_script(languages: Sequence[str]) -> pd.DataFrame:
     """Say whether two languages are mostly written in one script, by the Unicode CLDR, as 1 or 0.
 
@@ -101,10 +107,12 @@ def same_script(languages: Sequence[str]) -> pd.DataFrame:
         >>> same_script(["en", "vi", "ru"]).loc["en"].to_dict()
         {'en': 1.0, 'vi': 1.0, 'ru': 0.0}
     """
+    languages = names_of("languages", languages)
     scripts = np.array([_script(language) for language in languages])
     return _square((scripts[:, None] == scripts).astype(float), languages)
 
 
+@explains
 def permutation_test(
     sharing: pd.DataFrame,
     similarity: pd.DataFrame,

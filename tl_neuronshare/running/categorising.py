@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import one_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import Number, Position, Threshold
@@ -71,6 +72,7 @@ def categorise(
 ) -> dict[Threshold, NeuronSharing]: ...
 
 
+@explains
 def categorise(
     model: LensModel,
     prompts: ParallelPrompts,
@@ -145,7 +147,7 @@ def categorise(
     recorder = SharingRecorder(
         model, prompts.languages, len(prompts), site=site, position=position, threshold=threshold
     )
-    recorder.warn_of_site(stacklevel=3)
+    recorder.warn_of_site()
     run = _Categorising(model, prompts, how, recorder)
     n_rows = len(prompts) * len(prompts.languages)
     with running(model, "categorise", n_rows=n_rows, progress=progress, keeping=keeping, about=run.about) as loop:
@@ -292,6 +294,7 @@ def categorise_caches(
 ) -> dict[Threshold, NeuronSharing]: ...
 
 
+@explains
 def categorise_caches(
     caches: Mapping[str, Any],
     *,
@@ -347,7 +350,7 @@ def categorise_caches(
         )
     n_examples, _ = next(iter(sizes.values()))
     recorder = SharingRecorder(model, list(caches), n_examples, site=site, position=position, threshold=threshold)
-    recorder.warn_of_site(stacklevel=3)
+    recorder.warn_of_site()
     for language, tensors_of_layers in cached.items():
         n_tokens = sizes[language][1]
         mask = None if lengths is None else _mask(lengths[language], n_examples, n_tokens, padding_side, language)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int32, Shaped
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import count, one_of, texts_by_language
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.maths.activation import neurons_of
@@ -25,6 +26,7 @@ _FLOOR = -0.4  # no activation function of a gate goes below
 _NARROWEST, _HALF = 1e-3, 0.05  # bins together as narrow as this become so wide on each side of the mean
 
 
+@explains
 def value_histograms(
     model: LensModel,
     texts: Mapping[str, Iterable[Any] | Path],

@@ -326,8 +326,7 @@ class Loop:
         if self._most is None:
             warn(
                 f"Memory does not suffice for a batch of {n_tokens} tokens; it is run in halves, and later batches "
-                "are made smaller too. A smaller batch_size avoids this.",
-                stacklevel=2,
+                "are made smaller too. A smaller batch_size avoids this."
             )
         self._most = most
 

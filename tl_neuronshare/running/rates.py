@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import one_of, texts_by_language
 from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import Number, absolute, as_threshold
@@ -20,6 +21,7 @@ from tl_neuronshare.running.recording import refuse_quantiles_of_experts
 from tl_neuronshare.running.tallying import Part, Tally, measured_layers, metadata_of, tallied
 
 
+@explains
 def activation_rates(
     model: LensModel,
     texts: Mapping[str, Iterable[Any] | Path],
@@ -80,8 +82,8 @@ def activation_rates(
     one_of("part", part, get_args(Part))
     why_name_a_site = models.why_name_a_site(model) if site is None else None
     if why_name_a_site is not None:
-        warn(why_name_a_site, stacklevel=2)
-    site = site or "post"
+        warn(why_name_a_site)
+    site = "post" if site is None else site
     every_layer = models.neuron_layers(model, site)
     layers = measured_layers(model, every_layer)
     verification.require(model, "logits", site)

@@ -8,7 +8,7 @@ its calls. So only the bits of all layers are in memory together. `categorising.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tl_neuronshare import models
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import Options, count, is_count, one_of, option, refuse_language_all
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.launch import warn
@@ -146,6 +147,7 @@ class SharingRecorder:
         torch.Size([1, 4, 512])
     """
 
+    @explains
     def __init__(
         self,
         model: LensModel,
@@ -201,6 +203,7 @@ class SharingRecorder:
             part.bits = self.bits.part(examples.start * n_languages, examples.stop * n_languages)
         return part
 
+    @explains
     def fwd_hooks(
         self,
         language: str | Sequence[str],
@@ -234,15 +237,15 @@ class SharingRecorder:
                 prompt has too few tokens for the position.
         """
         recorded = self.recorded_pass(language, examples, self.given(attention_mask, tokens))
-        self.warn_of_site(stacklevel=3)
+        self.warn_of_site()
         if attention_mask is None and tokens is None and recorded.n_prompts > 1:
             self.warn_once(
                 "Several prompts without attention_mask and tokens are taken to be unpadded. TransformerLens pads a "
-                "list of strings by itself, mostly on the right, so that the last token is padding; pass the mask.",
-                stacklevel=3,
+                "list of strings by itself, mostly on the right, so that the last token is padding; pass the mask."
             )
         return models.layer_hooks(self.layers, recorded.read)
 
+    @explains
     def sharing(self, *, prompts: ParallelPrompts | None = None) -> NeuronSharing | dict[Threshold, NeuronSharing]:
         """Return the result of what was recorded; if there is a sequence of thresholds, {threshold: result}.
 
@@ -416,6 +419,8 @@ class SharingRecorder:
         prompts = self._prompts_of(language, examples)
         mask, tokens = given.mask, given.tokens
         for name, tensor in (("attention_mask", mask), ("tokens", tokens)):
+            if tensor is not None and (tensor.is_complex() or (name == "tokens" and tensor.is_floating_point())):
+                raise NeuronShareError(f"{name} is {tensor.dtype}; give whole numbers.")
             if tensor is not None and (tensor.ndim != 2 or len(tensor) != len(prompts)):
                 raise NeuronShareError(
                     f"{name} has shape {tuple(tensor.shape)} for {len(prompts)} examples; give one row for each."
@@ -448,16 +453,16 @@ class SharingRecorder:
         numbers = [int(row) * len(self.languages) + self.languages.index(n) for row, n in zip(rows, names, strict=True)]
         return torch.tensor(numbers, device="cpu")
 
-    def warn_of_site(self, *, stacklevel: int) -> None:
+    def warn_of_site(self) -> None:
         """Warn, once, of a site that nobody named."""
         if self.why_name_a_site is not None:
-            self.warn_once(self.why_name_a_site, stacklevel=stacklevel + 1)
+            self.warn_once(self.why_name_a_site)
 
-    def warn_once(self, message: str, *, stacklevel: int) -> None:
+    def warn_once(self, message: str) -> None:
         """Give a warning that would repeat for many batches only once."""
         if message not in self._warned:
             self._warned.add(message)
-            warn(message, stacklevel=stacklevel)
+            warn(message)
 
     def where(self, prompt: int) -> str:
         """Name a prompt's language and example, for messages."""
@@ -630,8 +635,7 @@ class RecordedPass:
         if recorder.special_tokens and tokens is None and recorder.model.cfg.default_prepend_bos:
             recorder.warn_once(
                 f"position={recorder.reading.position!r} without tokens counts special tokens too, such as the BOS; "
-                "pass tokens= to leave them out.",
-                stacklevel=5,  # the line that called fwd_hooks or categorise_caches
+                "pass tokens= to leave them out."
             )
         if isinstance(run, Inputs):
             self._locate_in(run)
@@ -865,7 +869,7 @@ class RecordedPass:
 
 
 def _as_languages(languages: Any) -> tuple[str, ...]:
-    names = () if isinstance(languages, str) or not isinstance(languages, Iterable) else tuple(languages)
+    names = () if isinstance(languages, str | Set) or not isinstance(languages, Iterable) else tuple(languages)
     if len(set(names)) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise NeuronShareError(f"languages={languages!r}; give a list of at least two names, all different.")
     refuse_language_all(names)

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.checks import count
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.launch import warn
@@ -66,6 +67,7 @@ class _Labels(NamedTuple):
     object: str
 
 
+@explains
 def fact_probing(
     source: str | Path,
     *,
@@ -395,7 +397,7 @@ def _leave_out(
         raise NeuronShareError(f"fact_probing cannot ask in every language ({reasons}).{how}")
     for language, reason in lacking.items():
         report.left_out(language, reason, len(tables.pop(language)))
-    warn(f"fact_probing left out {reasons}. Types are among {', '.join(tables)}.{how}", stacklevel=3)
+    warn(f"fact_probing left out {reasons}. Types are among {', '.join(tables)}.{how}")
 
 
 def _with_choices(

@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.tasks import reading
@@ -32,6 +33,7 @@ class _Problem(NamedTuple):
     answer: str
 
 
+@explains
 def mgsm(
     source: str | Path = "juletxara/mgsm",
     *,

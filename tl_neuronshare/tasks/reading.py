@@ -115,7 +115,11 @@ def local_path(source: str | Path, task: str, how_to_get: str) -> Path | None:
     try:
         path = Path(source).expanduser()
         if path.exists():
+            if not path.is_file() and not path.is_dir():
+                raise NeuronShareError(f"{task}: {str(path)!r} is neither a file nor a folder. {how_to_get}")
             return path
+    except NeuronShareError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise NeuronShareError(f"{task}: source={str(source)[:80]!r} is not a path ({error}). {how_to_get}") from error
     if isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in (".tsv", ".json", ".jsonl"):
@@ -184,7 +188,7 @@ def json_values(path: Path) -> Iterator[tuple[str, Any]]:
     for where, line in lines_of(path):
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also of a number with too many digits
             raise NeuronShareError(f"{where}: this is not JSON ({error}); is the line cut off?") from error
         yield where, value
 
@@ -212,7 +216,7 @@ def json_list(path: Path) -> Iterator[tuple[str, Any]]:
         start = after_space(place + 1)
         try:
             value, end = decoder.raw_decode(text, start)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             at = getattr(error, "pos", start)
             raise NeuronShareError(f"{line(at)}: this is not JSON ({error}); is the file cut off?") from error
         yield line(start), value

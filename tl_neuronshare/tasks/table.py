@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.tasks import reading
@@ -29,6 +30,7 @@ class _Row(NamedTuple):
     choices: tuple[str, ...]
 
 
+@explains
 def table(
     source: str | Path, *, languages: Languages = None, limit: int | None = None, seed: int = 0
 ) -> ParallelPrompts:

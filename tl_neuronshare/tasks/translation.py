@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.tasks import reading
@@ -31,6 +32,7 @@ FLORES = {
 _SOURCE = "{source}"
 
 
+@explains
 def translation(
     source: str | Path = "openlanguagedata/flores_plus",
     *,

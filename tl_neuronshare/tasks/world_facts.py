@@ -14,6 +14,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import is_count, names_of
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.tasks.reading import check_task
@@ -218,6 +220,7 @@ def _only_official(territory: str) -> str | None:
     return official[0] if len(official) == 1 else None
 
 
+@explains
 def world_facts(
     *,
     relations: Sequence[str] = RELATIONS,
@@ -257,12 +260,15 @@ def world_facts(
     for what, given, known in (("relation", relations, RELATIONS), ("language", languages, LANGUAGES)):
         if isinstance(given, str):
             raise NeuronShareError(f"{what}s is the string {given!r}; put it in a list.")
+        names_of(f"{what}s", given)
         if unknown := [name for name in given if name not in known]:
             raise NeuronShareError(f"world_facts has no {what} {unknown[0]!r}; it has {', '.join(known)}.")
     if not relations:
         raise NeuronShareError(f"No relation was asked for; choose from {', '.join(RELATIONS)}.")
     check_task(limit=limit, seed=seed)
-    if not 2 <= n_choices <= len(_CONTINENTS):
+    if not isinstance(ending, str):
+        raise NeuronShareError(f"ending={ending!r} is not a text; give one, such as ' →', or ''.")
+    if not is_count(n_choices, 2) or n_choices > len(_CONTINENTS):
         raise NeuronShareError(
             f"n_choices is {n_choices}; it can be 2 to {len(_CONTINENTS)} (there are five continents)."
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+from tl_neuronshare.arguments import explains
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.tasks import reading
@@ -83,6 +84,7 @@ class _Sentences(NamedTuple):
     label: str
 
 
+@explains
 def xnli(
     source: str | Path = "facebook/xnli",
     *,
