@@ -15,6 +15,8 @@
 #
 # This notebook asks whether languages share the neurons that hold a fact. It takes about a quarter of an hour to read, and two minutes to run on two cores. It
 # downloads nothing: the model and its facts come with the library. At the end you put your own model into the first cell and run it again.
+#
+# To run it, type `pip install jupyterlab` and then `jupyter lab docs/tutorial.ipynb` in a checkout.
 
 # %%
 import tl_neuronshare as ns

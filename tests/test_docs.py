@@ -137,6 +137,11 @@ def test_links_and_pictures_are_there():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_code_blocks_end():
+    for page in PAGES:
+        assert len(re.findall(r"^ *```", page.read_text(), re.MULTILINE)) % 2 == 0, page.name
+
+
 def texts_in_the_code():
     """Every text that the package writes, with an ellipsis where a value is filled in."""
     for file in sorted(Path(ns.__file__).parent.rglob("*.py")):

@@ -122,7 +122,6 @@ def right_calls(animals, folder) -> dict[str, dict[str, Any]]:
     cross = ns.cross_ablation(model, texts, masks, controls=["random"], seeds=[0], **few)
     dose = ns.dose_response(sharing=sharing, type="all-shared", shares=[0.5], **study)
     ladder = ns.overlap_ladder(sharing, ns.facts_of(prompts))
-    top = ns.top_neurons(model, prompts, sharing, n=3, **quiet)
     frame = prompts.to_frame()
     methods = {"masks": {"one": masks, "two": masks}, "is_neuron": sharing.is_neuron}
     along = ns.types_along(model, prompts, before=1, after=1, **quiet)

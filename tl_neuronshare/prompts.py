@@ -237,8 +237,9 @@ class ParallelPrompts:
         known = [all(correct[language, label] for language in self.languages) for label in self.examples]
         if not any(known):
             raise NeuronShareError(
-                f"None of the {len(self)} examples is answered rightly in all {len(self.languages)} languages; leave "
-                "some out, or count what is known in each language (the metric known_accuracy)."
+                f"None of the {len(self)} examples is answered rightly in all {len(self.languages)} languages. Look at "
+                "the table: if texts go on after a right answer, give choices, or stop= where it ends. Otherwise "
+                "leave languages out, or count what is known in each (known_accuracy)."
             )
         return known
 

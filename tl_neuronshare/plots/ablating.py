@@ -142,7 +142,10 @@ def _bars_of_ablation(axes: Axes, overall: pd.DataFrame, types: list[str], kinds
                 axes.annotate("*", (place, max(top, 0)), (0, 0), textcoords="offset points", ha="center")
     axes.set_xticks(range(len(types)), types)
     axes.tick_params(axis="x", labelsize=7)
-    name_panel(axes, "All languages (* some examples, × none)")
+    n_examples = overall.loc[overall["ablated"].isin(kinds), "examples"]
+    marks = {"* some examples": (n_examples > 0) & (n_examples < overall["examples"].max()), "× none": n_examples == 0}
+    said = ", ".join(mark for mark, where in marks.items() if where.any())
+    name_panel(axes, f"All languages ({said})" if said else "All languages")
     axes.set_xlabel("ablated")
 
 

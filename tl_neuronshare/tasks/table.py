@@ -118,7 +118,8 @@ def _read(values: Mapping[str, Any], where: str) -> tuple[str, str, _Row]:
     """A row's language, its example, and what it asks."""
     for name in _NEEDED:
         if name not in values:
-            raise NeuronShareError(f"{where}: there is no column {name!r}. {HOW_TO_GET}")
+            there = ", ".join(map(str, values))
+            raise NeuronShareError(f"{where}: there is no column {name!r}, only {there}. {HOW_TO_GET}")
     texts = {name: values[name] for name in (*_NEEDED, "answer") if values.get(name) is not None}
     if isinstance(texts.get("example"), int):
         texts["example"] = str(texts["example"])
