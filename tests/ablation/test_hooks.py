@@ -428,3 +428,52 @@ def test_functions_that_change_shape_or_dtype_are_an_error(bloom, edit, as_users
     hooks = ns.ablation_hooks(bloom, mask_of(bloom), mode=edit)
     with pytest.raises(ns.NeuronShareError, match="the function given as mode returned .*keep shape and dtype"):
         bloom.run_with_hooks(torch.tensor([[5, 6, 7]]), fwd_hooks=hooks)
+
+
+def test_the_first_token_is_a_position(bloom):
+    """Also the prompt's very first token can be edited, from its end; one before it is refused."""
+    mask, tokens = mask_of(bloom), tokens_of(bloom)
+    n_tokens, run = tokens.shape[1], partial(bloom.run_with_hooks, tokens)
+    (before,) = values_at(bloom, lambda added: run(fwd_hooks=added))
+    for prompt_tokens in (None, n_tokens):
+        hooks = ns.ablation_hooks(bloom, mask, position=-n_tokens, prompt_tokens=prompt_tokens)
+        (after,) = values_at(bloom, lambda added, hooks=hooks: run(fwd_hooks=added), before=hooks)
+        assert not after[0, 0, mask[0]].any()
+        changed = (after - before).abs().amax(-1)[0] > 1e-4
+        assert torch.equal(changed, torch.arange(n_tokens) == 0)
+
+
+def test_where_the_prompt_ends_is_not_known_positions_count_in_each_call(bloom):
+    mask, tokens = mask_of(bloom), tokens_of(bloom)
+    hooks = ns.ablation_hooks(bloom, mask, position=-1)
+    for seen in (tokens, tokens[:, :1], tokens[:, :1]):
+        (before,) = values_at(bloom, lambda added, seen=seen: bloom.run_with_hooks(seen, fwd_hooks=added))
+        (after,) = values_at(bloom, lambda added, seen=seen: bloom.run_with_hooks(seen, fwd_hooks=added), before=hooks)
+        assert torch.equal((after != before).any(-1)[0], torch.arange(seen.shape[1]) == seen.shape[1] - 1)
+    with pytest.raises(ns.NeuronShareError, match="gave 1 tokens; there is no position -2"):
+        bloom.run_with_hooks(tokens[:, :1], fwd_hooks=ns.ablation_hooks(bloom, mask, position=-2))
+
+
+def test_without_a_cache_later_tokens_are_edited_too_and_special_ones_spared(animals, backend):
+    model = animals.lens("gpt2", backend)  # its prompts begin with a BOS
+    mask, tokens = mask_of(model), tokens_of(model)
+    hooks = ns.ablation_hooks(model, mask, tokens=tokens)
+    longer = torch.cat([tokens, tokens[:, -2:]], dim=1)
+    model.run_with_hooks(tokens, fwd_hooks=hooks)
+    (before,) = values_at(model, lambda added: model.run_with_hooks(longer, fwd_hooks=added))
+    (after,) = values_at(model, lambda added: model.run_with_hooks(longer, fwd_hooks=added), before=hooks)
+    assert torch.equal((after != before).any(-1)[0], torch.arange(longer.shape[1]) > 0)
+
+
+def test_values_of_other_neurons_may_be_unknown(bloom):
+    """Values that are NaN outside the mask are not put anywhere."""
+    mask, tokens = mask_of(bloom), tokens_of(bloom)
+    values = torch.rand(mask.shape)
+    unknown = values.masked_fill(~mask, torch.nan)
+    logits = [
+        bloom.run_with_hooks(tokens, fwd_hooks=ns.ablation_hooks(bloom, mask, mode="mean", values=each))
+        for each in (values, unknown)
+    ]
+    assert torch.equal(*logits)
+    with pytest.raises(ns.NeuronShareError, match="values are NaN or infinite"):
+        ns.ablation_hooks(bloom, mask, mode="mean", values=values.masked_fill(mask, torch.nan))

@@ -367,3 +367,41 @@ def test_what_perplexity_refuses(animals, backend, as_users_run_it):
     ):
         with pytest.raises(ns.NeuronShareError, match=message):
             ns.perplexity(model, texts, prepend_bos=False)
+
+
+def test_the_first_of_several_stops_cuts(animals):
+    model, prompts = animals.lens("demo", "bridge"), ns.demo.prompts()[3:4].select(["en", "de"])
+    short = ns.ParallelPrompts(prompts.prompts, {"en": [" New"], "de": [" Neu"]})
+    for stop in (["Dollar", " Zea", "seel"], ["seel", " Zea", "Dollar"]):
+        cut = ns.evaluate(model, short, scoring="exact", stop=stop, max_new_tokens=6)
+        assert cut["prediction"].tolist() == [" New", " Neu"], stop
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_stop_may_be_read_once(animals):
+    """A generator is read for all languages, and not for the first alone."""
+    model, prompts = animals.lens("demo", "bridge"), ns.demo.prompts()[3:4].select(["en", "de"])
+    short = ns.ParallelPrompts(prompts.prompts, {"en": [" New"], "de": [" Neu"]})
+    stop = (each for each in (" Zea", "seel"))
+    cut = ns.evaluate(model, short, scoring="exact", stop=stop, max_new_tokens=6)
+    assert cut["prediction"].tolist() == [" New", " Neu"]
+
+
+def test_of_equally_likely_choices_the_first_is_the_answer(bloom):
+    """Without the unembedding every token is equally likely."""
+    choices = [" five", " nine"]
+    assert len({len(row) for row in models.tokenise(bloom, [f"Two and three make{choice}" for choice in choices])}) == 1
+    for answers in (choices, choices[::-1]):
+        prompts = ns.ParallelPrompts(
+            {language: ["Two and three make"] for language in ("en", "de")},
+            {language: [" five"] for language in ("en", "de")},
+            {language: [answers] for language in ("en", "de")},
+        )
+        flat = [("unembed.hook_out", lambda logits, hook: torch.zeros_like(logits))]
+        assert set(ns.evaluate(bloom, prompts, fwd_hooks=flat)["prediction"]) == {answers[0]}
+
+
+@pytest.mark.parametrize(("one", "other"), [("STRASSE", "Straße"), ("İZMİR", "i̇zmi̇r"), ("ΣΊΣΥΦΟΣ", "σίσυφος")])
+def test_case_is_that_of_unicode(one, other):
+    assert grading.normalised(one) == grading.normalised(other)
+    assert grading.normalised(one) != grading.normalised(other[:-1])

@@ -586,3 +586,20 @@ def test_results_before_everything_is_recorded(bloom):
         recorder.sharing(prompts=ns.ParallelPrompts({"en": ["a"], "de": ["b"]}))
     with pytest.raises(ns.NeuronShareError, match="prompts is a dict; give the ParallelPrompts that were run"):
         recorder.sharing(prompts={"en": ["a"], "de": ["b"]})
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize("row", [0, 2, 3])
+def test_of_a_batch_the_example_is_named_that_is_no_number(bloom, row):
+    recorder = ns.SharingRecorder(bloom, ["en", "de"], 4)
+    tokens = models.tokenise(bloom, ["The sky"])[0]
+    batch = torch.tensor([tokens] * 4)
+
+    def spoil(tensor, hook):
+        changed = tensor.clone()
+        changed[row, -1, 3] = torch.nan
+        return changed
+
+    hooks = [(recorder.layers[1].name, spoil), *recorder.fwd_hooks("de", range(4), torch.ones_like(batch))]
+    with pytest.raises(ns.NeuronShareError, match=f"Language 'de', example {row}: NaN or infinite activations"):
+        bloom.run_with_hooks(batch, fwd_hooks=hooks)
