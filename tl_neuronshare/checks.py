@@ -162,9 +162,14 @@ def numbers_of(name: str, value: Any, n: int) -> Sequence[int]:
     return numbers
 
 
+def is_whole(text: str) -> bool:
+    """Return whether a text has only whole characters: half of a surrogate pair, which JSON allows, has no bytes."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def writable(name: str, value: Any, *, least: int = 0) -> str:
     """Check that a value is a text that can be written to a file."""
-    if not isinstance(value, str) or len(value) < least or any("\ud800" <= each <= "\udfff" for each in value):
+    if not isinstance(value, str) or len(value) < least or not is_whole(value):
         raise NeuronShareError(f"{name}={shortened(value)} is not a text that can be written; give one.")
     return value
 

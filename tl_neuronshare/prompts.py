@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tl_neuronshare.arguments import explains
-from tl_neuronshare.checks import instance, names_of, refuse_language_all, selected, writable
+from tl_neuronshare.checks import instance, is_whole, names_of, refuse_language_all, selected, writable
 from tl_neuronshare.errors import NeuronShareError
 
 if TYPE_CHECKING:
@@ -582,7 +582,7 @@ def _common_length(prompts: Mapping[str, Sequence[str]]) -> int:
 
 def _texts(texts: Sequence[str], what: str, language: str, example: Callable[[int], Hashable]) -> tuple[str, ...]:
     """The texts as a tuple, each a string that is not empty; `example` names text i's example in messages."""
-    if not isinstance(language, str):
+    if not isinstance(language, str) or not is_whole(language):
         raise NeuronShareError(f"{language!r} is not the name of a language; use a string such as 'en'.")
     texts = as_list(texts)
     if isinstance(texts, str) or not isinstance(texts, Sequence):
@@ -595,6 +595,8 @@ def _texts(texts: Sequence[str], what: str, language: str, example: Callable[[in
             raise NeuronShareError(f"{where}: the {what} {text!r} is a {type(text).__name__}; give a string.")
         if not text.strip():
             raise NeuronShareError(f"{where}: the {what} is empty; fill it in or drop that example in every language.")
+        if not is_whole(text):
+            raise NeuronShareError(f"{where}: the {what} holds half a character ({text!r}); write it whole.")
     return tuple(texts)
 
 

@@ -239,7 +239,7 @@ def fields(value: Any, names: Sequence[str], where: str) -> dict[str, str]:
                 f"{where}: {name!r} is {value[name]!r}; give a text that is not empty, or drop this entry in every "
                 "language."
             )
-        if not value[name].isascii() and any("\ud800" <= char <= "\udfff" for char in value[name]):
+        if not checks.is_whole(value[name]):
             raise NeuronShareError(f"{where}: {name!r} holds half a character ({value[name]!r}); write it whole.")
     return {name: value[name].strip() for name in names}
 

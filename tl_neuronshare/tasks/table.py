@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import is_whole
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.tasks import reading
@@ -126,6 +127,8 @@ def _read(values: Mapping[str, Any], where: str) -> tuple[str, str, _Row]:
     for name, text in texts.items():
         if not isinstance(text, str) or not (text.strip() or name == "answer"):
             raise NeuronShareError(f"{where}: {name!r} is {text!r}; give a text that is not empty.")
+        if not is_whole(text):
+            raise NeuronShareError(f"{where}: {name!r} holds half a character ({text!r}); write it whole.")
     given = values.get("choices") or ()
     choices = given.split(_BETWEEN) if isinstance(given, str) else given
     if not isinstance(choices, Sequence) or not all(isinstance(choice, str) for choice in choices):
