@@ -7,11 +7,13 @@ Face model inside.
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -300,9 +302,26 @@ def loaded(module: torch.nn.Module) -> Iterator[None]:
         yield
 
 
+# The thread that runs each model: hooks of one thread would see the values of another's prompts.
+_THREADS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_CHOOSING = threading.Lock()
+
+
 @contextmanager
 def left_as_found(model: LensModel | torch.nn.Module) -> Iterator[None]:
-    """Run without gradients and dropout, and restore every module's training mode, also after an error."""
+    """Run without gradients and dropout, and restore every module's training mode, also after an error.
+
+    Raises:
+        NeuronShareError: a different thread runs the same model.
+    """
+    own = threading.get_ident()
+    with _CHOOSING:
+        is_inner = model in _THREADS
+        if _THREADS.setdefault(model, own) != own:
+            raise NeuronShareError(
+                "A different thread runs this model, and its hooks would see both threads' prompts; run one after the "
+                "other, or load the model once for each thread."
+            )
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -312,6 +331,8 @@ def left_as_found(model: LensModel | torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        if not is_inner:
+            del _THREADS[model]
 
 
 def is_processed(model: LensModel) -> bool:
