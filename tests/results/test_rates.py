@@ -83,9 +83,10 @@ def test_sums_join_languages_and_texts():
         ({"languages": ["en", "en"]}, "languages=.*; give a list of names of languages, each once"),
         ({"languages": ["en", "all"]}, "A language is called 'all'"),
         (
-            {"counts": torch.full((2, 1, 2), 1), "n_measured": 0},
+            {"counts": torch.full((2, 2, 2), 1), "widths": [2, 2], "n_measured": 1},
             "counts beyond the width of a layer, or in one that is not",
         ),
+        ({"n_measured": 0}, "n_measured=0; give a number of layers, from 1 to 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

@@ -534,7 +534,7 @@ def test_files(tmp_path):
 HEADER = {"languages": ["a", "b"], "widths": [8], "hooks": ["h"], "metadata": {}}
 TAMPERED = {
     "a key is missing": ({"widths": None}, torch.uint8, "cannot be read.*widths"),
-    "a key of another kind": ({"languages": 5}, torch.uint8, "cannot be read"),
+    "a key of another kind": ({"languages": 5}, torch.uint8, "languages=5; give a list of names"),
     "numbers as languages": ({"languages": [1, 2]}, torch.uint8, r"languages=\[1, 2\]; give a list of names"),
     "a text as languages": ({"languages": "ab"}, torch.uint8, "languages='ab'; give a list of names"),
     "a language twice": ({"languages": ["a", "a"]}, torch.uint8, "not all different"),

@@ -265,8 +265,6 @@ def _vectors(languages: Sequence[str], features: tuple[str, str]) -> NDArray[np.
         raise NeuronShareError(
             'URIEL comes with lang2vec, which is not installed: pip install "tl_neuronshare[typology]".'
         ) from error
-    if isinstance(languages, str):
-        raise NeuronShareError(f"languages={languages!r} is a text; give a list of codes.")
     name, prefix = features
     codes = json.loads((folder / "letter_codes.json").read_text("utf-8"))
     with np.load(folder / name) as file:
@@ -288,8 +286,6 @@ def _script(language: str) -> str:
     """The code of the script in which a language is mostly written."""
     from babel.core import get_global
 
-    if not isinstance(language, str):
-        raise NeuronShareError(f"A language is {language!r}; give texts, ISO 639-1 codes such as en.")
     of_language, *others = language.replace("_", "-").split("-")
     named = [part.title() for part in others if len(part) == 4 and part.isalpha()]
     if named:

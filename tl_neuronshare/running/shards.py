@@ -231,8 +231,8 @@ class _Writing:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, OSError):
             raise NeuronShareError(
-                f"The folder {str(self.folder)!r} cannot be written to ({error}). What is in it is kept: make room or "
-                "allow writing, and run the same again, or name a different folder."
+                f"The folder {str(self.folder)!r} cannot be written to ({error.strerror}). What is in it is kept: make "
+                "room or allow writing, and run the same again, or name a different folder."
             ) from error
 
 

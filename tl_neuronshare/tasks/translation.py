@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tl_neuronshare.arguments import explains
+from tl_neuronshare.checks import writable
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.prompts import ParallelPrompts
 from tl_neuronshare.tasks import reading
@@ -78,6 +79,7 @@ def translation(
         Es regnet. -> It rains.
     """
     reading.check_task(limit=limit, seed=seed)
+    writable("split", split, least=1)
     report = Report()
     path = reading.local_path(source, "translation", HOW_TO_GET)
     if path and path.is_file():
