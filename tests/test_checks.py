@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -98,3 +99,14 @@ def test_options_are_checked_alone_and_together_and_recorded():
         Options(size=0)
     with pytest.raises(ns.NeuronShareError, match="size=1 is too few for names"):
         Options(names=("a", "b"))
+
+
+def test_languages_may_be_anything_with_an_order(as_users_run_it):
+    """Keys of a mapping, a table's column and an array have one; a set has none."""
+    prompts = ns.ParallelPrompts({language: ["a"] for language in ("en", "de", "fr")})
+    wanted = {"fr": 1, "en": 2}
+    for names in (wanted.keys(), wanted, pd.Series(["fr", "en"]), np.array(["fr", "en"]), pd.Index(["fr", "en"])):
+        assert prompts.select(names).languages == ("fr", "en")
+    for names in (set(wanted), frozenset(wanted), iter(wanted), "fr", b"fr", 3):
+        with pytest.raises(ns.NeuronShareError, match="give a list of names"):
+            prompts.select(names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -113,6 +113,16 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or shortened(str(error))
 
 
+def has_order(value: Any) -> bool:
+    """Return whether a value has items in a fixed order, which can be read more than once.
+
+    Examples:
+        >>> has_order({"en": 1}.keys()), has_order({"en", "de"}), has_order("en"), has_order(iter(["en"]))
+        (True, False, False, False)
+    """
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | set | frozenset | Iterator)
+
+
 def names_of(name: str, value: Any) -> tuple[str, ...]:
     """Check that a value is a list of names in a fixed order.
 
@@ -120,8 +130,7 @@ def names_of(name: str, value: Any) -> tuple[str, ...]:
         >>> names_of("languages", ["en", "de"])
         ('en', 'de')
     """
-    is_list = isinstance(value, Sequence) and not isinstance(value, str)
-    if not is_list or not all(isinstance(each, str) and each for each in value):
+    if not has_order(value) or not all(isinstance(each, str) and each for each in value):
         raise NeuronShareError(f"{name}={shortened(value)}; give a list of names, such as ['en', 'de'].")
     return tuple(value)
 
@@ -133,8 +142,8 @@ def sizes_of(name: str, value: Any) -> list[int]:
         >>> sizes_of("widths", (512, 512))
         [512, 512]
     """
-    sizes = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    if not sizes or not all(is_count(size) and size < _MOST for size in sizes):
+    sizes = list(value) if has_order(value) else []
+    if not sizes or not all(map(is_count, sizes)):
         raise NeuronShareError(f"{name}={shortened(value)}; give a list of whole numbers, each at least 1.")
     return [int(size) for size in sizes]
 
@@ -155,10 +164,10 @@ def numbers_of(name: str, value: Any, n: int) -> Sequence[int]:
         >>> numbers_of("examples", [2, 0, 0], 3)
         [2, 0, 0]
     """
-    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    if not is_list or not all(is_count(each, 0) and each < n for each in value):
+    numbers: Sequence[int] = value.tolist() if hasattr(value, "tolist") else value
+    is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str | bytes)
+    if not is_list or not all(is_count(each, 0) and each < n for each in numbers):
         raise NeuronShareError(f"{name}={shortened(value)}; give numbers of examples, from 0 to {n - 1}.")
-    numbers: Sequence[int] = value
     return numbers
 
 
@@ -197,7 +206,7 @@ def distinct(
         >>> distinct("seeds", range(3))
         [0, 1, 2]
     """
-    is_list = isinstance(values, Iterable) and not isinstance(values, str | bytes | Set)  # a set has no order
+    is_list = isinstance(values, Iterable) and not isinstance(values, str | bytes | set | frozenset)
     items = list(values) if is_list else []
     known = None if known is None else list(known)
     unknown = known is not None and [item for item in items if item not in known]

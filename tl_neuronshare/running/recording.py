@@ -8,7 +8,7 @@ its calls. So only the bits of all layers are in memory together. `categorising.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -869,7 +869,9 @@ class RecordedPass:
 
 
 def _as_languages(languages: Any) -> tuple[str, ...]:
-    names = () if isinstance(languages, str | Set) or not isinstance(languages, Iterable) else tuple(languages)
+    names = (
+        () if isinstance(languages, str | set | frozenset) or not isinstance(languages, Iterable) else tuple(languages)
+    )
     if len(set(names)) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise NeuronShareError(f"languages={languages!r}; give a list of at least two names, all different.")
     refuse_language_all(names)
