@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tl_neuronshare import models
 from tl_neuronshare.arguments import explains
-from tl_neuronshare.checks import Options, count, is_count, one_of, option, refuse_language_all
+from tl_neuronshare.checks import Options, count, has_order, is_count, one_of, option, refuse_language_all
 from tl_neuronshare.errors import NeuronShareError
 from tl_neuronshare.launch import warn
 from tl_neuronshare.maths.activation import (
@@ -869,9 +869,7 @@ class RecordedPass:
 
 
 def _as_languages(languages: Any) -> tuple[str, ...]:
-    names = (
-        () if isinstance(languages, str | set | frozenset) or not isinstance(languages, Iterable) else tuple(languages)
-    )
+    names = tuple(languages) if has_order(languages) else ()
     if len(set(names)) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise NeuronShareError(f"languages={languages!r}; give a list of at least two names, all different.")
     refuse_language_all(names)
