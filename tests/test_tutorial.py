@@ -30,14 +30,14 @@ def kept(making):
 
 def shown(cell):
     """What a cell prints and shows, as text, without what differs from run to run; pictures only by their kind."""
-    parts = []
+    parts, printed = [], ""
     for output in cell.get("outputs", ()):
         if output.output_type == "stream":
-            parts.append(output.text)
+            printed += output.text  # what a cell prints comes in several pieces where the machine is slow
         elif output.output_type in ("display_data", "execute_result"):
             parts += [output.data.get("text/plain", ""), *sorted(set(output.data) - {"text/plain"})]
         assert output.output_type != "error"
-    return "\n".join(parts)
+    return "\n".join([printed, *parts])
 
 
 def test_the_notebook_has_the_cells_of_the_text(making, kept):
