@@ -90,10 +90,16 @@ def test_a_reader_chooses_and_sees_the_numbers_of_the_tables(tmp_path, opened):
     assert page.inner_text("[data-kind=types] .note") == said
     summary = sharing.summary()
     for type in ("all-shared", "specific"):
-        page.select_option("[data-kind=types] select", type)
+        page.select_option("[data-kind=types] select[name=type]", type)
+        page.select_option("[data-kind=types] select[name=measure]", "share, beside chance")
         of_type = summary[summary["type"] == type]
         for trace, column in enumerate(("mean", "mismatched", "independent")):
             assert chart(page, "types", trace=trace) == pytest.approx(of_type[column].tolist(), rel=1e-5)
+        page.select_option("[data-kind=types] select[name=measure]", "excess over different examples")
+        assert chart(page, "types") == pytest.approx(of_type["excess"].tolist(), rel=1e-4, abs=1e-6)
+        above = (of_type["excess_high"] - of_type["excess"]).tolist()
+        assert chart(page, "types", "error_y.array") == pytest.approx(above, rel=1e-3, abs=1e-6)
+    page.select_option("[data-kind=types] select[name=measure]", "share, beside chance")
     of_german = sharing.by_language().query("language == 'de'")
     assert chart(page, "languages", trace=1) == pytest.approx(of_german["mean"].tolist(), rel=1e-5)
     overlap = ns.language_overlap(sharing).query("language == 'de' and other == 'zh' and layer != 'all'")

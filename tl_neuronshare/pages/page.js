@@ -48,7 +48,7 @@
       chart,
       traces,
       {
-        margin: { l: 60, r: 10, t: 10, b: 45 },
+        margin: { l: 60, r: 10, t: 35, b: 45 }, // room for the buttons above
         xaxis: { title: { text: plain(x) }, ...(x === "layer" ? whole(traces) : {}) },
         yaxis: { title: { text: plain(y) }, rangemode: "tozero" },
         legend: { orientation: "h", y: -0.2 },
@@ -72,9 +72,18 @@
   const draw = {
     types(section, rows) {
       const type = choice(section, "type", data.types.filter((each) => rows.some((row) => row.type === each)), "all-shared");
+      const shares = "share, beside chance";
+      const measure = choice(section, "measure", "excess" in rows[0] ? [shares, "excess over different examples"] : [shares]);
       const chart = add(section, "div", "", "chart");
-      redrawn([type], () => {
+      redrawn([type, measure], () => {
         const of = rows.filter((row) => row.type === type.value);
+        if (measure.value !== shares) {
+          const reach = (end) => of.map((row) => (row[end] === null ? null : Math.abs(row[end] - row.excess)));
+          const ends = { array: reach("excess_high"), arrayminus: reach("excess_low") };
+          const more = { error_y: { symmetric: false, ...ends }, hovertemplate: "%{y:.2f} points" };
+          figure(chart, [line(of, "excess", "excess, with its 95 % interval", 0, "solid", more)], "layer", "excess (points of the layer)");
+          return;
+        }
         const excess = of.map((row) => [row.excess, row.excess_low, row.excess_high].map(shown));
         const said = "%{y:.2f} %<br>excess %{customdata[0]} [%{customdata[1]}, %{customdata[2]}]";
         figure(
