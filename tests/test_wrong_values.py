@@ -310,7 +310,7 @@ def right_calls(animals, folder) -> dict[str, dict[str, Any]]:
 
 NAMES = sorted(set(FUNCTIONS) - INTERNAL)
 SLOW = {"ablation_study", "dose_response", "evaluate", "perplexity", "reference_values", "types_along"}
-SLOW |= {"plots.correctness", "plots.impact", "plots.tokens"}
+SLOW |= {"load_model", "plots.correctness", "plots.impact", "plots.tokens"}  # the first asks a hub for names
 # What is not of the call itself, and a function of the user's, which may raise what it likes.
 NOT_TRIED = {"self", "progress", "out", "trust_remote_code", "results", "tables"}
 # Whatever these are given, they are not read, since what they belong to is not given; or any mapping is meant.
