@@ -298,9 +298,9 @@ def _of(rows: pd.DataFrame, type: str, ablated: str) -> Any:
     return rows[(rows["type"] == type) & (rows["ablated"] == ablated)].iloc[0]
 
 
-def _costs(study: pd.DataFrame, *ablated: str) -> list[str]:
-    """The changes of accuracy without the all-shared neurons (`type`), or in place of them a control's."""
-    return [with_interval(_of(study, "all-shared", each), "difference", sign=True) for each in ablated]
+def _costs(study: pd.DataFrame, *ablated: str, digits: int = 2) -> list[str]:
+    """The changes of a study's measure without the all-shared neurons (`type`), or in place of them a control's."""
+    return [with_interval(_of(study, "all-shared", each), "difference", sign=True, digits=digits) for each in ablated]
 
 
 def _beyond(study: pd.DataFrame) -> list[str]:
@@ -576,11 +576,8 @@ def nats(runs: dict[str, Tables]) -> str:
         study = runs[f"ablation-{name}"]["ablation"].query("language == 'all' and metric == 'log_prob'")
         before = f"{_of(study, 'none', 'none')['value']:.1f}"
         other = f"{_worst_other(study):+.1f}"
-        costs = [
-            with_interval(_of(study, "all-shared", each), "difference", sign=True, digits=1)
-            for each in ("type", *OF_VERDICT)
-        ]
-        rows.append([title, before, costs[0], other, *costs[1:]])
+        cost, *controls = _costs(study, "type", *OF_VERDICT, digits=1)
+        rows.append([title, before, cost, other, *controls])
     return _markdown(rows, ("facts", "as it is", "all-shared", "the worst other type", *OF_VERDICT))
 
 

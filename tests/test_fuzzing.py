@@ -93,10 +93,14 @@ def files(tmp_path_factory) -> dict[str, list[tuple[Path, bytes]]]:
     return {name: [(file, file.read_bytes()) for file in some] for name, some in right_files(folder).items()}
 
 
+def source_of(name: str, file: Path) -> Path:
+    """What the reader is given: the file, or the folder of its name."""
+    return next(parent for parent in (file, *file.parents) if parent.name == name)
+
+
 def try_damage(name: str, file: Path, right: bytes, edits: list[tuple[float, int, bytes]]) -> bool:
     """Read a damaged file; whether it was refused. Whatever else is raised fails, and so do much time and memory."""
-    source = next(parent for parent in (file, *file.parents) if parent.name == name)
-    data = damaged(right, edits)
+    source, data = source_of(name, file), damaged(right, edits)
     file.write_bytes(data)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     try:
@@ -114,8 +118,7 @@ def try_damage(name: str, file: Path, right: bytes, edits: list[tuple[float, int
 
 @pytest.mark.parametrize("name", READERS)
 def test_right_files_are_read(files, name):
-    file = files[name][0][0]
-    assert READERS[name](next(parent for parent in (file, *file.parents) if parent.name == name)) is not None
+    assert READERS[name](source_of(name, files[name][0][0])) is not None
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -146,4 +149,5 @@ def test_damaged_files_for_long(files, name):
         ]
         n_tried += 1
         n_refused += try_damage(name, file, right, edits)
+    assert n_refused
     print(f"\nfuzzing {name}: {n_tried} damaged files, {n_refused} refused, the others read")

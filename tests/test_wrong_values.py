@@ -131,14 +131,11 @@ def right_calls(animals, folder) -> dict[str, dict[str, Any]]:
     ns.save_masks(masks, folder / "masks.safetensors")
     torch.save([[torch.tensor([0]), torch.tensor([1])]], folder / "lape.pth")
     (folder / "table.csv").write_text("example,language,prompt,answer\n1,en,a,b\n1,de,c,d\n", "utf-8")
-    made = {
-        "mpararel": sources.mpararel(folder / "mpararel"),
-        "mzsre": sources.mzsre(folder / "mzsre"),
-        "mgsm": sources.mgsm(folder / "mgsm"),
-        "xnli": sources.xnli(folder / "xnli.tsv"),
-        "devtest": sources.translations(folder / "devtest"),
-    }
-    assert made
+    sources.mpararel(folder / "mpararel")
+    sources.mzsre(folder / "mzsre")
+    sources.mgsm(folder / "mgsm")
+    sources.xnli(folder / "xnli.tsv")
+    sources.translations(folder / "devtest")
     recorder = ns.SharingRecorder(model, ["en", "de"], 1)
     for language in recorder.languages:
         model.run_with_hooks("The sky", fwd_hooks=recorder.fwd_hooks(language, [0]))

@@ -48,12 +48,13 @@ def explains(function: _Function) -> _Function:
 def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """Say which argument is of the wrong kind; None if all are right, or are too many or too few."""
     try:
-        given = inspect.signature(function).bind(*args, **kwargs).arguments
+        signature = inspect.signature(function)
+        given = signature.bind(*args, **kwargs).arguments
         hints = typing.get_type_hints(function)
     except (TypeError, NameError):
         return None
     for name, value in given.items():
-        parameter = inspect.signature(function).parameters[name]
+        parameter = signature.parameters[name]
         values = value if parameter.kind is parameter.VAR_POSITIONAL else (value,)
         if (
             parameter.kind is parameter.VAR_KEYWORD

@@ -67,7 +67,7 @@ def load_model(
         4
     """
     _check(name_or_path, backend, device, dtype, trust_remote_code=trust_remote_code, verify=verify)
-    path = Path(name_or_path).expanduser()
+    path = path_of("name_or_path", name_or_path)
     is_file = path.suffix.lower() == ".gguf" and not path.is_dir()
     if is_file and not path.is_file():
         raise NeuronShareError(f"There is no file {str(path)!r}; check the path.")
@@ -126,7 +126,6 @@ def _check(name_or_path: Any, backend: Any, device: Any, dtype: Any, *, trust_re
         raise NeuronShareError(f"name_or_path={name_or_path!r}; give a name on the hub, a directory or a .gguf file.")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise NeuronShareError(f"dtype={dtype!r} is unknown; give a floating-point one, such as torch.bfloat16.")
-    path_of("name_or_path", name_or_path)
     flag("trust_remote_code", trust_remote_code)
     flag("verify", verify)
     if device is None:

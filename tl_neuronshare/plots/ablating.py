@@ -128,6 +128,7 @@ def _bars_of_ablation(axes: Axes, overall: pd.DataFrame, types: list[str], kinds
     """Draw the mean over languages: for each type a bar for itself and one for each control."""
     baseline = overall.loc[overall["type"] == "none", "value"].item()
     axes.axhline(baseline, color="black", linestyle="--", linewidth=0.8)
+    marks: set[str] = set()  # what the title explains
     for index, kind in enumerate(kinds):
         rows = overall[overall["ablated"] == kind].set_index("type").reindex(types)
         values, missing = rows["value"].to_numpy(), rows["value"].isna().to_numpy()
@@ -136,16 +137,15 @@ def _bars_of_ablation(axes: Axes, overall: pd.DataFrame, types: list[str], kinds
         label = "the type itself" if kind == "type" else f"control: {kind}"
         bars(axes, places, values, spread, series, label=label)
         axes.plot(places[missing], np.zeros(missing.sum()), "x", color=COLOURS[index % len(COLOURS)], clip_on=False)
+        marks |= {"× none"} if missing.any() else set()
         tops = values + np.nan_to_num(spread[1])
         for place, top, n_examples in zip(places, tops, rows["examples"], strict=True):
             if 0 < n_examples < overall["examples"].max():
                 axes.annotate("*", (place, max(top, 0)), (0, 0), textcoords="offset points", ha="center")
+                marks.add("* some examples")
     axes.set_xticks(range(len(types)), types)
     axes.tick_params(axis="x", labelsize=7)
-    n_examples = overall.loc[overall["ablated"].isin(kinds), "examples"]
-    marks = {"* some examples": (n_examples > 0) & (n_examples < overall["examples"].max()), "× none": n_examples == 0}
-    said = ", ".join(mark for mark, where in marks.items() if where.any())
-    name_panel(axes, f"All languages ({said})" if said else "All languages")
+    name_panel(axes, f"All languages ({', '.join(sorted(marks))})" if marks else "All languages")
     axes.set_xlabel("ablated")
 
 

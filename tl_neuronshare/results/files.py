@@ -182,7 +182,8 @@ def read_tensors(
     Raises:
         NeuronShareError: there is no such file, it holds another kind, or it is damaged.
     """
-    if not path_of("path", path).is_file():
+    path = path_of("path", path)
+    if not path.is_file():
         raise NeuronShareError(f"There is no file {str(path)!r}; save a result there first, or check the path.")
     try:
         with safe_open(path, framework="pt") as file:

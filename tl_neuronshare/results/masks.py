@@ -309,7 +309,8 @@ def load_lape_neurons(
         tensor([[ True, False,  True]])
     """
     d_mlp = count("d_mlp", d_mlp)
-    if not path_of("path", path).is_file():
+    path = path_of("path", path)
+    if not path.is_file():
         raise NeuronShareError(f"There is no file {str(path)!r}; give a downloaded MODEL.neuron.pth.")
     try:
         neurons_of = torch.load(path, map_location="cpu", weights_only=True)

@@ -114,14 +114,13 @@ def local_path(source: str | Path, task: str, how_to_get: str) -> Path | None:
         raise NeuronShareError(f"{task}: source={source!r} is neither a path nor the name of a data set. {how_to_get}")
     try:
         path = Path(source).expanduser()
-        if path.exists():
-            if not path.is_file() and not path.is_dir():
-                raise NeuronShareError(f"{task}: {str(path)!r} is neither a file nor a folder. {how_to_get}")
-            return path
-    except NeuronShareError:
-        raise
+        is_there = path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise NeuronShareError(f"{task}: source={str(source)[:80]!r} is not a path ({error}). {how_to_get}") from error
+    if path.is_file() or path.is_dir():
+        return path
+    if is_there:
+        raise NeuronShareError(f"{task}: {str(path)!r} is neither a file nor a folder. {how_to_get}")
     if isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in (".tsv", ".json", ".jsonl"):
         raise NeuronShareError(
             f"{task}: there is no file or folder {str(source)!r}, and a data set of the hub is called OWNER/NAME. "
